@@ -1,0 +1,10 @@
+//! What every room may use: ids, errors, the clock, lock names. Level 0.
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod lock_name;
+
+pub use clock::{Clock, SystemClock};
+pub use error::{Error, Result};
+pub use ids::*;
+pub use lock_name::{LockName, Mode};
