@@ -1,6 +1,9 @@
 //! Every on-disk record, its checksum and its place. Level 1. `docs/FORMAT.md` tells every byte.
 pub mod block;
+pub mod inode;
+pub mod item;
 pub mod layout;
+pub mod values;
 
 pub use block::{Block, BlockHeader, BlockKind};
 pub use layout::Geometry;
