@@ -1,5 +1,7 @@
 //! Every on-disk record, its checksum and its place. Level 1. `docs/FORMAT.md` tells every byte.
 pub mod block;
+pub mod inode;
+pub mod item;
 pub mod layout;
 
 pub use block::{Block, BlockHeader, BlockKind};
