@@ -55,7 +55,8 @@ impl DirEntry {
             return Err(format!("a directory entry of {} bytes", value.len()));
         }
         let number = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().expect("8 bytes"));
-        let kind = FileKind::from_raw(value[16]).ok_or_else(|| format!("a directory entry of kind {}", value[16]))?;
+        let kind = FileKind::from_raw(value[16])
+            .ok_or_else(|| format!("a directory entry of kind {}", value[16]))?;
         Ok(DirEntry {
             ino: InodeNo(number(0)),
             generation: Generation(number(8)),
@@ -83,7 +84,8 @@ impl Directory<'_> {
     fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<(Option<(u64, DirEntry)>, Option<u64>)> {
         let first = first_key(self.seed, name);
         let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
-        let (from, end) = (ItemKey::new(ItemKind::Dirent, first), ItemKey::new(ItemKind::Dirent, first + 256));
+        let (from, end) =
+            (ItemKey::new(ItemKind::Dirent, first), ItemKey::new(ItemKind::Dirent, first + 256));
         self.tree.scan(src, from, Some(end), &mut |key, value| {
             if key.id != expected && free.is_none() {
                 free = Some(expected);
@@ -122,9 +124,11 @@ impl Directory<'_> {
         match self.find(txn, name)? {
             (Some(_), _) => Err(Error::Exists),
             (None, None) => Err(Error::NoSpace),
-            (None, Some(id)) => {
-                self.tree.insert(txn, ItemKey::new(ItemKind::Dirent, id), &encode(ino, generation, kind, name))
-            }
+            (None, Some(id)) => self.tree.insert(
+                txn,
+                ItemKey::new(ItemKind::Dirent, id),
+                &encode(ino, generation, kind, name),
+            ),
         }
     }
 

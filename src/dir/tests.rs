@@ -12,8 +12,11 @@ fn fresh() -> (MemoryTxn, Directory<'static>) {
     let cover = LockName::Inode(InodeNo(1000));
     let block = txn.alloc_block(BlockKind::Inode, InodeNo(1000), cover, BlockNo(0)).unwrap();
     let tree = Tree { ino: InodeNo(block.0), cover };
-    tree.create(&mut txn, &Attr::new(tree.ino, Generation(1), FileKind::Directory, 0o755, Timestamp::default()))
-        .unwrap();
+    tree.create(
+        &mut txn,
+        &Attr::new(tree.ino, Generation(1), FileKind::Directory, 0o755, Timestamp::default()),
+    )
+    .unwrap();
     (txn, Directory { tree, seed: &SEED })
 }
 
@@ -36,7 +39,10 @@ fn names_come_and_go() {
         dir.insert(&mut txn, &name, InodeNo(i + 10), Generation(i), FileKind::Regular).unwrap();
         model.insert(name, i + 10);
     }
-    assert_eq!(dir.insert(&mut txn, b"file-7", InodeNo(5), Generation(0), FileKind::Regular), Err(Error::Exists));
+    assert_eq!(
+        dir.insert(&mut txn, b"file-7", InodeNo(5), Generation(0), FileKind::Regular),
+        Err(Error::Exists)
+    );
     for i in (0..30_000u64).step_by(3) {
         let name = format!("file-{i}").into_bytes();
         assert_eq!(dir.remove(&mut txn, &name).unwrap().ino, InodeNo(i + 10));

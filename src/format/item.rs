@@ -75,7 +75,10 @@ impl<'a> Page<'a> {
     pub fn check(page: &'a [u8]) -> Result<Page<'a>, String> {
         let (count, low) = (get16(page, 0), get16(page, 2));
         if PAGE_HEADER + count * SLOT > low || low > page.len() {
-            return Err(format!("{count} items and values from {low} on do not fit a page of {}", page.len()));
+            return Err(format!(
+                "{count} items and values from {low} on do not fit a page of {}",
+                page.len()
+            ));
         }
         let this = Page(page);
         let mut previous = None;

@@ -161,8 +161,10 @@ impl Attr {
     /// # Errors
     /// `Damaged` if the mode is none of a file's.
     pub fn from_disk(ino: InodeNo, d: &DiskAttr) -> Result<Attr> {
-        let kind = FileKind::from_mode(d.mode.get())
-            .ok_or_else(|| Error::Damaged { inode: ino, what: format!("impossible mode {:o}", d.mode.get()) })?;
+        let kind = FileKind::from_mode(d.mode.get()).ok_or_else(|| Error::Damaged {
+            inode: ino,
+            what: format!("impossible mode {:o}", d.mode.get()),
+        })?;
         Ok(Attr {
             ino,
             generation: Generation(d.generation.get()),

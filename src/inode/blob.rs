@@ -46,7 +46,8 @@ impl Blob {
         if length as usize > BLOB_BYTES_MAX || rest.len() != 8 * Blob::blocks_for(length as usize) {
             return None;
         }
-        let blocks = rest.chunks_exact(8).map(|c| BlockNo(u64::from_le_bytes(c.try_into().expect("8 bytes"))));
+        let blocks =
+            rest.chunks_exact(8).map(|c| BlockNo(u64::from_le_bytes(c.try_into().expect("8 bytes"))));
         Some(Blob { length, crc: u32::from_le_bytes(*crc), blocks: blocks.collect() })
     }
 
@@ -75,7 +76,10 @@ impl Blob {
             value.extend_from_slice(&image.body()[..n]);
         }
         if crc32c(&value) != self.crc {
-            return Err(Error::Damaged { inode: tree.ino, what: "a long value has the wrong checksum".into() });
+            return Err(Error::Damaged {
+                inode: tree.ino,
+                what: "a long value has the wrong checksum".into(),
+            });
         }
         Ok(value)
     }

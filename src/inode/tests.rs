@@ -87,7 +87,8 @@ fn damaged_pages_are_errors() {
         let _ = tree.read_attr(&txn);
         let _ = tree.get(&txn, ItemKey::new(ItemKind::Extent, seed % 500));
         let _ = tree.floor(&txn, ItemKey::new(ItemKind::Extent, u64::MAX));
-        let _ = tree.scan(&txn, ItemKey::new(ItemKind::Xattr, 0), None, &mut |_, _| ControlFlow::Continue(()));
+        let _ =
+            tree.scan(&txn, ItemKey::new(ItemKind::Xattr, 0), None, &mut |_, _| ControlFlow::Continue(()));
         txn.blocks.insert(block, good);
     }
 }

@@ -50,7 +50,11 @@ impl Tree {
     }
 
     fn place(&self, block: BlockNo) -> (BlockKind, usize) {
-        if block == self.ino.block() { (BlockKind::Inode, ROOT_PAGE) } else { (BlockKind::TreePage, TREE_PAGE) }
+        if block == self.ino.block() {
+            (BlockKind::Inode, ROOT_PAGE)
+        } else {
+            (BlockKind::TreePage, TREE_PAGE)
+        }
     }
 
     fn load(&self, src: &dyn BlockSource, block: BlockNo) -> Result<Arc<Block>> {
@@ -63,7 +67,8 @@ impl Tree {
     }
 
     fn page<'b>(&self, block: BlockNo, image: &'b Block) -> Result<Page<'b>> {
-        Page::check(&image.0[self.place(block).1..]).map_err(|e| self.damaged(format!("item page {block}: {e}")))
+        Page::check(&image.0[self.place(block).1..])
+            .map_err(|e| self.damaged(format!("item page {block}: {e}")))
     }
 
     fn damaged(&self, what: String) -> Error {
@@ -178,7 +183,12 @@ impl Tree {
         Ok(None)
     }
 
-    fn modify(&self, txn: &mut dyn BlockTxn, block: BlockNo, change: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+    fn modify(
+        &self,
+        txn: &mut dyn BlockTxn,
+        block: BlockNo,
+        change: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<()> {
         let (kind, at) = self.place(block);
         txn.modify(block, kind, self.cover, &mut |b: &mut Block| change(&mut b.0[at..]))
     }
@@ -203,7 +213,14 @@ impl Tree {
     }
 
     /// Insert into the page at the end of `path`, splitting upwards as far as it takes.
-    fn insert_at(&self, txn: &mut dyn BlockTxn, path: &[Visit], slot: usize, key: ItemKey, value: &[u8]) -> Result<()> {
+    fn insert_at(
+        &self,
+        txn: &mut dyn BlockTxn,
+        path: &[Visit],
+        slot: usize,
+        key: ItemKey,
+        value: &[u8],
+    ) -> Result<()> {
         let block = path[path.len() - 1].block;
         let mut fits = false;
         {
@@ -394,7 +411,8 @@ impl Tree {
     /// The attributes.
     pub fn read_attr(&self, src: &dyn BlockSource) -> Result<Attr> {
         let image = self.load(src, self.ino.block())?;
-        let (disk, _) = DiskAttr::ref_from_prefix(image.body()).expect("the attributes are smaller than a block");
+        let (disk, _) =
+            DiskAttr::ref_from_prefix(image.body()).expect("the attributes are smaller than a block");
         Attr::from_disk(self.ino, disk)
     }
 
