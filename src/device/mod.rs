@@ -5,6 +5,10 @@
 
 use crate::base::Result;
 
+mod file;
+
+pub use file::{Access, FileDevice, Medium};
+
 /// The shared device. Several requests may be in flight; the caller orders what must be ordered.
 ///
 /// Offsets and lengths are multiples of [`BlockDevice::logical_block`]. Buffers need no alignment
