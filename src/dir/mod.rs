@@ -40,6 +40,9 @@ pub struct Directory<'a> {
     pub seed: &'a [u8; 16],
 }
 
+/// An entry with its key, if it is there, and the first key that its hash has free.
+type Found = (Option<(u64, DirEntry)>, Option<u64>);
+
 fn encode(ino: InodeNo, generation: Generation, kind: FileKind, name: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(FIXED + name.len());
     value.extend(ino.0.to_le_bytes());
@@ -97,7 +100,7 @@ impl Directory<'_> {
     }
 
     /// The entry called `name`, and the first index that its hash has free.
-    fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<(Option<(u64, DirEntry)>, Option<u64>)> {
+    fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
         let first = first_key(self.seed, name);
         let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
         let (from, end) =

@@ -37,7 +37,7 @@ pub mod tree_costs {
     /// Blocks that one insert or removal may change, new and freed ones included.
     pub const LOG_BLOCKS: u32 = INSERT.log_blocks;
     // A removal changes two pages of each level below the root, and the root.
-    const _: () = assert!(LOG_BLOCKS >= 2 * LEVEL_MAX as u32 + 1);
+    const _: () = assert!(LOG_BLOCKS > 2 * LEVEL_MAX as u32);
 }
 
 /// Longest inline value: leaves room for a few small attributes beside it in the inode block.

@@ -108,12 +108,15 @@ fn check_name(name: &[u8]) -> Result<()> {
     }
 }
 
+/// An attribute with its key, if it is there, and the first key that its hash has free.
+type Found = (Option<(u64, Stored)>, Option<u64>);
+
 fn damaged(tree: &Tree, what: String) -> Error {
     Error::Damaged { inode: tree.ino, what }
 }
 
 /// The attribute called `name`, and a free index of its hash.
-fn find(tree: &Tree, src: &dyn BlockSource, name: &[u8]) -> Result<(Option<(u64, Stored)>, Option<u64>)> {
+fn find(tree: &Tree, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
     let first = first_key(name);
     let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
     let (from, end) = (ItemKey::new(ItemKind::Xattr, first), ItemKey::new(ItemKind::Xattr, first + 256));
@@ -290,6 +293,47 @@ mod tests {
             assert_eq!(get(&tree, &txn, &name(i)).unwrap(), i.to_le_bytes());
             remove(&tree, &mut txn, &name(i)).unwrap();
         }
+        assert_eq!(txn.in_use(), 1);
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let (mut txn, tree) = fresh();
+        set(&tree, &mut txn, b"user.long", &[5; 5000], SetHow::Create).unwrap();
+        let id = all(&tree, &txn).unwrap()[0].0;
+        let good = tree.get(&txn, ItemKey::new(ItemKind::Xattr, id)).unwrap().unwrap();
+        // Not the form byte: a descriptor taken for a value is only found by the page's crc.
+        for at in 1..good.len() {
+            for flip in [1u8, 0x80, 0xff] {
+                let mut bad = good.clone();
+                bad[at] ^= flip;
+                tree.put(&mut txn, ItemKey::new(ItemKind::Xattr, id), &bad).unwrap();
+                assert!(get(&tree, &txn, b"user.long").is_err(), "byte {at} changed by {flip:02x}");
+            }
+        }
+        for len in 0..good.len() {
+            let _ = Stored::decode(&good[..len]);
+        }
+        tree.put(&mut txn, ItemKey::new(ItemKind::Xattr, id), &good).unwrap();
+        assert!(get(&tree, &txn, b"user.long").is_ok());
+        // A block of the value that belongs to somebody else is neither read nor freed.
+        let Content::Long(blob) = all(&tree, &txn).unwrap()[0].1.content.clone() else { panic!("not long") };
+        let block = std::sync::Arc::make_mut(txn.blocks.get_mut(&blob.blocks[1]).unwrap());
+        block.header_mut().owner.set(77);
+        assert!(get(&tree, &txn, b"user.long").is_err());
+        assert!(remove(&tree, &mut txn, b"user.long").is_err());
+        assert!(txn.blocks.contains_key(&blob.blocks[1]));
+    }
+
+    #[test]
+    fn reaping_long_values() {
+        let (mut txn, tree) = fresh();
+        for i in 0..40u32 {
+            let name = format!("user.{i}").into_bytes();
+            set(&tree, &mut txn, &name, &vec![1; 900 * i as usize], SetHow::Create).unwrap();
+        }
+        while !free_one_long(&tree, &mut txn).unwrap() {}
+        while !tree.free_pages(&mut txn, 2).unwrap() {}
         assert_eq!(txn.in_use(), 1);
     }
 }
