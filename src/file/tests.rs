@@ -22,43 +22,56 @@ const MODEL_MAX: u64 = 300_000;
 
 type Blocks = BTreeMap<BlockNo, Arc<Block>>;
 
-/// Data blocks: what was durable at the last sync, and the writes since.
+type Bytes = [u8; BLOCK_SIZE];
+
+/// Data blocks: what was durable at the last sync, the writes since, and what comes of both.
+#[derive(Default, Clone)]
+struct DiskState {
+    base: BTreeMap<u64, Bytes>,
+    log: Vec<(u64, Bytes)>,
+    newest: BTreeMap<u64, Bytes>,
+}
+
 #[derive(Default)]
 struct Disk {
-    state: Mutex<(BTreeMap<u64, [u8; BLOCK_SIZE]>, Vec<(u64, [u8; BLOCK_SIZE])>)>,
+    state: Mutex<DiskState>,
     fail: Mutex<bool>,
     writes: Mutex<Vec<u64>>,
 }
 
 impl Disk {
-    fn at(base: BTreeMap<u64, [u8; BLOCK_SIZE]>) -> Disk {
-        Disk { state: Mutex::new((base, Vec::new())), ..Disk::default() }
-    }
-
     fn sync(&self) {
-        let (base, log) = &mut *self.state.lock();
-        base.extend(log.drain(..));
+        let state = &mut *self.state.lock();
+        state.log.clear();
+        state.base.clone_from(&state.newest);
     }
 
     fn log_len(&self) -> usize {
-        self.state.lock().1.len()
+        self.state.lock().log.len()
+    }
+
+    /// Another file writes there.
+    fn spoil(&self, block: u64) {
+        let state = &mut *self.state.lock();
+        state.base.insert(block, [FOREIGN; BLOCK_SIZE]);
+        state.newest.insert(block, [FOREIGN; BLOCK_SIZE]);
     }
 
     /// The disk after a power cut: the first `sure` writes since the sync and some of the others.
     fn crashed(&self, sure: usize, rng: &mut StdRng) -> Disk {
-        let (mut base, log) = self.state.lock().clone();
-        base.extend(log.into_iter().enumerate().filter(|(i, _)| *i < sure || rng.random()).map(|(_, w)| w));
-        Disk::at(base)
+        let state = self.state.lock();
+        let mut base = state.base.clone();
+        base.extend(state.log.iter().enumerate().filter(|(i, _)| *i < sure || rng.random()).map(|(_, w)| *w));
+        let state = DiskState { newest: base.clone(), base, log: Vec::new() };
+        Disk { state: Mutex::new(state), ..Disk::default() }
     }
 }
 
 impl DataDevice for Disk {
     fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()> {
-        let (base, log) = &*self.state.lock();
+        let state = self.state.lock();
         for (i, to) in buf.chunks_exact_mut(BLOCK_SIZE).enumerate() {
-            let block = start.0 + i as u64;
-            let newest = log.iter().rev().find(|(n, _)| *n == block).map(|(_, b)| b);
-            to.copy_from_slice(newest.or(base.get(&block)).unwrap_or(&[FOREIGN; BLOCK_SIZE]));
+            to.copy_from_slice(state.newest.get(&(start.0 + i as u64)).unwrap_or(&[FOREIGN; BLOCK_SIZE]));
         }
         Ok(())
     }
@@ -68,8 +81,11 @@ impl DataDevice for Disk {
             return Err(Error::Busy("the test says so".into()));
         }
         self.writes.lock().push(data.len() as u64);
+        let state = &mut *self.state.lock();
         for (i, block) in data.chunks_exact(BLOCK_SIZE).enumerate() {
-            self.state.lock().1.push((start.0 + i as u64, block.try_into().unwrap()));
+            let write = (start.0 + i as u64, block.try_into().unwrap());
+            state.log.push(write);
+            state.newest.insert(write.0, write.1);
         }
         Ok(())
     }
@@ -103,8 +119,8 @@ struct World {
     pool: Arc<PagePool>,
     file: FileState,
     model: Vec<u8>,
-    /// Per byte every value it had since the last sync.
-    past: Vec<BTreeSet<u8>>,
+    /// Per byte a set of the values it had since the last sync (all below 128).
+    past: Vec<u128>,
     sizes: BTreeSet<u64>,
     /// The committed states since the last sync, each with the data writes that came before.
     commits: Vec<(Blocks, u64, usize)>,
@@ -162,7 +178,7 @@ impl World {
             let start = *self.free.iter().nth(skip).unwrap();
             let most = self.rng.random_range(1..=blocks);
             let n = (1..=most).take_while(|n| self.free.contains(&(start + n - 1))).count() as u64;
-            (start..start + n).for_each(|b| drop(self.free.remove(&b)));
+            self.free.retain(|b| !(start..start + n).contains(b));
             runs.push(BlockRun { start: BlockNo(start), blocks: n });
             blocks -= n;
         }
@@ -191,20 +207,20 @@ impl World {
         let len = self.model.len();
         if self.past.len() < len {
             // A byte that was beyond the end may be a zero of a hole.
-            self.past.resize(len, BTreeSet::from([0]));
+            self.past.resize(len, 1);
         }
         for (values, value) in self.past.iter_mut().zip(&self.model) {
-            values.insert(*value);
+            *values |= 1 << *value;
         }
         // And one that is beyond it now may be one later on.
         for values in &mut self.past[len..] {
-            values.insert(0);
+            *values |= 1;
         }
         self.sizes.insert(len as u64);
     }
 
     fn next_tag(&mut self) -> u8 {
-        self.tag = if self.tag >= 200 { 1 } else { self.tag + 1 };
+        self.tag = if self.tag >= 126 { 1 } else { self.tag + 1 };
         self.tag
     }
 
@@ -318,12 +334,12 @@ impl World {
         for run in std::mem::take(&mut self.freed) {
             for block in run.start.0..run.start.0 + run.blocks {
                 assert!(self.free.insert(block), "freed twice");
-                self.disk.state.lock().0.insert(block, [FOREIGN; BLOCK_SIZE]);
+                self.disk.spoil(block);
             }
         }
         self.commits = vec![(self.meta.blocks.clone(), self.meta.next, 0)];
         (self.past, self.sizes) = (Vec::new(), BTreeSet::new());
-        self.past = self.model.iter().map(|b| BTreeSet::from([*b])).collect();
+        self.past = self.model.iter().map(|b| 1 << *b).collect();
         self.note();
     }
 
@@ -422,13 +438,14 @@ impl World {
     /// What lies where, by the tree: exactly the blocks that are not free.
     fn check_blocks(&mut self) {
         let extents = Extents::new(tree(), &geometry());
+        let freed: BTreeSet<u64> = self.freed.iter().flat_map(|r| r.start.0..r.start.0 + r.blocks).collect();
         let mut used = 0;
         for span in extents.map(&self.meta, 0..1 << 40).unwrap() {
             let (Backing::Written(at) | Backing::Unwritten(at)) = span.backing else { continue };
             used += span.blocks;
             for block in at.0..at.0 + span.blocks {
                 assert!(!self.free.contains(&block), "block {block} is free and used");
-                assert!(!self.freed.iter().any(|r| (r.start.0..r.start.0 + r.blocks).contains(&block)));
+                assert!(!freed.contains(&block), "block {block} is freed and used");
             }
             if matches!(span.backing, Backing::Written(_)) {
                 let end = self.file.disk_size().div_ceil(PAGE);
@@ -465,8 +482,8 @@ impl World {
         // A flush in parts may leave a size in between, but never one beyond what was written.
         assert!(attr.size <= *self.sizes.last().unwrap() && attr.size >= *self.sizes.first().unwrap());
         for (at, value) in got.iter().enumerate() {
-            let allowed = self.past[at].contains(value);
-            assert!(allowed, "byte {at} is {value}, it was {:?} since the sync", self.past[at]);
+            let allowed = *value < 128 && self.past[at] >> *value & 1 == 1;
+            assert!(allowed, "byte {at} is {value}, it was one of {:x} since the sync", self.past[at]);
         }
         // Growing shows zeros.
         let mut attr = attr;
