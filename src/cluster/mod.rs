@@ -2,7 +2,7 @@
 //! all on the shared device. Level 3.
 //!
 //! Pure machines (no clock, thread or I/O): [`view`] (what may follow a view), [`paxos`] (Disk
-//! Paxos), [`liveness`] (renewal, suspicion), [`ledger`] (ownership), [`mailbox`] (what is new in a
+//! Paxos), [`member`] (renewal, suspicion), [`ledger`] (ownership), [`mailbox`] (what is new in a
 //! register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
 //! the cells.
 //!
@@ -10,10 +10,17 @@
 //! only after a renewal that no exclusion can have missed; a group has one owner under its highest
 //! token; every place is written by one host.
 
+pub mod ledger;
+pub mod mailbox;
+pub mod member;
 pub mod membership;
+pub mod paxos;
+pub mod timing;
+pub mod view;
 
 pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
 pub use membership::{Membership, Owner};
+pub use timing::Timing;
 
 use crate::base::{Result, SlotId};
 use std::time::Duration;
