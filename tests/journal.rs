@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::simdisk::SimDisk;
+use common::simdisk::{SimDisk, Unflushed};
 use shoal::base::{AgNo, BlockNo, Error, InodeNo, LockName, SlotId, TxnId, Version};
 use shoal::device::BlockDevice;
 use shoal::format::journal::JournalPlace;
@@ -260,6 +260,67 @@ fn everything_at_once() {
     assert_eq!(store.cache_counts().1, 0, "nothing is pinned in the end");
     crash_and_expect(&disk, THREADS * EACH, want);
     assert!(matches!(journal.begin(1), Err(Error::Busy(_))));
+}
+
+/// Threads change all of their blocks together, commit and release; the disk is cut at random
+/// moments of that. Each thread's blocks must be equal then, and not older than what it was told.
+#[test]
+fn crashes_under_threads() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 12;
+    let disk = disk(THREADS * EACH);
+    let history = disk.record();
+    let config = JournalConfig {
+        commit_interval: Duration::from_millis(3),
+        checkpoint_quiet: Duration::from_millis(10),
+        background: true,
+    };
+    let (_, journal) = open_with(&disk, config);
+    let told = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|s| {
+        for t in 0..THREADS {
+            let (journal, disk, told) = (journal.clone(), disk.clone(), &told);
+            s.spawn(move || {
+                for round in 1..=150 {
+                    let mut h = journal.begin(EACH as u32).unwrap();
+                    for n in t * EACH..(t + 1) * EACH {
+                        h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
+                    }
+                    let txn = h.finish();
+                    match (round + t) % 6 {
+                        0 => journal.commit(txn).unwrap(),
+                        1 => journal.release(&BTreeSet::from([cover(t * EACH + round % EACH)])).unwrap(),
+                        3 => journal.checkpoint_durable().unwrap(),
+                        _ => continue,
+                    }
+                    if journal.durable() >= txn {
+                        told.lock().push((disk.event_count(), t, round));
+                    }
+                }
+            });
+        }
+    });
+    let (events, told) = (disk.events(), told.into_inner());
+    for cut in 0..80usize {
+        let at = events.len() * (cut + 1) / 80;
+        let how =
+            [Unflushed::Lost, Unflushed::Kept, Unflushed::Torn(cut as u64), Unflushed::Subset(cut as u64)];
+        let crashed = history.crash_at(&events, at, how[cut % 4]);
+        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
+        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
+        for t in 0..THREADS {
+            let read = |n| value(&store.read(block(n), BlockKind::Inode, cover(n)).unwrap());
+            let values: BTreeSet<u64> = (t * EACH..(t + 1) * EACH).map(read).collect();
+            assert_eq!(values.len(), 1, "cut {cut} at {at}: thread {t} has {values:?}");
+            let least = told.iter().filter(|x| x.0 <= at && x.1 == t).map(|x| x.2).max().unwrap_or(0);
+            assert!(values.first() >= Some(&least), "cut {cut}: thread {t} was told {least}: {values:?}");
+        }
+    }
+}
+
+fn fill_one(b: &mut Block) {
+    let v = value(b) + 1;
+    b.body_mut().chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&v.to_le_bytes()));
 }
 
 #[test]
