@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::simdisk::{SimDisk, Unflushed};
+use common::simdisk::{Event, SimDisk, Unflushed};
 use shoal::base::{AgNo, BlockNo, Error, InodeNo, LockName, SlotId, TxnId, Version};
 use shoal::device::BlockDevice;
 use shoal::format::journal::JournalPlace;
@@ -415,6 +415,52 @@ fn one_header_copy_is_enough() {
         let rotten = disk.snapshot();
         rotten.damage(extent().0.plus(copy).byte(), &[0; 4096]);
         crash_and_expect(&rotten, 4, 2);
+    }
+}
+
+/// The tail has moved, but not to the head; the next transaction is written over what stood before
+/// the tail; power fails before its first flush. The header must have been durable by then, or
+/// the transaction at the new tail is not found.
+#[test]
+fn log_space_is_reused_only_behind_a_durable_header() {
+    let disk = disk(300);
+    let history = disk.record();
+    let (_, journal) = open_with(&disk, by_hand());
+    let change = |from: u64, count: u64| {
+        let mut h = journal.begin(count as u32).unwrap();
+        for n in from..from + count {
+            h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
+        }
+        h.finish()
+    };
+    for _ in 0..17 {
+        journal.commit(change(0, 50)).unwrap();
+    }
+    assert!(journal.fill().0 > 850);
+    // In the middle of the checkpoint another transaction becomes durable.
+    let (armed, other) = (AtomicBool::new(true), Arc::downgrade(&journal));
+    disk.on_request(move |op, offset, _| {
+        if op == "write" && offset >= block(0).byte() && armed.swap(false, Ordering::SeqCst) {
+            let journal = other.upgrade().unwrap();
+            journal.commit(bump(&journal, 299)).unwrap();
+        }
+    });
+    journal.checkpoint_durable().unwrap();
+    let used = journal.fill().0;
+    assert!(used > 0 && used < 10, "the tail stands at the transaction in between: {used}");
+    let before = disk.event_count();
+    for n in 0..4 {
+        change(n * 50, 50);
+    }
+    journal.commit(journal.running()).unwrap();
+    let events = disk.events();
+    let flush = before + events[before..].iter().position(|e| matches!(e, Event::Flush)).unwrap();
+    for seed in 0..40 {
+        let crashed = history.crash_at(&events, flush, Unflushed::Subset(seed));
+        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
+        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
+        let found = value(&store.read(block(299), BlockKind::Inode, cover(299)).unwrap());
+        assert_eq!(found, 1, "seed {seed}: an acknowledged change is gone");
     }
 }
 
