@@ -10,7 +10,6 @@ pub struct OpenFlags {
     pub write: bool,
     pub append: bool,
     pub direct: bool,
-    pub truncate: bool,
 }
 
 impl OpenFlags {
@@ -20,7 +19,6 @@ impl OpenFlags {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             append: flags & libc::O_APPEND != 0,
             direct: flags & libc::O_DIRECT != 0,
-            truncate: flags & libc::O_TRUNC != 0,
         }
     }
 }
@@ -75,14 +73,14 @@ impl Core {
         self.handles.add(fh, Handle { node, write: flags.write });
         // The kernel places appends by its cached size, which another host may have outgrown.
         let direct_io = flags.append || flags.direct;
-        Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: flags.direct && !flags.append })
+        Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
     }
 }
 
 impl Fs {
     /// Open a file.
-    pub fn open(&self, nodeid: u64, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
-        let ino = self.core.ino(nodeid);
+    pub fn open(&self, node: NodeId, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+        let ino = self.core.ino(node);
         let flags = OpenFlags::new(flags);
         if flags.write && self.core.read_only {
             return reply(Err(Error::ReadOnly));
@@ -118,12 +116,12 @@ impl Fs {
     }
 
     /// Open a directory. Its handle only keeps the node in memory.
-    pub fn opendir(&self, nodeid: u64, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+    pub fn opendir(&self, node: NodeId, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
         let core = &self.core;
-        let node = core.nodes.get(core.ino(nodeid));
+        let node = core.nodes.get(core.ino(node));
         let fh = core.id();
         core.handles.add(fh, Handle { node, write: false });
-        reply(Ok(OpenReply { fh, direct_io: false, keep_cache: false, parallel_direct: false }));
+        reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 
     /// Close a directory.

@@ -6,7 +6,6 @@
 //! lock is still held they are served under it.
 
 use super::*;
-use crate::alloc::Want;
 use node::ParkedRange;
 use op::{Body, Reply};
 
@@ -203,7 +202,7 @@ impl Core {
     }
 
     /// The write itself. The inode is pinned X.
-    fn write_data(
+    pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
         ino: InodeNo,
@@ -227,16 +226,7 @@ impl Core {
             return Ok(());
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
-        let space = if plan.need.is_zero() {
-            None
-        } else {
-            Some(op.space(Want { data: plan.need.data, meta: plan.need.meta, near: self.group(ino) })?)
-        };
-        let file = self.file(&node, state)?;
-        file.write(plan, &*self.store, &*self.store, data)?;
-        if let Some(space) = space {
-            state.space.get_or_insert_with(|| Reservation::empty(self.alloc.clone())).merge(space);
-        }
+        self.write_planned(op, &node, state, plan, data)?;
         self.note_write(&node, state);
         if direct {
             self.flush_locked(&node, state)?;

@@ -74,7 +74,7 @@ impl Core {
 impl Fs {
     fn remove(
         &self,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
         directory: bool,
         reply: impl FnOnce(Result<()>) + Send + 'static,
@@ -91,12 +91,12 @@ impl Fs {
     }
 
     /// Remove a name that is not a directory's.
-    pub fn unlink(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    pub fn unlink(&self, parent: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
         self.remove(parent, name, false, reply);
     }
 
     /// Remove an empty directory.
-    pub fn rmdir(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    pub fn rmdir(&self, parent: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
         self.remove(parent, name, true, reply);
     }
 }

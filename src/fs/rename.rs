@@ -228,14 +228,14 @@ impl Fs {
     #[allow(clippy::too_many_arguments)]
     pub fn rename(
         &self,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
-        new_parent: u64,
+        new_parent: NodeId,
         new_name: Vec<u8>,
-        flags: u32,
+        flags: RenameFlags,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
-        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+        if flags.whiteout || (flags.no_replace && flags.exchange) {
             return reply(Err(Error::Invalid("rename flags")));
         }
         let core = &self.core;
@@ -244,8 +244,8 @@ impl Fs {
             name,
             to: core.ino(new_parent),
             new_name,
-            no_replace: flags & libc::RENAME_NOREPLACE != 0,
-            exchange: flags & libc::RENAME_EXCHANGE != 0,
+            no_replace: flags.no_replace,
+            exchange: flags.exchange,
         };
         let mut locks = inode(job.from, Mode::X);
         locks.add(LockName::Inode(job.to), Mode::X);
