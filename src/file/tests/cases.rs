@@ -87,6 +87,31 @@ fn the_size_follows_the_data() {
 }
 
 #[test]
+fn nothing_overtakes_the_page_that_growth_waits_for() {
+    // 100 bytes lie in the inode, 6000 end in a block with an old tail.
+    for size in [100, 6000] {
+        let mut host = Host::new();
+        host.write(0, &vec![1; size]);
+        host.flush();
+        host.write(20_000, &[2; 20_000]);
+        let one = TakeLimit { bytes: PAGE, ..ALL };
+        let first = host.take(one);
+        assert!(host.file.flush_take(&host.meta, ALL).unwrap().is_none());
+        host.file.flush_failed(first);
+        let first = host.take(one);
+        host.finish(first);
+        let (second, third) = (host.take(one), host.take(one));
+        host.finish(third);
+        host.finish(second);
+        host.flush();
+        host.reload();
+        let bytes = host.read(0, 50_000);
+        assert_eq!((&bytes[..size], &bytes[20_000..]), (&vec![1; size][..], &[2; 20_000][..]));
+        assert!(bytes[size..20_000].iter().all(|b| *b == 0));
+    }
+}
+
+#[test]
 fn a_stream_is_one_extent_and_few_writes() {
     let mut host = Host::new();
     for i in 0..16 {
@@ -183,6 +208,28 @@ fn scattered_writes_stay_inside_their_reservation() {
     host.file.truncate_done(1, Progress::Done);
     assert!(steps > 100 && before > 20 && host.meta.in_use() <= 2, "{steps} steps, {before} pages");
     assert!(host.attr.blocks <= 1 && host.attr.truncating.is_none());
+}
+
+#[test]
+fn every_write_may_split_a_full_leaf() {
+    let mut host = Host::new();
+    host.gap = 1;
+    for page in 0..4000 {
+        host.write(page * 4 * PAGE, &[1]);
+        if page % 500 == 499 {
+            host.flush();
+        }
+    }
+    for page in 0..60 {
+        host.write((page * 4 * 64 + 2) * PAGE, &[2]);
+    }
+    let (held, before) = (host.file.space_want(), host.meta.next);
+    let batch = host.take(ALL);
+    let space = batch.space();
+    assert!((space.data, space.meta) == (60, held.meta), "{space:?} out of {held:?}");
+    host.finish(batch);
+    let grown = host.meta.next - before;
+    assert!(grown > 20 && grown <= space.meta.into(), "{grown} new pages");
 }
 
 #[test]

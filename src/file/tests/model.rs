@@ -159,8 +159,9 @@ impl World {
     }
 
     fn start_flush(&mut self, all: bool) -> bool {
+        let most = if self.rng.random() { 3 } else { 30 };
         let limit = TakeLimit {
-            bytes: if all { FLUSH_IO_BYTES } else { self.rng.random_range(1..30) * PAGE },
+            bytes: if all { FLUSH_IO_BYTES } else { self.rng.random_range(1..most) * PAGE },
             new_blocks: self.held.data,
             changes: if all { 64 } else { self.rng.random_range(1..10) },
         };
@@ -352,6 +353,8 @@ impl World {
             }
         }
         assert_eq!(used, self.attr.blocks);
+        let inline = tree().get(&self.meta, state::INLINE).unwrap();
+        assert!(inline.is_none() || used == 0, "bytes in the inode and in extents");
     }
 
     fn check_seek(&mut self, off: u64) {
