@@ -146,11 +146,18 @@ impl Cluster {
 
     /// Leave for good. The caller has flushed everything, emptied its journal and gives up all locks;
     /// our slot and those we look after go to others. Returns when the view is decided.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if our own journal is not replayed (drop the handle instead: the next mount
+    /// sees to it), [`Error::Halted`] if we are no member, or the device's. After an error the mount
+    /// is a member still, unless it was halted.
     pub fn leave(&self) -> Result<()> {
         let (sender, receiver) = channel();
         self.shared.ask(Command::Leave(sender))?;
         let result = receiver.recv().unwrap_or_else(|_| Err(self.ended()));
-        self.stop(None);
+        if result.is_ok() {
+            self.stop(None);
+        }
         result
     }
 
@@ -297,6 +304,9 @@ impl Protocol {
 
     fn leave(&mut self) -> Result<()> {
         let (me, incarnation) = (self.node.slot, self.node.incarnation);
+        if self.node.beat.flags & FLAG_RECOVERING != 0 {
+            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
+        }
         self.node.leaving = true;
         let silent = self.node.silent();
         let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));

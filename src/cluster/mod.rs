@@ -71,3 +71,6 @@ pub trait SlotClaim: Send + Sync {
     /// Give it back.
     fn release(&self, offset: u64, length: u64) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;
