@@ -18,7 +18,7 @@ use std::io::Read;
 use std::time::SystemTime;
 
 /// What the user may wish for; the default is a good volume of the device's size.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Bytes to use; all of the device if `None`.
     pub size: Option<u64>,
@@ -29,9 +29,9 @@ pub struct Options {
     /// Slots with a journal: how many hosts can mount before any is added.
     pub slots: Option<u16>,
     /// Bytes of each journal.
-    pub journal_bytes: Option<u64>,
+    pub journal: Option<u64>,
     /// Heartbeat and lease times.
-    pub timing: Option<TimingProfile>,
+    pub timing: TimingProfile,
     /// Bytes between single-writer cells; the larger of the device's block sizes if `None`. An
     /// image that will be copied to a disk of 4 KiB blocks needs 4096.
     pub cell_pitch: Option<u32>,
@@ -39,6 +39,22 @@ pub struct Options {
     pub keep_content: bool,
     /// What differs between two volumes made alike; from the machine's randomness and clock if `None`.
     pub identity: Option<Identity>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            size: None,
+            label: String::new(),
+            uuid: None,
+            slots: None,
+            journal: None,
+            timing: TimingProfile::Default,
+            cell_pitch: None,
+            keep_content: false,
+            identity: None,
+        }
+    }
 }
 
 /// What makes a volume one of its own.
@@ -117,7 +133,7 @@ pub fn dry_run(dev: &dyn BlockDevice, options: &Options) -> Result<Summary> {
     Ok(Summary {
         device: dev.name(),
         label: options.label.clone(),
-        timing: options.timing.unwrap_or(TimingProfile::Default),
+        timing: options.timing,
         identity,
         layout,
     })

@@ -74,9 +74,9 @@ pub fn max_slots(size: u64) -> u16 {
 /// Slots with a journal, unless asked otherwise.
 fn default_slots(size: u64) -> u16 {
     match size {
-        s if s >= 1 << 40 => 16,
-        s if s >= 16 << 30 => 8,
-        s if s >= 512 << 20 => 4,
+        s if s >= 4 << 30 => 16,
+        s if s >= 512 << 20 => 8,
+        s if s >= 128 << 20 => 4,
         _ => 2,
     }
 }
@@ -98,7 +98,7 @@ pub fn plan(size: u64, cell_pitch: u32, options: &Options) -> Result<Layout> {
     if slots == 0 || slots > most {
         return refuse(format!("{slots} slots: a volume of this size can have 1 to {most}"));
     }
-    let journal = journal_blocks(total_blocks, slots, options.journal_bytes)?;
+    let journal = journal_blocks(total_blocks, slots, options.journal)?;
     let geometry = geometry(total_blocks, cell_pitch, most, slots, journal)?;
     place(geometry, slots, journal)
 }
@@ -334,13 +334,13 @@ mod tests {
                 }
             }
         }
-        let options = Options { journal_bytes: Some(1 << 30), slots: Some(2), ..Options::default() };
+        let options = Options { journal: Some(1 << 30), slots: Some(2), ..Options::default() };
         assert_eq!(planned(16 << 30, 512, &options).slots[1].journal_blocks, 1 << 18);
     }
 
     #[test]
     fn refusals() {
-        let asks = |slots, journal_bytes| Options { slots, journal_bytes, ..Options::default() };
+        let asks = |slots, journal| Options { slots, journal, ..Options::default() };
         for (size, pitch, options, why) in [
             (SIZE_MIN - 1, 512, asks(None, None), "too small"),
             (SIZE_MIN, 1024, asks(None, None), "pitch"),
