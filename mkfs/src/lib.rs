@@ -130,13 +130,7 @@ pub fn dry_run(dev: &dyn BlockDevice, options: &Options) -> Result<Summary> {
         None => Identity::random()?,
     };
     identity.uuid = options.uuid.unwrap_or(identity.uuid);
-    Ok(Summary {
-        device: dev.name(),
-        label: options.label.clone(),
-        timing: options.timing,
-        identity,
-        layout,
-    })
+    Ok(Summary { device: dev.name(), label: options.label.clone(), timing: options.timing, identity, layout })
 }
 
 /// Make a volume on `dev`, whatever stands there: ask [`guard::check`] before.

@@ -7,11 +7,12 @@ use shoal::device::BlockDevice;
 use shoal::device::probe;
 use shoal::format::group::{self, ChunkKind, ChunkPage, GroupHeader};
 use shoal::format::inode::{DiskAttr, DiskTime, ROOT_PAGE};
+use shoal::format::item::PageMut;
 use shoal::format::journal::{HEADER_BLOCKS, JournalPlace};
 use shoal::format::layout::{BACKUP_SUPERBLOCK, CHUNK_BLOCKS, CHUNKS_PER_PAGE, SUPERBLOCK, VOLUME_BLOCKS};
 use shoal::format::superblock::Superblock;
 use shoal::format::volume::Volume;
-use shoal::format::{Block, BlockKind, Geometry, cluster, item};
+use shoal::format::{Block, BlockKind, Geometry, cluster};
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -178,7 +179,7 @@ impl Maker<'_> {
             ..DiskAttr::new_zeroed()
         };
         block.body_mut()[..size_of::<DiskAttr>()].copy_from_slice(attr.as_bytes());
-        item::clear(&mut block.0[ROOT_PAGE..], 0);
+        PageMut::new(&mut block.0[ROOT_PAGE..]).reset(0);
         block.seal();
         self.dev.write(place.byte(), &block.0)
     }
