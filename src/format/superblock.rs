@@ -207,22 +207,16 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
     if dev.size() < (BACKUP_SUPERBLOCK.0 + 1) * BLOCK_SIZE as u64 {
         return Err(Error::Device(format!("{name}: not a Shoal volume (only {} bytes)", dev.size())));
     }
-    let primary = read(dev, SUPERBLOCK).and_then(|b| Ok((Superblock::from_block(&b, SUPERBLOCK)?, b)));
-    let (sb, from) = match primary {
-        Ok((sb, _)) => (sb, LoadedFrom::Primary),
-        Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
-        Err(damage) => match from_backup(dev) {
-            Some((sb, place)) => (sb, LoadedFrom::Backup(place)),
-            None => {
-                let seen = read(dev, SUPERBLOCK).is_ok_and(|b| b.0[..4] == MAGIC);
-                let what = if seen {
-                    format!("its superblocks are damaged: {damage}")
-                } else {
-                    "not a Shoal volume".into()
-                };
-                return Err(Error::Device(format!("{name}: {what}")));
-            }
+    let (sb, from) = match read(dev, SUPERBLOCK) {
+        // Without our magic this is somebody else's by now: a backup that survived the making of
+        // another filesystem must not bring the old volume back to life over it.
+        Ok(block) if block.0[..4] != MAGIC => return Err(Error::Device(format!("{name}: {}", foreign(dev)))),
+        Ok(block) => match Superblock::from_block(&block, SUPERBLOCK) {
+            Ok(sb) => (sb, LoadedFrom::Primary),
+            Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
+            Err(damage) => backup_instead(dev, &damage)?,
         },
+        Err(unreadable) => backup_instead(dev, &unreadable)?,
     };
     let wanted = sb.geometry.total_blocks * BLOCK_SIZE as u64;
     if dev.size() < wanted {
@@ -234,13 +228,34 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
     Ok((sb, from))
 }
 
-/// The fixed backup, else the one at the start of group 1, looked for at every possible place.
-fn from_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
-    let try_at = |place: BlockNo| {
-        let block = read(dev, place).ok()?;
-        (block.0[..4] == MAGIC).then_some(())?;
-        Some((Superblock::from_block(&block, place).ok()?, place))
-    };
+fn backup_instead(dev: &dyn BlockDevice, damage: &Error) -> Result<(Superblock, LoadedFrom)> {
+    let (sb, place) = load_backup(dev)
+        .ok_or_else(|| Error::Device(format!("{}: its superblocks are damaged: {damage}", dev.name())))?;
+    Ok((sb, LoadedFrom::Backup(place)))
+}
+
+/// What to say of a device without our superblock. Looks at the fixed backup only: this is every
+/// blank disk's way, and a search over the disk takes minutes where seeks are slow.
+fn foreign(dev: &dyn BlockDevice) -> String {
+    match superblock_at(dev, BACKUP_SUPERBLOCK) {
+        None => "not a Shoal volume".into(),
+        Some(_) => format!(
+            "not a Shoal volume; one was here before, its backup superblock is at block {BACKUP_SUPERBLOCK}: \
+             if nothing else has been made here since, fsck.shoal can restore it"
+        ),
+    }
+}
+
+fn superblock_at(dev: &dyn BlockDevice, place: BlockNo) -> Option<Superblock> {
+    let block = read(dev, place).ok()?;
+    (block.0[..4] == MAGIC).then_some(())?;
+    Superblock::from_block(&block, place).ok()
+}
+
+/// The fixed backup, else the one at the start of group 1, looked for at every possible place. For
+/// fsck: what stands there may be the remains of a volume that was overwritten on purpose.
+pub fn load_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
+    let try_at = |place| Some((superblock_at(dev, place)?, place));
     try_at(BACKUP_SUPERBLOCK).or_else(|| {
         let blocks = dev.size() / BLOCK_SIZE as u64;
         // Group starts are whole chunks; group 1 begins within the first 64 GiB and a bit.
