@@ -6,6 +6,8 @@
 use crate::base::Result;
 
 mod file;
+pub mod local;
+pub mod mountinfo;
 mod signature;
 
 pub use file::{Access, FileDevice, Medium};

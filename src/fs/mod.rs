@@ -1,2 +1,3 @@
 //! (room to be filled)
+pub mod operations;
 pub mod types;
