@@ -26,24 +26,26 @@ pub fn file_type(kind: FileKind) -> FileType {
 
 /// A file time; what SystemTime cannot hold becomes its nearest end.
 pub fn system_time(time: Timestamp) -> SystemTime {
-    let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let seconds = if time.secs >= 0 {
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole_seconds = if time.seconds >= 0 {
         SystemTime::UNIX_EPOCH.checked_add(whole)
     } else {
         SystemTime::UNIX_EPOCH.checked_sub(whole)
     };
     let nanos = Duration::from_nanos(time.nanos.into());
-    seconds.and_then(|t| t.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
+    whole_seconds.and_then(|t| t.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// A time that the kernel sent, out of the form that fuser 0.18 gives it. Before 1970 fuser puts
 /// seconds s < 0 and nanoseconds n as the instant -(|s| + n): the exact undoing of that is here.
 pub fn timestamp(time: SystemTime) -> Timestamp {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(d) => Timestamp { secs: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nanos: d.subsec_nanos() },
+        Ok(d) => {
+            Timestamp { seconds: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), nanos: d.subsec_nanos() }
+        }
         Err(before) => {
             let d = before.duration();
-            Timestamp { secs: 0i64.saturating_sub_unsigned(d.as_secs()), nanos: d.subsec_nanos() }
+            Timestamp { seconds: 0i64.saturating_sub_unsigned(d.as_secs()), nanos: d.subsec_nanos() }
         }
     }
 }
@@ -56,18 +58,18 @@ pub fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// Attributes as stat(2) shows them. Blocks count in 512 bytes and include the inode's own tree.
+/// Attributes as stat(2) shows them. Blocks count in 512 bytes.
 pub fn file_attr(ino: NodeId, attr: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino.0),
         size: attr.size,
-        blocks: attr.blocks.saturating_add(attr.pages).saturating_mul(BLOCK_SIZE as u64 / 512),
+        blocks: attr.blocks.saturating_mul(BLOCK_SIZE as u64 / 512),
         atime: system_time(attr.atime),
         mtime: system_time(attr.mtime),
         ctime: system_time(attr.ctime),
         crtime: system_time(attr.btime),
         kind: file_type(attr.kind),
-        perm: attr.perm,
+        perm: (attr.mode & 0o7777) as u16,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -107,27 +109,27 @@ mod tests {
     use super::*;
 
     /// What fuser 0.18 makes of seconds and nanoseconds from the kernel.
-    fn as_fuser(secs: i64, nanos: u32) -> SystemTime {
-        if secs >= 0 {
-            SystemTime::UNIX_EPOCH + Duration::new(secs as u64, nanos)
+    fn as_fuser(seconds: i64, nanos: u32) -> SystemTime {
+        if seconds >= 0 {
+            SystemTime::UNIX_EPOCH + Duration::new(seconds as u64, nanos)
         } else {
-            SystemTime::UNIX_EPOCH - Duration::new(secs.unsigned_abs(), nanos)
+            SystemTime::UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), nanos)
         }
     }
 
     #[test]
     fn times_of_every_sign_arrive_as_sent() {
-        for (secs, nanos) in [(0, 0), (0, 1), (1_700_000_000, 999_999_999), (-1, 0), (-2, 800_000_000)] {
-            assert_eq!(timestamp(as_fuser(secs, nanos)), Timestamp { secs, nanos });
+        for (seconds, nanos) in [(0, 0), (0, 1), (1_700_000_000, 999_999_999), (-1, 0), (-2, 800_000_000)] {
+            assert_eq!(timestamp(as_fuser(seconds, nanos)), Timestamp { seconds, nanos });
         }
     }
 
     #[test]
     fn times_leave_as_they_are() {
-        let half_before = system_time(Timestamp { secs: -1, nanos: 500_000_000 });
+        let half_before = system_time(Timestamp { seconds: -1, nanos: 500_000_000 });
         assert_eq!(half_before, SystemTime::UNIX_EPOCH - Duration::from_millis(500));
-        for secs in [i64::MIN, i64::MAX, 0, -1] {
-            let _ = system_time(Timestamp { secs, nanos: 999_999_999 });
+        for seconds in [i64::MIN, i64::MAX, 0, -1] {
+            let _ = system_time(Timestamp { seconds, nanos: 999_999_999 });
         }
     }
 

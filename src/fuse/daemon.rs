@@ -15,6 +15,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+/// <linux/prctl.h>; libc has no name for it.
+const PR_SET_IO_FLUSHER: i32 = 57;
+
 /// Which of the two processes this is after [`detach`].
 pub enum Role {
     /// The command; it ends with this: all well, or what went wrong.
@@ -108,7 +111,7 @@ fn leave_session(pipe: PipeWriter) -> io::Result<PipeWriter> {
 pub fn harden() {
     // SAFETY: a prctl without pointers. It is inherited by the threads started later; without the
     // privilege it fails, which only costs the guarantee.
-    unsafe { libc::prctl(libc::PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     std::panic::set_hook(Box::new(|info| {
         let trace = std::backtrace::Backtrace::force_capture();
         tracing::error!("{info}; this host stops here\n{trace}");

@@ -1,6 +1,6 @@
 //! How each kind of answer goes back to the kernel.
 
-use crate::base::Generation;
+use crate::base::{Generation, InodeNo};
 use crate::fs::types::{EntryReply, NodeId, OpenReply};
 use crate::fuse::convert::{file_attr, open_flags};
 use crate::fuse::errno::reported;
@@ -80,7 +80,7 @@ pub fn send_missing(reply: ReplyEntry, entry_valid: Duration) {
         return reply.error(Errno::ENOENT);
     }
     // Node 0 tells the kernel to remember it.
-    let nothing = Attr::new(FileKind::Regular, 0, Generation(0), Timestamp::default());
+    let nothing = Attr::new(InodeNo(0), Generation(0), FileKind::Regular, 0, Timestamp::default());
     let attr = file_attr(NodeId(0), &nothing);
     reply.entry_with_ttls(&Duration::ZERO, &entry_valid, &attr, fuser::Generation(0));
 }
