@@ -137,7 +137,12 @@ impl Group {
         let header = header.body_as::<GroupHeader>();
         let (total, init) = (geometry.ag_chunks(ag), u64::from(header.init_chunks.get()));
         if init > total {
-            return Err(Error::corrupt(place, BlockKind::GroupHeader, format_args!("at most {total} chunks"), init));
+            return Err(Error::corrupt(
+                place,
+                BlockKind::GroupHeader,
+                format_args!("at most {total} chunks"),
+                init,
+            ));
         }
         let mut chunks = Vec::with_capacity(total as usize);
         for page in 0..init.div_ceil(CHUNKS_PER_PAGE) {
@@ -146,7 +151,12 @@ impl Group {
             let here = (init - page * CHUNKS_PER_PAGE).min(CHUNKS_PER_PAGE) as usize;
             for (i, entry) in image.body_as::<ChunkPage>().entries[..here].iter().enumerate() {
                 chunks.push(Chunk::of(entry).ok_or_else(|| {
-                    Error::corrupt(place, BlockKind::ChunkPage, "a consistent chunk entry", format_args!("entry {i}"))
+                    Error::corrupt(
+                        place,
+                        BlockKind::ChunkPage,
+                        "a consistent chunk entry",
+                        format_args!("entry {i}"),
+                    )
                 })?);
             }
         }
@@ -183,7 +193,8 @@ impl Group {
 
     /// Free space as others may see it: promises deducted.
     pub fn unpromised(&self) -> u64 {
-        (self.counts.for_data() + self.counts.free_meta).saturating_sub(self.reserved_data + self.reserved_meta)
+        (self.counts.for_data() + self.counts.free_meta)
+            .saturating_sub(self.reserved_data + self.reserved_meta)
     }
 
     /// Can so much more be promised? `spare` metadata blocks are kept back.
@@ -289,7 +300,8 @@ impl Group {
         let chunk = match found {
             Some(chunk) => chunk,
             None => {
-                let chunk = (0..total).find(|c| self.chunks[*c].kind == ChunkKind::Free).ok_or(Error::NoSpace)?;
+                let chunk =
+                    (0..total).find(|c| self.chunks[*c].kind == ChunkKind::Free).ok_or(Error::NoSpace)?;
                 prepare(chunk_start(geometry, self.ag, chunk as u64))?;
                 self.retype(chunk, ChunkKind::Metadata);
                 chunk
@@ -353,7 +365,14 @@ pub fn split_at_chunks(group_start: BlockNo, run: BlockRun) -> Vec<BlockRun> {
 /// Set or clear the bits of a run that lies within one chunk in the chunk's entry on its page, and
 /// give the chunk `kind` if it has none. Returns the change of the header's counts
 /// (free chunks, free data, free metadata).
-pub fn apply_run(page: &mut Block, index: usize, first: u64, blocks: u64, used: bool, kind: ChunkKind) -> (i64, i64, i64) {
+pub fn apply_run(
+    page: &mut Block,
+    index: usize,
+    first: u64,
+    blocks: u64,
+    used: bool,
+    kind: ChunkKind,
+) -> (i64, i64, i64) {
     let entry = &mut page.body_as_mut::<ChunkPage>().entries[index];
     let of = |kind: u8, n: i64| match ChunkKind::from_raw(kind) {
         Some(ChunkKind::Data) => (0, n, 0),

@@ -39,7 +39,9 @@ pub struct Want {
 pub enum DemoteReady {
     Ready,
     /// Promises are open; write-back ends them.
-    Busy { reserved: u64 },
+    Busy {
+        reserved: u64,
+    },
 }
 
 /// Where frees go whose group this host does not hold: an item of its slot's system inode, in the

@@ -19,10 +19,18 @@ const GROUP_BLOCKS: u32 = 12;
 #[derive(Clone, Copy, Debug)]
 enum Change {
     /// Blocks picked: used from now on.
-    Take { run: BlockRun, kind: ChunkKind },
+    Take {
+        run: BlockRun,
+        kind: ChunkKind,
+    },
     /// A metadata block freed; its last version.
-    FreeMeta { block: BlockNo, version: Version },
-    FreeData { run: BlockRun },
+    FreeMeta {
+        block: BlockNo,
+        version: Version,
+    },
+    FreeData {
+        run: BlockRun,
+    },
 }
 
 /// One atomic change of blocks and of their allocation.
@@ -45,7 +53,14 @@ impl Transaction {
         making_room: bool,
     ) -> Result<Transaction> {
         let handle = Some(alloc.journal.begin(blocks + GROUP_BLOCKS)?);
-        Ok(Transaction { alloc, handle, reservation, making_room, changes: Vec::new(), users: BTreeMap::new() })
+        Ok(Transaction {
+            alloc,
+            handle,
+            reservation,
+            making_room,
+            changes: Vec::new(),
+            users: BTreeMap::new(),
+        })
     }
 
     fn handle(&mut self) -> &mut Handle {
@@ -159,7 +174,9 @@ impl Transaction {
             let group = groups.get_mut(ag).expect("locked above");
             match *change {
                 Change::Take { .. } => {}
-                Change::FreeMeta { block, .. } => group.freed(txn, true, BlockRun { start: block, blocks: 1 }),
+                Change::FreeMeta { block, .. } => {
+                    group.freed(txn, true, BlockRun { start: block, blocks: 1 })
+                }
                 Change::FreeData { run } => group.freed(txn, false, run),
             }
         }
@@ -186,7 +203,14 @@ fn apply(handle: &mut Handle, geometry: &Geometry, group: &mut Group, change: &C
         Change::FreeMeta { block, version } => {
             group.vclock = group.vclock.max(version.0) + 1;
             handle.tombstone(block, ag.0.into(), LockName::Ag(ag), Version(group.vclock))?;
-            set_bits(handle, geometry, group, BlockRun { start: block, blocks: 1 }, false, ChunkKind::Metadata)
+            set_bits(
+                handle,
+                geometry,
+                group,
+                BlockRun { start: block, blocks: 1 },
+                false,
+                ChunkKind::Metadata,
+            )
         }
     }
 }
@@ -259,7 +283,13 @@ impl BlockTxn for Transaction {
         self.handle().modify(block, kind, cover, change)
     }
 
-    fn alloc_block(&mut self, kind: BlockKind, owner: InodeNo, cover: LockName, near: BlockNo) -> Result<BlockNo> {
+    fn alloc_block(
+        &mut self,
+        kind: BlockKind,
+        owner: InodeNo,
+        cover: LockName,
+        near: BlockNo,
+    ) -> Result<BlockNo> {
         let (block, version) = self.pick(Some(near))?;
         self.handle().create(block, kind, owner.0, cover, version)?;
         Ok(block)

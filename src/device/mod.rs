@@ -6,6 +6,8 @@
 use crate::base::Result;
 
 mod file;
+pub mod local;
+pub mod mountinfo;
 pub mod probe;
 
 pub use file::{Access, FileDevice, Medium};

@@ -30,11 +30,13 @@ mod lookup;
 pub mod mount;
 mod node;
 mod op;
+pub mod operations;
 mod readdir;
 mod reap;
 mod remove;
 mod rename;
 mod space;
+mod serve;
 mod statfs;
 pub mod types;
 mod writeback;
@@ -74,6 +76,8 @@ pub struct Core {
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    stopping: std::sync::atomic::AtomicBool,
 }
 
 /// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on

@@ -269,6 +269,11 @@ impl Core {
         }
     }
 
+    /// Look through the slot inode now.
+    pub(super) fn reap_now(self: &Arc<Self>) -> Result<()> {
+        self.look_through_slot()
+    }
+
     /// Does the own slot inode hold anything?
     pub(super) fn has_leftovers(&self) -> Result<bool> {
         let mut any = false;

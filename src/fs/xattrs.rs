@@ -32,17 +32,16 @@ impl Fs {
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }
 
-    /// Set an attribute. `flags`: 0, XATTR_CREATE or XATTR_REPLACE.
+    /// Set an attribute. `how`: whether it may or must exist.
     pub fn setxattr(
         &self,
         nodeid: NodeId,
         name: Vec<u8>,
         value: Vec<u8>,
-        flags: i32,
+        how: xattr::SetHow,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
-            let how = xattr::SetHow::from_flags(flags)?;
             xattr::set(&core.tree(ino), txn, &name, &value, how)
         };
         self.change_xattr(nodeid, Box::new(change), reply);
