@@ -75,7 +75,7 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<T> {
             let outcome = body(op);
             if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
-                parked = None;
+                drop(parked.take());
             }
             outcome
         };

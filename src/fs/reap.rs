@@ -202,7 +202,8 @@ impl Core {
         change.txn.free_block(ino.block(), BlockKind::Inode, LockName::Inode(ino))?;
         change.txn.finish()?;
         (state.attr, state.file, state.space, state.attr_dirty) = (None, None, None, false);
-        drop((state, gate, node));
+        drop((state, gate));
+        drop(node);
         self.nodes.shed(ino);
         Ok(())
     }
