@@ -92,7 +92,9 @@ impl Maker<'_> {
             let volume = Volume {
                 sequence,
                 features: 0,
+                total_blocks: self.geometry.total_blocks,
                 ag_count: self.geometry.ag_count,
+                timing: self.summary.timing,
                 label: self.summary.label.clone(),
                 slots: layout.slots.clone(),
             };

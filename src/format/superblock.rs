@@ -1,9 +1,11 @@
 //! The superblock: what never changes while anybody has the volume mounted.
 
-use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
+use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
 use crate::device::BlockDevice;
 use crate::format::block::{Block, BlockKind, MAGIC};
-use crate::format::layout::{BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, SLOTS_MAX, SUPERBLOCK};
+use crate::format::layout::{
+    BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -173,7 +175,8 @@ impl Superblock {
     }
 }
 
-fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
+/// Can a volume have these sizes?
+pub(super) fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
     if g.max_slots == 0 || g.max_slots > SLOTS_MAX {
         return Err("1 to 64 slots");
     }
@@ -183,10 +186,18 @@ fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
     if !g.ag_blocks.is_power_of_two() || !(2048..=1 << 24).contains(&g.ag_blocks) {
         return Err("groups of 8 MiB to 64 GiB");
     }
-    if g.ag_count == 0 || g.ag_count > GROUPS_MAX || g.ledger_pages == 0 || g.ledger_pages > 128 {
+    if g.ag_count == 0 || g.ag_count > GROUPS_MAX {
         return Err("1 to 16384 groups");
     }
-    if g.total_blocks > 1 << 52 || g.ag_start(crate::base::AgNo(g.ag_count - 1)).0 >= g.total_blocks {
+    let ledger = u64::from(g.ledger_pages) * LEDGER_ENTRIES_PER_PAGE;
+    if g.ledger_pages > 128 || ledger < g.ag_count.into() {
+        return Err("ledgers with room for every group");
+    }
+    let last = AgNo(g.ag_count - 1);
+    if g.total_blocks > 1 << 52
+        || g.ag_start(last).0 >= g.total_blocks
+        || g.ag_chunks(last) <= g.ag_own_chunks(last)
+    {
         return Err("groups within the volume");
     }
     Ok(())
@@ -265,3 +276,6 @@ pub fn load_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
             .find_map(try_at)
     })
 }
+
+#[cfg(test)]
+mod tests;
