@@ -155,7 +155,9 @@ impl World {
     }
 
     fn renew_adopters(&mut self) {
-        let live: Vec<_> = self.nodes.keys().copied().collect();
+        let slots = (0u16..).map(SlotId).zip(&self.view.slots);
+        let live: Vec<_> =
+            slots.filter(|(_, s)| matches!(s.state, SlotState::Live { .. })).map(|(slot, _)| slot).collect();
         for (i, slot) in self.view.slots.iter_mut().enumerate() {
             if let SlotState::Clean { adopter } = &mut slot.state {
                 let keep = matches!(adopter, Adopter::Slot(s) if live.contains(s));
