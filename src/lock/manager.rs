@@ -279,7 +279,7 @@ impl LockManager {
                 return Ok(());
             }
             rounds += 1;
-            if rounds % 5000 == 0 {
+            if rounds.is_multiple_of(5000) {
                 tracing::warn!(locks = names.len(), first = ?names.first(), "locks are not given up yet");
             }
             std::thread::sleep(Duration::from_millis(2));

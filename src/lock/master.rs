@@ -50,7 +50,7 @@ pub enum MasterAction {
     Opened { ag: AgNo },
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Party {
     belief: Mode,
     cap: Mode,
@@ -260,7 +260,7 @@ impl Master {
             return;
         }
         let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, own(lock)));
-        let party = object.parties.entry(from).or_insert_with(Party::new);
+        let party = object.parties.entry(from).or_default();
         if party.present && party.seen == entry.seq {
             return;
         }
@@ -353,9 +353,9 @@ impl Master {
     }
 }
 
-impl Party {
-    fn new() -> Party {
-        Party { cap: Mode::X, ..Party::default() }
+impl Default for Party {
+    fn default() -> Party {
+        Party { belief: Mode::N, cap: Mode::X, last_grant: 0, seen: 0, present: false }
     }
 }
 

@@ -9,3 +9,6 @@ pub mod threads;
 
 pub use manager::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockInfo, LockManager, Pins};
 pub use set::LockSet;
+
+#[cfg(test)]
+mod sim_tests;

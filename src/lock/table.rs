@@ -180,6 +180,11 @@ impl PinTable {
         self.shards.iter().map(|s| s.lock().held.len()).sum()
     }
 
+    /// Is nothing held?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All entries, shard by shard, not one moment's picture.
     pub fn all(&self) -> Vec<(LockName, Held)> {
         let of =

@@ -270,7 +270,7 @@ impl Hub {
                 tracing::warn!(%ag, %error, "cannot adopt a group, trying again");
                 std::thread::sleep(Duration::from_millis(100));
             }
-            self.with_desk(|desk, now| desk.adopted(now, ag, token.ok()));
+            self.with_desk(|desk, now| desk.adopted(now, ag, token.is_ok()));
         }
     }
 

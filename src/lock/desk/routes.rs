@@ -31,6 +31,8 @@ impl Desk {
                 self.step_master(now, MasterEvent::Gone { peer: slot });
             }
         }
+        let me = self.me;
+        self.adopting.retain(|ag| membership.owner_of(*ag).0 == Owner::Adopter(me));
         self.learned.retain(|ag, (_, token)| membership.owner_of(*ag).1 < *token);
         for ag in self.holder.groups() {
             self.route(now, ag);
@@ -57,17 +59,16 @@ impl Desk {
         self.run(now);
     }
 
-    /// The group is ours now, under `token`; `None`: that failed, see who is in charge now.
-    pub fn adopted(&mut self, now: Duration, ag: AgNo, token: Option<Token>) {
-        self.adopting.remove(&ag);
+    /// An adoption has succeeded, or failed. The group is opened only when a snapshot of the members
+    /// shows it as ours: ours may be older than the one that the adoption rests on, and everybody
+    /// who may hold locks of the group must be asked.
+    pub fn adopted(&mut self, now: Duration, ag: AgNo, done: bool) {
         if self.halted.is_some() {
             return;
         }
-        if let Some(token) = token {
-            self.open(now, ag, token);
-        } else {
-            // It may be somebody else's turn now, or try again.
-            self.route(now, ag);
+        if !done {
+            self.adopting.remove(&ag);
+            self.route(now, ag); // it may be somebody else's turn now, or try again
             for from in self.registers.keys().copied().collect::<Vec<_>>() {
                 self.take_up_requests(now, from);
             }
@@ -236,7 +237,7 @@ impl Desk {
                         self.learned.insert(ag, (from, token));
                         self.route(now, ag);
                         learned = true;
-                    } else if self.routed.get(&ag).is_none() {
+                    } else if !self.routed.contains_key(&ag) {
                         self.route(now, ag);
                         learned = true;
                     }
