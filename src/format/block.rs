@@ -22,9 +22,10 @@ pub const MAGIC: [u8; 4] = *b"SHOL";
 /// Bytes of the header; the content of a block begins here.
 pub const HEADER_SIZE: usize = 64;
 
-/// One block in memory, aligned for direct I/O.
+/// One block in memory. Aligned to a cache line only: page alignment would double what an `Arc` of it
+/// takes, and devices bounce what the kernel refuses anyway.
 #[derive(Clone)]
-#[repr(C, align(4096))]
+#[repr(C, align(64))]
 pub struct Block(pub [u8; BLOCK_SIZE]);
 
 impl Block {
