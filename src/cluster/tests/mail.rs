@@ -1,7 +1,8 @@
 //! Registers between two mounts.
 
 use super::*;
-use crate::base::{InodeNo, LockName, Mode, SlotId};
+use crate::base::{Incarnation, InodeNo, LockName, Mode, SlotId};
+use crate::format::cluster::Stamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -123,4 +124,8 @@ fn a_new_mount_in_a_slot_starts_with_an_empty_register() {
     });
     let told = post_a.members.lock().clone().unwrap();
     assert_eq!(told.incarnation_of(slot), Some(c.report.incarnation));
+    // What a wrote for another mount of this slot says nothing to c, however new it is.
+    let stamp = Stamp { slot: a.report.slot, incarnation: a.report.incarnation, sequence: 1 << 40 };
+    medium.disk().write_register(slot, Incarnation(999), stamp, &content(50, 3)).unwrap();
+    eventually("c hears nothing", || post_c.heard.lock()[&a.report.slot].is_empty());
 }
