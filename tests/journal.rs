@@ -105,6 +105,28 @@ fn a_dropped_handle_leaves_no_trace() {
     assert_eq!(store.read(block(1), BlockKind::Inode, cover(1)).unwrap().version(), Version(2));
 }
 
+/// Many handles that reserve much and use little wait for each other, not for the disk.
+#[test]
+fn worst_case_reservations_do_not_cost_commits() {
+    let disk = disk(8);
+    let (_, journal) = open_with(&disk, by_hand());
+    let flushes = disk.requests().2;
+    std::thread::scope(|s| {
+        for n in 0..8 {
+            let journal = journal.clone();
+            s.spawn(move || {
+                for _ in 0..200 {
+                    let mut h = journal.begin(journal.handle_max()).unwrap();
+                    h.modify(block(n), BlockKind::Inode, cover(n), &mut add_one).unwrap();
+                    h.finish();
+                }
+            });
+        }
+    });
+    assert_eq!(disk.requests().2, flushes);
+    journal.shutdown().unwrap();
+}
+
 #[test]
 fn a_panic_inside_a_change_is_undone() {
     let disk = disk(2);
