@@ -8,7 +8,7 @@ use crate::format::group::{ChunkEntry, ChunkKind, ChunkPage, GroupHeader, chunk_
 use crate::format::layout::{CHUNK_BLOCKS, CHUNKS_PER_PAGE, Geometry};
 use crate::format::{Block, BlockKind};
 use crate::store::Store;
-use crate::txn::{BlockRun, BlockSource};
+use crate::txn::BlockRun;
 use std::collections::VecDeque;
 
 /// Metadata blocks of each group that only freeing transactions may take, so that removal works on

@@ -1,0 +1,74 @@
+//! lookup, forget, getattr, readlink: what only reads names and attributes.
+
+use super::*;
+
+impl Fs {
+    /// Find `name` in a directory.
+    pub fn lookup(
+        &self,
+        parent: NodeId,
+        name: Vec<u8>,
+        reply: impl FnOnce(Result<LookupReply>) + Send + 'static,
+    ) {
+        let dir = self.core.ino(parent);
+        let body = move |op: &mut Op<'_>| -> Step<LookupReply> {
+            check_name(&name)?;
+            let core = op.core.clone();
+            let node = core.nodes.get(dir);
+            let found = {
+                let mut state = node.state.lock();
+                let attr = core.load_dir(&node, &mut state)?;
+                match &name[..] {
+                    b"." => Some(dir),
+                    b".." => Some(attr.parent),
+                    _ => core.dir(dir).lookup(&*core.store, &name)?.map(|e| e.ino),
+                }
+            };
+            let Some(ino) = found else { return Ok(LookupReply::Missing { entry_valid: core.entry_valid() }) };
+            op.need_inode(ino, Mode::S)?;
+            Ok(LookupReply::Found(core.entry(ino)?))
+        };
+        op::run(&self.core, inode(dir, Mode::S), Box::new(body), Box::new(reply));
+    }
+
+    /// The kernel drops `n` lookups of an inode.
+    pub fn forget(&self, nodeid: NodeId, n: u64) {
+        let ino = self.core.ino(nodeid);
+        if let Some(node) = self.core.nodes.forget(ino, n) {
+            let dead = node.state.try_lock().is_some_and(|s| s.attr.as_ref().is_some_and(|a| a.nlink == 0));
+            drop(node);
+            if dead {
+                self.core.reaper.push(ino);
+            } else {
+                self.core.nodes.shed(ino);
+            }
+        }
+    }
+
+    /// The attributes.
+    pub fn getattr(&self, node: NodeId, reply: impl FnOnce(Result<AttrReply>) + Send + 'static) {
+        let ino = self.core.ino(node);
+        let body = move |op: &mut Op<'_>| -> Step<AttrReply> {
+            let node = op.core.nodes.get(ino);
+            let mut state = node.state.lock();
+            op.core.attr_reply(&node, &mut state)
+        };
+        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, nodeid: NodeId, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+        let ino = self.core.ino(nodeid);
+        let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
+            let core = op.core;
+            let node = core.nodes.get(ino);
+            let mut state = node.state.lock();
+            let attr = core.load(&node, &mut state)?;
+            if attr.kind != FileKind::Symlink {
+                return Err(Error::Invalid("not a symbolic link").into());
+            }
+            Ok(core.tree(ino).read_symlink(&*core.store)?)
+        };
+        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+}
