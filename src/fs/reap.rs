@@ -264,12 +264,12 @@ impl Core {
             let from = ItemKey::new(ItemKind::Orphan, 0);
             other.scan(&*self.store, from, None, &mut |key, value| {
                 items.push((key, value.to_vec()));
-                if items.len() < 8 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if items.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             if items.is_empty() {
                 return Ok(moved);
             }
-            let mut change = self.change_freeing(None, 8 * STEP_BLOCKS)?;
+            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
             for (key, value) in items {
                 other.remove(&mut change.txn, key)?;
                 self.slot_tree.put(&mut change.txn, key, &value)?;
