@@ -301,7 +301,10 @@ impl Core {
         }
         let deadline = self.clock.now() + REAP_PATIENCE;
         while self.has_leftovers()? && self.clock.now() < deadline {
-            self.reap_now()?;
+            if let Err(e) = self.reap_now() {
+                tracing::warn!("unlinked files are left for the next mount: {e}");
+                break;
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
         self.stop_threads();
