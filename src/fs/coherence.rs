@@ -182,7 +182,9 @@ impl Core {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(e) = std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work) {
+    if let Err(e) =
+        std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work)
+    {
         tracing::error!("cannot start a thread: {e}");
     }
 }

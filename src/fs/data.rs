@@ -39,7 +39,8 @@ impl Core {
                 Err(Stop::Fail(Error::NoSpace)) => None,
                 Err(stop) => return Err(stop),
             };
-            let step = self.change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, (at, len), STEP))?;
+            let step = self
+                .change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, (at, len), STEP))?;
             self.file(node, state)?.punch_done(&step);
             self.trim_space(state);
             if !step.more {
@@ -52,7 +53,8 @@ impl Core {
         self.zero_edges(op, node, state, at, len)?;
         loop {
             let space = Some(self.step_space(op, node)?);
-            let step = self.change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, (at, len), STEP))?;
+            let step = self
+                .change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, (at, len), STEP))?;
             self.file(node, state)?.punch_done(&step);
             if !step.more {
                 return Ok(());
@@ -81,8 +83,10 @@ impl Core {
             if need.data == 0 {
                 continue;
             }
-            let mut space = op.space(Want { data: need.data, meta: need.meta, near: self.group(node.ino) })?;
-            let pending = self.alloc.take_data(&mut space, need.data, plan.near().or(Some(node.ino.block())))?;
+            let mut space =
+                op.space(Want { data: need.data, meta: need.meta, near: self.group(node.ino) })?;
+            let pending =
+                self.alloc.take_data(&mut space, need.data, plan.near().or(Some(node.ino.block())))?;
             self.change_file(state, Some(space), |file, txn, attr| {
                 file.allocate_apply(&plan, pending.runs(), txn, attr)?;
                 txn.use_data(pending);

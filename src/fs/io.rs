@@ -36,7 +36,13 @@ impl Drop for Parked {
 impl Fs {
     /// Like `op::run` on one inode, but served under a lock that is being taken away, as long as it
     /// is still held: for requests that the demotion itself may be waiting for.
-    pub(super) fn run_serving<T: 'static>(&self, ino: InodeNo, mode: Mode, mut body: Body<T>, reply: Reply<T>) {
+    pub(super) fn run_serving<T: 'static>(
+        &self,
+        ino: InodeNo,
+        mode: Mode,
+        mut body: Body<T>,
+        reply: Reply<T>,
+    ) {
         let core = &self.core;
         if let Some(pins) = core.locks.try_pin_revoked(LockName::Inode(ino), mode) {
             let outcome = op::attempt(core, &inode(ino, mode), &mut body);

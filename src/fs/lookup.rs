@@ -24,7 +24,9 @@ impl Fs {
                     _ => core.dir(dir).lookup(&*core.store, &name)?.map(|e| e.ino),
                 }
             };
-            let Some(ino) = found else { return Ok(LookupReply::Missing { entry_valid: core.entry_valid() }) };
+            let Some(ino) = found else {
+                return Ok(LookupReply::Missing { entry_valid: core.entry_valid() });
+            };
             op.need_inode(ino, Mode::S)?;
             Ok(LookupReply::Found(core.entry(ino)?))
         };

@@ -35,8 +35,8 @@ mod readdir;
 mod reap;
 mod remove;
 mod rename;
-mod space;
 mod serve;
+mod space;
 mod statfs;
 pub mod types;
 mod writeback;
@@ -257,7 +257,10 @@ fn lock_states<'a>(nodes: &[&'a Arc<Node>]) -> Vec<(InodeNo, MutexGuard<'a, Node
 }
 
 /// The guard of one inode among those locked.
-fn state_of<'g, 'a>(guards: &'g mut [(InodeNo, MutexGuard<'a, NodeState>)], ino: InodeNo) -> &'g mut NodeState {
+fn state_of<'g, 'a>(
+    guards: &'g mut [(InodeNo, MutexGuard<'a, NodeState>)],
+    ino: InodeNo,
+) -> &'g mut NodeState {
     &mut guards.iter_mut().find(|(i, _)| *i == ino).expect("locked by the caller").1
 }
 
@@ -285,4 +288,3 @@ fn check_name(name: &[u8]) -> Result<()> {
         _ => Err(Error::NameTooLong),
     }
 }
-

@@ -4,8 +4,8 @@ use super::coherence::Hook;
 use super::*;
 use crate::base::SystemClock;
 use crate::cluster::disk::Disk;
-use crate::cluster::{Cluster, JoinOptions, JoinReport};
 use crate::cluster::node::HostReport;
+use crate::cluster::{Cluster, JoinOptions, JoinReport};
 use crate::cluster::{LeaseSink, SlotClaim, Timing};
 use crate::device::probe::{self, Identity};
 use crate::device::{Access, FileDevice};
@@ -132,7 +132,12 @@ fn replay_all(store: &Arc<Store>, volume: &Volume, slots: &[SlotId]) -> Result<(
         let extents = &volume.slots[usize::from(slot.0)];
         let mut sink = DeviceSink::new(store, Duration::ZERO);
         let report = replay(store, extent(extents), *slot, &mut sink)?;
-        tracing::info!(slot = slot.0, "replayed {} transactions, {} blocks written", report.txns, report.applied);
+        tracing::info!(
+            slot = slot.0,
+            "replayed {} transactions, {} blocks written",
+            report.txns,
+            report.applied
+        );
     }
     Ok(())
 }
@@ -261,7 +266,13 @@ impl Core {
             let held = self.alloc.held();
             let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
             let groups = held.len() as u64;
-            self.cluster.set_report(HostReport { journal_head, journal_tail, free_data, free_meta: 0, groups });
+            self.cluster.set_report(HostReport {
+                journal_head,
+                journal_tail,
+                free_data,
+                free_meta: 0,
+                groups,
+            });
             if self.locks.cached() > LOCKS_MAX {
                 self.locks.shrink(LOCKS_MAX * 3 / 4);
             }

@@ -51,7 +51,8 @@ impl Core {
         if attr.nlink == 0 {
             return Ok(entries);
         }
-        let dot = |ino, cookie, name: &[u8]| Found { ino, cookie, kind: FileKind::Directory, name: name.to_vec() };
+        let dot =
+            |ino, cookie, name: &[u8]| Found { ino, cookie, kind: FileKind::Directory, name: name.to_vec() };
         if offset < 1 {
             entries.push(dot(ino, 1, b"."));
         }

@@ -65,7 +65,12 @@ impl Queue {
 }
 
 /// Insert the orphan item; the slot inode is locked.
-pub fn insert_orphan(tree: &Tree, txn: &mut dyn BlockTxn, ino: InodeNo, generation: Generation) -> Result<()> {
+pub fn insert_orphan(
+    tree: &Tree,
+    txn: &mut dyn BlockTxn,
+    ino: InodeNo,
+    generation: Generation,
+) -> Result<()> {
     tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
 }
 
@@ -124,7 +129,11 @@ impl Core {
                     }
                     _ => {}
                 }
-                if orphans.len() + frees.len() < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if orphans.len() + frees.len() < BATCH {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
             })?;
         }
         for ino in orphans {
@@ -218,7 +227,8 @@ impl Core {
             let mut progress = Progress::More;
             while progress == Progress::More {
                 self.file(node, state)?;
-                progress = self.change_file(state, None, |file, txn, attr| file.truncate_apply(txn, attr, 0, STEP))?;
+                progress =
+                    self.change_file(state, None, |file, txn, attr| file.truncate_apply(txn, attr, 0, STEP))?;
                 self.file(node, state)?.truncate_done(0, progress);
             }
             state.space = None;

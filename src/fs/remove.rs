@@ -29,7 +29,13 @@ impl Core {
     }
 
     /// Shared by unlink and rmdir. Returns the inode if it has become an orphan.
-    fn remove_name(&self, op: &mut Op<'_>, dir: InodeNo, name: &[u8], directory: bool) -> Step<Option<InodeNo>> {
+    fn remove_name(
+        &self,
+        op: &mut Op<'_>,
+        dir: InodeNo,
+        name: &[u8],
+        directory: bool,
+    ) -> Step<Option<InodeNo>> {
         check_name(name)?;
         let parent = self.nodes.get(dir);
         let found = {
@@ -47,7 +53,9 @@ impl Core {
         match (directory, child_attr.kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
             (false, true) => return Err(Error::IsDirectory.into()),
-            (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => return Err(Error::NotEmpty.into()),
+            (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => {
+                return Err(Error::NotEmpty.into());
+            }
             _ => {}
         }
         let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();

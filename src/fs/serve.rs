@@ -73,14 +73,7 @@ impl Operations for Fs {
         Fs::rmdir(self, parent, name.to_vec(), reply);
     }
 
-    fn link(
-        &self,
-        _caller: Caller,
-        ino: NodeId,
-        parent: NodeId,
-        name: &[u8],
-        reply: impl Reply<EntryReply>,
-    ) {
+    fn link(&self, _caller: Caller, ino: NodeId, parent: NodeId, name: &[u8], reply: impl Reply<EntryReply>) {
         Fs::link(self, ino, parent, name.to_vec(), reply);
     }
 

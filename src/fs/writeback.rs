@@ -142,7 +142,13 @@ impl Core {
         applied
     }
 
-    fn apply(&self, node: &Node, state: &mut NodeState, batch: &FlushBatch, pending: Option<PendingRuns>) -> Result<()> {
+    fn apply(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        batch: &FlushBatch,
+        pending: Option<PendingRuns>,
+    ) -> Result<()> {
         state.wrote_in_place = true;
         if !batch.needs_txn() {
             return Ok(());

@@ -5,11 +5,17 @@ use crate::alloc::Want;
 use crate::inode::tree_costs;
 use crate::xattr;
 
-const XATTR_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
+const XATTR_BLOCKS: u32 =
+    4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
 
 impl Fs {
     /// One attribute's value.
-    pub fn getxattr(&self, nodeid: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+    pub fn getxattr(
+        &self,
+        nodeid: NodeId,
+        name: Vec<u8>,
+        reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static,
+    ) {
         let ino = self.core.ino(nodeid);
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);
@@ -48,9 +54,15 @@ impl Fs {
     }
 
     /// Remove an attribute.
-    pub fn removexattr(&self, nodeid: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
-        let change =
-            move |core: &Core, ino: InodeNo, txn: &mut Transaction| xattr::remove(&core.tree(ino), txn, &name);
+    pub fn removexattr(
+        &self,
+        nodeid: NodeId,
+        name: Vec<u8>,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
+            xattr::remove(&core.tree(ino), txn, &name)
+        };
         self.change_xattr(nodeid, Box::new(change), reply);
     }
 
