@@ -322,6 +322,7 @@ impl LockPort for LockManager {
     }
 
     fn tick(&self, _now: Duration) -> Option<Duration> {
-        None // the hub has a timer thread of its own
+        self.hub.with_desk(|desk, now| desk.tick(now));
+        None // the hub has a timer thread of its own; this is for the log lines about waiting
     }
 }

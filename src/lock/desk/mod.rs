@@ -226,7 +226,9 @@ impl Desk {
         if let Some(case) = self.cases.get_mut(&name) {
             case.telling = case.telling.checked_sub(1).expect("told once for each telling");
             if case.telling == 0 {
-                self.table.change(name, |held| held.told = held.mode);
+                // Whoever waits is served before any cap is looked at.
+                self.table.change(name, |held| (held.told, held.limit) = (held.mode, held.mode));
+                self.serve(name);
             }
         }
         self.evaluate_soon(name);
