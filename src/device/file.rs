@@ -361,3 +361,6 @@ impl BlockDevice for FileDevice {
         self.path.display().to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,13 +89,14 @@ struct Route {
 }
 
 /// See the head of the file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
+    requests_max: usize,
     last_seq: u64,
     lines: BTreeMap<Key, Line>,
     routes: BTreeMap<AgNo, Route>,
-    /// Open requests by master, in the order of their opening; the first ones have a place in the
-    /// register and keep it until they close.
+    /// Open requests by master, in the order of their opening. Most places in the register go to
+    /// the oldest, which keep them until they close.
     open: BTreeMap<SlotId, BTreeMap<u64, Key>>,
     /// The order number of each open request.
     order: BTreeMap<Key, (SlotId, u64)>,
@@ -104,12 +105,26 @@ pub struct Holder {
     capped: BTreeSet<Key>,
 }
 
-/// Most requests in one register.
+/// Most requests in one register, the usual setting.
 pub const REQUESTS_MAX: usize = 180;
 /// Most declarations in one register.
 pub const DECLARED_MAX: usize = 20;
 
 impl Holder {
+    /// A holder of nothing, that makes at most `requests_max` requests of one master at a time.
+    pub fn new(requests_max: usize) -> Holder {
+        Holder {
+            requests_max,
+            last_seq: 0,
+            lines: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            open: BTreeMap::new(),
+            order: BTreeMap::new(),
+            last_order: 0,
+            capped: BTreeSet::new(),
+        }
+    }
+
     /// One event.
     pub fn step(&mut self, event: HolderEvent) -> Vec<HolderAction> {
         let mut out = Vec::new();
@@ -167,8 +182,7 @@ impl Holder {
                 entries.extend(self.declaration(*ag, token));
             }
         }
-        let open = self.open.get(&to).into_iter().flatten().take(REQUESTS_MAX);
-        for key in open.map(|(_, key)| key) {
+        for key in &self.placed(to) {
             let line = &self.lines[key];
             let (_, token) = self.routes[&key.0].to.expect("an open request has a place to go");
             entries.push(Entry {
@@ -184,6 +198,29 @@ impl Holder {
             });
         }
         entries
+    }
+
+    /// The requests with a place in the register for `to`. If there are more than places, those come
+    /// first that a new master waits for before it grants anything, and a ninth goes to the greatest
+    /// locks: all who hold what the others ask for may be waiting for greater ones, and the greatest
+    /// of all is the one whose holders wait for nothing. A request that loses its place to such a
+    /// one loses its turn at the master, never a grant.
+    fn placed(&self, to: SlotId) -> Vec<Key> {
+        let Some(open) = self.open.get(&to) else { return Vec::new() };
+        if open.len() <= self.requests_max {
+            return open.values().copied().collect();
+        }
+        let declares = |key: &Key| {
+            let line = &self.lines[key];
+            line.held != Mode::N && !line.confirmed && self.routes[&key.0].asked
+        };
+        let reserved = (self.requests_max / 9).max(1);
+        let (mut placed, by_age): (Vec<_>, Vec<_>) = open.values().copied().partition(declares);
+        placed.extend(by_age);
+        let mut rest = placed.split_off(self.requests_max - reserved);
+        rest.sort_by_key(|(_, lock)| std::cmp::Reverse(*lock));
+        placed.extend(rest.into_iter().take(reserved));
+        placed
     }
 
     /// The declaration of a group, once each lock held in it is confirmed.

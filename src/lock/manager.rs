@@ -13,15 +13,21 @@
 
 use crate::base::clock::Clock;
 use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
-use crate::cluster::{Entry, LockPort, Membership};
+use crate::cluster::{Entry, LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::layout::Geometry;
 use crate::lock::LockSet;
-use crate::lock::desk::{Closing, Desk, DeskTimes, Shed};
+use crate::lock::desk::{Closing, Desk, DeskConfig, Shed};
+use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
+use crate::lock::master::{ASKS_MAX, CAPS_MAX};
 use crate::lock::table::PinTable;
 use crate::lock::threads::{Hub, Then};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+// A register holds, in each direction, answers to all requests of the peer and everything of ours.
+const _: () =
+    assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX <= REGISTER_ENTRIES_MAX);
 
 /// Settings of the lock manager.
 #[derive(Clone)]
@@ -149,11 +155,13 @@ impl LockManager {
         slot: SlotId,
         demoter: Arc<dyn Demoter>,
     ) -> Arc<LockManager> {
-        let times = DeskTimes {
+        let times = DeskConfig {
             hold_min: cfg.hold_min,
             hold_max: cfg.hold_max,
             idle: cfg.idle,
             busy_retry: cfg.busy_retry,
+            requests_max: REQUESTS_MAX,
+            caps_max: CAPS_MAX,
         };
         let table = Arc::new(PinTable::default());
         let desk = Desk::new(geometry, slot, times, table.clone());
@@ -314,6 +322,7 @@ impl LockPort for LockManager {
     }
 
     fn tick(&self, _now: Duration) -> Option<Duration> {
-        None // the hub has a timer thread of its own
+        self.hub.with_desk(|desk, now| desk.tick(now));
+        None // the hub has a timer thread of its own; this is for the log lines about waiting
     }
 }

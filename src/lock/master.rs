@@ -86,8 +86,9 @@ struct Peer {
 }
 
 /// See the head of the file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Master {
+    caps_max: usize,
     last_grant: u64,
     groups: BTreeMap<AgNo, Group>,
     /// Groups that wait for declarations.
@@ -98,10 +99,22 @@ pub struct Master {
 
 /// Most declarations asked of one peer at a time; the register is bounded.
 pub const ASKS_MAX: usize = 20;
-/// Most grant entries in one register.
-pub const GRANTS_MAX: usize = 198;
+/// Most unasked caps in one register, the usual setting.
+pub const CAPS_MAX: usize = 18;
 
 impl Master {
+    /// A master of nothing, that tells one peer of at most `caps_max` unasked caps at a time.
+    pub fn new(caps_max: usize) -> Master {
+        Master {
+            caps_max,
+            last_grant: 0,
+            groups: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            objects: BTreeMap::new(),
+            peers: BTreeMap::new(),
+        }
+    }
+
     /// One event; `own` tells what this host holds of a lock that has no object yet.
     pub fn step(&mut self, event: MasterEvent, own: &dyn Fn(LockName) -> Mode) -> Vec<MasterAction> {
         let mut out = Vec::new();
@@ -144,27 +157,28 @@ impl Master {
         let asks = self.opening().filter(|(_, awaited)| awaited.contains(&to)).take(ASKS_MAX);
         let mut entries: Vec<_> = asks.map(|(ag, _)| ask(ag, self.groups[&ag].token)).collect();
         let Some(peer) = self.peers.get(&to) else { return entries };
-        // Answers to requests come before unasked caps: without them no place ever becomes free.
-        for answers in [true, false] {
-            for lock in &peer.grants {
-                let object = &self.objects[lock];
-                let party = &object.parties[&to];
-                if party.present == answers && entries.len() < ASKS_MAX + GRANTS_MAX {
-                    entries.push(Entry {
-                        lock: *lock,
-                        kind: EntryKind::Grant,
-                        mode: party.belief,
-                        held: Mode::N,
-                        cap: party.cap,
-                        flags: 0,
-                        token: self.groups[&object.ag].token,
-                        number: party.last_grant,
-                        seq: party.seen,
-                    });
-                }
-            }
-        }
+        let answered = |lock: &&LockName| self.objects[*lock].parties[&to].present;
+        entries.extend(peer.grants.iter().filter(answered).map(|lock| self.grant_entry(*lock, to)));
+        // The greatest first: whoever holds the greatest lock that is waited for waits for nothing.
+        let unasked = peer.grants.iter().rev().filter(|lock| !answered(lock)).take(self.caps_max);
+        entries.extend(unasked.map(|lock| self.grant_entry(*lock, to)));
         entries
+    }
+
+    fn grant_entry(&self, lock: LockName, to: SlotId) -> Entry {
+        let object = &self.objects[&lock];
+        let party = &object.parties[&to];
+        Entry {
+            lock,
+            kind: EntryKind::Grant,
+            mode: party.belief,
+            held: Mode::N,
+            cap: party.cap,
+            flags: 0,
+            token: self.groups[&object.ag].token,
+            number: party.last_grant,
+            seq: party.seen,
+        }
     }
 
     fn open(

@@ -11,4 +11,6 @@ pub use manager::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockInfo, LockMa
 pub use set::LockSet;
 
 #[cfg(test)]
+mod manager_tests;
+#[cfg(test)]
 mod sim_tests;

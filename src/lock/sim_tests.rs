@@ -6,7 +6,7 @@ use crate::base::{AgNo, BlockNo, Incarnation, InodeNo, LockName, Mode, SlotId, T
 use crate::cluster::{Entry, Membership, Owner};
 use crate::format::cluster::{Adopter, SlotState, View};
 use crate::format::layout::Geometry;
-use crate::lock::desk::{Closing, Desk, DeskTimes, Effect, Shed, TicketNo};
+use crate::lock::desk::{Closing, Desk, DeskConfig, Effect, Shed, TicketNo};
 use crate::lock::table::PinTable;
 use crate::lock::{DemoteAnswer, LockSet};
 use rand::rngs::StdRng;
@@ -127,7 +127,10 @@ impl World {
         (entry.state, entry.incarnation) = (SlotState::Live { former: None }, incarnation);
         self.renew_adopters();
         let table = Arc::new(PinTable::default());
-        let times = DeskTimes {
+        let requests_max = [2, 3, 180][self.rng.random_range(0..3)];
+        let times = DeskConfig {
+            requests_max,
+            caps_max: requests_max - 1,
             hold_min: Duration::from_millis(10),
             hold_max: Duration::from_millis(200),
             idle: Duration::from_millis(2),

@@ -95,7 +95,7 @@ impl Desk {
             return; // looked at again when that is over
         }
         let held = self.table.get(name).unwrap_or_default();
-        if held.mode == Mode::N || case.shed == Shed::Idle && held.pins() > 0 && !case.busy {
+        if held.mode == Mode::N || case.shed == Shed::Idle && (held.pins() > 0 || !case.waiters.is_empty()) {
             case.shed = Shed::No;
         }
         let due = case.goal(held.mode);
@@ -164,7 +164,7 @@ impl Desk {
     }
 
     /// Give pins to all waiting operations that the limit allows.
-    fn serve(&mut self, name: LockName) {
+    pub(super) fn serve(&mut self, name: LockName) {
         let Some(case) = self.cases.get_mut(&name) else { return };
         let table = &self.table;
         let (mut served, mut rest) = (Vec::new(), VecDeque::new());

@@ -49,9 +49,9 @@ pub enum Effect {
     Adopt(AgNo),
 }
 
-/// The times the desk is set to.
+/// What the desk is set to.
 #[derive(Clone, Copy, Debug)]
-pub struct DeskTimes {
+pub struct DeskConfig {
     /// Bounds of the minimum hold.
     pub hold_min: Duration,
     pub hold_max: Duration,
@@ -59,6 +59,9 @@ pub struct DeskTimes {
     pub idle: Duration,
     /// From a busy demotion to its repetition, and from a failed adoption.
     pub busy_retry: Duration,
+    /// Most requests, and most caps nobody asked for, in one register.
+    pub requests_max: usize,
+    pub caps_max: usize,
 }
 
 /// A class of locks that is not given out any more because the host leaves.
@@ -87,7 +90,7 @@ pub struct Desk {
     table: Arc<PinTable>,
     geometry: Geometry,
     me: SlotId,
-    times: DeskTimes,
+    times: DeskConfig,
     master: Master,
     holder: Holder,
     membership: Option<Arc<Membership>>,
@@ -110,14 +113,14 @@ pub struct Desk {
 
 impl Desk {
     /// A desk that knows no members yet.
-    pub fn new(geometry: Geometry, me: SlotId, times: DeskTimes, table: Arc<PinTable>) -> Desk {
+    pub fn new(geometry: Geometry, me: SlotId, times: DeskConfig, table: Arc<PinTable>) -> Desk {
         Desk {
             table,
             geometry,
             me,
             times,
-            master: Master::default(),
-            holder: Holder::default(),
+            master: Master::new(times.caps_max),
+            holder: Holder::new(times.requests_max),
             membership: None,
             learned: BTreeMap::new(),
             routed: BTreeMap::new(),
@@ -223,7 +226,9 @@ impl Desk {
         if let Some(case) = self.cases.get_mut(&name) {
             case.telling = case.telling.checked_sub(1).expect("told once for each telling");
             if case.telling == 0 {
-                self.table.change(name, |held| held.told = held.mode);
+                // Whoever waits is served before any cap is looked at.
+                self.table.change(name, |held| (held.told, held.limit) = (held.mode, held.mode));
+                self.serve(name);
             }
         }
         self.evaluate_soon(name);
