@@ -202,7 +202,7 @@ impl Core {
         if self.journal.durable() < last {
             self.journal.commit(last)?;
         } else if in_place {
-            self.store.device().flush()?;
+            self.store.flush()?;
         }
         error.map_or(Ok(()), Err)
     }
