@@ -2,82 +2,16 @@
 
 mod common;
 
-use common::simdisk::SimDisk;
-use shoal::base::{AgNo, BlockNo, Error, InodeNo, LockName, SlotId, TxnId, Version};
+use common::journal_rig::*;
+use shoal::base::{AgNo, BlockNo, Error, LockName, TxnId, Version};
 use shoal::device::BlockDevice;
-use shoal::format::journal::JournalPlace;
-use shoal::format::{Block, BlockKind, Geometry};
-use shoal::journal::{DeviceSink, Journal, JournalConfig, journal_is_clean, replay};
+use shoal::format::{Block, BlockKind};
+use shoal::journal::{Journal, JournalConfig, journal_is_clean};
 use shoal::store::Store;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-
-const FORMAT: u64 = 0xabcd;
-const SLOT: SlotId = SlotId(0);
-
-fn geometry() -> Geometry {
-    Geometry {
-        total_blocks: 65536,
-        max_slots: 2,
-        cell_pitch: 512,
-        ledger_pages: 1,
-        ag_blocks: 16384,
-        ag_count: 3,
-    }
-}
-
-fn extent() -> (BlockNo, u64) {
-    (geometry().ag_start(AgNo(0)).plus(512), 1024)
-}
-
-fn block(n: u64) -> BlockNo {
-    geometry().ag_start(AgNo(1)).plus(600 + n)
-}
-
-fn cover(n: u64) -> LockName {
-    LockName::Inode(InodeNo(block(n).0))
-}
-
-fn disk(blocks: u64) -> Arc<SimDisk> {
-    let disk = SimDisk::new(geometry().total_blocks * 4096);
-    let place = JournalPlace { format_id: FORMAT, slot: SLOT, start: extent().0, blocks: extent().1 };
-    for (i, b) in place.empty().iter().enumerate() {
-        disk.write(extent().0.plus(i as u64).byte(), &b.0).unwrap();
-    }
-    for n in 0..blocks {
-        let mut b = Block::init(FORMAT, block(n), BlockKind::Inode, block(n).0, cover(n), Version(1));
-        b.seal();
-        disk.write(block(n).byte(), &b.0).unwrap();
-    }
-    disk
-}
-
-fn open_with(disk: &Arc<SimDisk>, config: JournalConfig) -> (Arc<Store>, Arc<Journal>) {
-    let store = Store::new(disk.clone(), FORMAT, geometry(), 8 << 20);
-    let journal = Journal::open(store.clone(), extent(), SLOT, config).unwrap();
-    (store, journal)
-}
-
-fn by_hand() -> JournalConfig {
-    JournalConfig { background: false, ..Default::default() }
-}
-
-fn bump(journal: &Arc<Journal>, n: u64) -> TxnId {
-    let mut h = journal.begin(1).unwrap();
-    h.modify(block(n), BlockKind::Inode, cover(n), &mut add_one).unwrap();
-    h.finish()
-}
-
-fn add_one(b: &mut Block) {
-    let v = value(b) + 1;
-    b.body_mut()[..8].copy_from_slice(&v.to_le_bytes());
-}
-
-fn value(b: &Block) -> u64 {
-    u64::from_le_bytes(b.body()[..8].try_into().unwrap())
-}
 
 #[test]
 fn a_dropped_handle_leaves_no_trace() {
@@ -103,6 +37,28 @@ fn a_dropped_handle_leaves_no_trace() {
     h.modify(block(1), BlockKind::Inode, cover(1), &mut add_one).unwrap();
     h.finish();
     assert_eq!(store.read(block(1), BlockKind::Inode, cover(1)).unwrap().version(), Version(2));
+}
+
+/// Many handles that reserve much and use little wait for each other, not for the disk.
+#[test]
+fn worst_case_reservations_do_not_cost_commits() {
+    let disk = disk(8);
+    let (_, journal) = open_with(&disk, by_hand());
+    let flushes = disk.requests().2;
+    std::thread::scope(|s| {
+        for n in 0..8 {
+            let journal = journal.clone();
+            s.spawn(move || {
+                for _ in 0..200 {
+                    let mut h = journal.begin(journal.handle_max()).unwrap();
+                    h.modify(block(n), BlockKind::Inode, cover(n), &mut add_one).unwrap();
+                    h.finish();
+                }
+            });
+        }
+    });
+    assert_eq!(disk.requests().2, flushes);
+    journal.shutdown().unwrap();
 }
 
 #[test]
@@ -197,15 +153,6 @@ fn commits_are_shared() {
     let flushes = disk.requests().2 - before;
     assert!(flushes < THREADS * ROUNDS / 2, "{flushes} flushes for {} commits", THREADS * ROUNDS);
     crash_and_expect(&disk, THREADS, ROUNDS);
-}
-
-fn crash_and_expect(disk: &Arc<SimDisk>, blocks: u64, want: u64) {
-    let crashed = disk.snapshot();
-    let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
-    replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
-    for n in 0..blocks {
-        assert_eq!(value(&store.read(block(n), BlockKind::Inode, cover(n)).unwrap()), want, "block {n}");
-    }
 }
 
 /// Changers, releasers and checkpoints all at once on a log that turns many times, with a cache
@@ -336,25 +283,6 @@ fn a_corrupt_block_is_an_error_and_read_by_many_only_once() {
         }
     });
     assert_eq!(disk.requests().0 - before, 1);
-}
-
-/// The newest header copy may be lost at any time.
-#[test]
-fn one_header_copy_is_enough() {
-    let disk = disk(4);
-    let (_, journal) = open_with(&disk, by_hand());
-    for n in 0..4 {
-        bump(&journal, n);
-        journal.checkpoint_all().unwrap();
-    }
-    for n in 0..4 {
-        journal.commit(bump(&journal, n)).unwrap();
-    }
-    for copy in 0..2 {
-        let rotten = disk.snapshot();
-        rotten.damage(extent().0.plus(copy).byte(), &[0; 4096]);
-        crash_and_expect(&rotten, 4, 2);
-    }
 }
 
 /// Cost of a change of a hot block; run with `--release -- --ignored --nocapture`.

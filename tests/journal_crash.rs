@@ -7,9 +7,9 @@ mod common;
 use common::simdisk::{Event, History, SimDisk, Unflushed};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal::base::{AgNo, BlockNo, InodeNo, LockName, SlotId, TxnId, Version};
+use shoal::base::{AgNo, BlockNo, Error, InodeNo, LockName, SlotId, TxnId, Version};
 use shoal::device::BlockDevice;
-use shoal::format::journal::JournalPlace;
+use shoal::format::journal::{COMMIT_MAGIC, JournalPlace, TXN_MAGIC};
 use shoal::format::{Block, BlockKind, Geometry};
 use shoal::journal::{DeviceSink, Journal, JournalConfig, OverlaySink, journal_is_clean, replay};
 use shoal::store::Store;
@@ -19,7 +19,8 @@ use std::sync::Arc;
 const FORMAT: u64 = 0xfeed_f00d;
 const SLOT: SlotId = SlotId(1);
 const BLOCKS: u64 = 40;
-const EXTENT_BLOCKS: u64 = 400;
+/// The smallest: the log turns often.
+const EXTENT_BLOCKS: u64 = 256;
 
 fn geometry() -> Geometry {
     Geometry {
@@ -102,7 +103,7 @@ fn on_disk(disk: &Arc<SimDisk>, n: u64) -> Result<Content, String> {
     };
     if let Some(stamp) = stamp {
         // The stamp is repeated all over the block: a mix of two images would show.
-        let uniform = b.body().chunks_exact(512).all(|c| c[..8] == stamp.to_le_bytes());
+        let uniform = b.body().chunks_exact(8).all(|c| c == stamp.to_le_bytes());
         if !uniform {
             return Err(format!("block {n} is a mix of images"));
         }
@@ -128,6 +129,8 @@ struct Run {
     acknowledged: Vec<(usize, TxnId)>,
     /// (events, lock, content) when a lock had been released.
     released: Vec<(usize, Vec<(u64, Content)>)>,
+    /// (events, block, content) written by another host after a release.
+    foreign: Vec<(usize, u64, Content)>,
 }
 
 impl Run {
@@ -146,12 +149,13 @@ impl Run {
             states,
             acknowledged: Vec::new(),
             released: Vec::new(),
+            foreign: Vec::new(),
         }
     }
 
     /// One handle changing a few blocks; sometimes undone.
     fn change(&mut self) {
-        let count = self.rng.random_range(1..8);
+        let count = self.rng.random_range(1..16);
         let mut handle = self.journal.begin(16).unwrap();
         let txn = handle.txn();
         let (model, touched, freed) = (self.model.clone(), self.touched.clone(), self.freed.clone());
@@ -162,7 +166,7 @@ impl Run {
             let old = self.model[&n];
             let first = self.touched.get(&n) != Some(&txn);
             let write = move |b: &mut Block| {
-                b.body_mut().chunks_exact_mut(512).for_each(|c| c[..8].copy_from_slice(&stamp.to_le_bytes()));
+                b.body_mut().chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&stamp.to_le_bytes()));
             };
             let new = match old.stamp {
                 Some(_) if self.rng.random_bool(0.1) => {
@@ -218,6 +222,38 @@ impl Run {
         }
         self.journal.store().halt().check().unwrap();
         self.acknowledged.push((self.disk.event_count(), self.journal.durable()));
+        if self.rng.random_bool(0.5) {
+            self.foreign_change(n);
+        }
+    }
+
+    /// Another host has taken the lock, changes a block, and gives it back.
+    fn foreign_change(&mut self, n: u64) {
+        let old = self.model[&n];
+        if old.stamp.is_none() {
+            return;
+        }
+        self.next_stamp += 1;
+        let new = Content { stamp: Some(self.next_stamp), version: old.version + 1 };
+        let mut b = Block::init(FORMAT, block(n), BlockKind::Blob, 0, cover(n), Version(new.version));
+        b.body_mut().chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&self.next_stamp.to_le_bytes()));
+        b.seal();
+        self.disk.write_foreign(block(n).byte(), &b.0);
+        self.model.insert(n, new);
+        // Ours again, and it is in no transaction that still runs.
+        self.touched.remove(&n);
+        self.foreign.push((self.disk.event_count(), n, new));
+    }
+
+    /// A state of ours with what other hosts had written by then.
+    fn with_foreign(&self, state: &Model, events: usize) -> Model {
+        let mut state = state.clone();
+        for (_, n, content) in self.foreign.iter().filter(|f| f.0 <= events) {
+            if content.version > state[n].version {
+                state.insert(*n, *content);
+            }
+        }
+        state
     }
 
     fn step(&mut self) {
@@ -256,7 +292,8 @@ impl Run {
             (0..BLOCKS).map(|n| (n, on_disk(crashed, n).unwrap_or_else(|e| panic!("{what}: {e}")))).collect();
         let least = self.acknowledged.iter().take_while(|(at, _)| *at <= events).last();
         let least = least.map_or(*self.states.keys().next().unwrap(), |(_, t)| *t);
-        let matching = self.states.range(least..).find(|(_, state)| **state == found);
+        let matching =
+            self.states.range(least..).find(|(_, state)| self.with_foreign(state, events) == found);
         assert!(
             matching.is_some(),
             "{what}: not a state at or after {least}\nfound {found:?}\nwanted {:?}",
@@ -366,6 +403,49 @@ fn replay_may_be_cut_at_any_write() {
             }
         }
     }
+}
+
+/// A commit block of the dead host lands late, after its journal was replayed and opened again.
+#[test]
+fn a_late_commit_block_is_not_believed() {
+    let (disk, model) = fresh_disk();
+    let history = disk.record();
+    let (_, journal) = open(&disk);
+    let mut run = Run::new(1, disk.clone(), journal, model);
+    run.change();
+    run.commit();
+    let events = disk.events();
+    let is_commit = |e: &Event| matches!(e, Event::Write { data, .. } if data[..4] == COMMIT_MAGIC);
+    let at = events.iter().rposition(is_commit).unwrap();
+    let crashed = history.crash_at(&events, at, Unflushed::Kept);
+    run.check(&crashed, at, "before the commit block");
+    let (_store, _journal) = open(&crashed);
+    let Event::Write { offset, data } = &events[at] else { unreachable!("found as a write") };
+    crashed.write(*offset, data).unwrap();
+    assert!(journal_is_clean(&open_store(&crashed), extent(), SLOT).unwrap());
+}
+
+/// What was committed and is then damaged by the medium is reported, not passed over.
+#[test]
+fn a_damaged_transaction_is_reported() {
+    let (disk, model) = fresh_disk();
+    disk.record();
+    let (_, journal) = open(&disk);
+    let mut run = Run::new(2, disk.clone(), journal, model);
+    run.change();
+    run.commit();
+    let events = disk.events();
+    let is_stream = |e: &&Event| matches!(e, Event::Write { data, .. } if data[..4] == TXN_MAGIC);
+    let Some(Event::Write { offset, .. }) = events.iter().rfind(is_stream) else { panic!("no stream") };
+    disk.damage(offset + 200, &[0xff; 3]);
+    let store = open_store(&disk);
+    let mut sink = DeviceSink::new(&store, Default::default());
+    assert!(matches!(replay(&store, extent(), SLOT, &mut sink), Err(Error::Corrupt { .. })));
+    let mut overlay = OverlaySink::new(&store);
+    overlay.tolerate_damage = true;
+    let report = replay(&store, extent(), SLOT, &mut overlay).unwrap();
+    assert_eq!((report.damaged.len(), report.applied), (1, 0));
+    assert!(Journal::open(store, extent(), SLOT, JournalConfig::default()).is_err());
 }
 
 /// The canary: the sweep must notice a device that ignores flushes.

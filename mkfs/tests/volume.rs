@@ -325,3 +325,25 @@ fn a_cut_at_any_write_leaves_no_volume_or_a_whole_one() {
     }
     assert_eq!(whole, 1, "only the complete run makes a volume");
 }
+
+/// The image of format version 1, as a checksum over all of it. If a change of the format is meant,
+/// follow the rule at the head of docs/FORMAT.md first.
+#[test]
+fn the_golden_image() {
+    let identity =
+        shoal_mkfs::Identity { format_id: 7, uuid: [1; 16], hash_seed: [2; 16], created: 1_700_000_000 };
+    for (pitch, golden) in [(512, 0xae7b_bd94_u32), (4096, 0x76a2_add0)] {
+        let (_dir, dev) = image(64 * MIB);
+        let options = Options {
+            identity: Some(identity),
+            label: "golden".into(),
+            cell_pitch: Some(pitch),
+            ..Options::default()
+        };
+        make(&dev, &options).unwrap();
+        let mut bytes = vec![0; 64 << 20];
+        dev.read(0, &mut bytes).unwrap();
+        let crc = shoal::format::block::crc32c(&bytes);
+        assert_eq!(crc, golden, "pitch {pitch}: a new volume has other bytes (crc {crc:#010x})");
+    }
+}

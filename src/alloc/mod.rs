@@ -4,7 +4,8 @@
 //! lock this host holds; a group with open promises keeps its lock. Blocks are picked in memory and
 //! become used on the disk when the transaction that uses them finishes.
 
-use crate::base::{AgNo, BlockNo, Error, Result};
+use crate::base::{AgNo, BlockNo, Error, LockName, Result};
+use crate::format::BlockKind;
 use crate::format::layout::CHUNK_BLOCKS;
 use crate::journal::Journal;
 use crate::store::Store;
@@ -47,8 +48,13 @@ pub enum DemoteReady {
 /// Where frees go whose group this host does not hold: an item of its slot's system inode, in the
 /// same transaction.
 pub trait DeferredFrees: Send + Sync {
-    /// Remember a run to be freed later.
-    fn defer(&self, txn: &mut dyn BlockTxn, run: BlockRun, metadata: bool) -> Result<()>;
+    /// Remember a run to be freed later. `metadata`: what the (one) metadata block is, and its lock.
+    fn defer(
+        &self,
+        txn: &mut dyn BlockTxn,
+        run: BlockRun,
+        metadata: Option<(BlockKind, LockName)>,
+    ) -> Result<()>;
 }
 
 /// The allocator of one mount.

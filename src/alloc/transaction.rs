@@ -305,7 +305,7 @@ impl BlockTxn for Transaction {
             return Ok(());
         }
         let deferred = self.alloc.deferred.clone();
-        deferred.defer(self, BlockRun { start: block, blocks: 1 }, true)
+        deferred.defer(self, BlockRun { start: block, blocks: 1 }, Some((kind, cover)))
     }
 
     fn free_data(&mut self, run: BlockRun) -> Result<()> {
@@ -326,7 +326,7 @@ impl BlockTxn for Transaction {
             }
             None => {
                 let deferred = self.alloc.deferred.clone();
-                deferred.defer(self, run, false)
+                deferred.defer(self, run, None)
             }
         }
     }

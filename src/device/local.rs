@@ -85,9 +85,15 @@ impl Registration {
         let pid = std::process::id();
         std::fs::create_dir_all(directory)?;
         let path = directory.join(format!("{pid}.json"));
-        // A record left behind by an earlier process of this number has no lock on it.
-        let file = File::options().create(true).truncate(false).write(true).read(true).open(&path)?;
-        file.lock()?;
+        let file = loop {
+            // A record left behind by an earlier process of this number has no lock on it. A reader
+            // may be clearing it away at this moment: then it has no name any more.
+            let file = File::options().create(true).truncate(false).write(true).read(true).open(&path)?;
+            file.lock()?;
+            if file.metadata()?.nlink() > 0 {
+                break file;
+            }
+        };
         let daemon = Daemon {
             pid,
             device: device.to_owned(),
@@ -107,6 +113,11 @@ impl Registration {
     pub fn set_mounted(&mut self, connection: u64) -> io::Result<()> {
         self.daemon.connection = Some(connection);
         self.write()
+    }
+
+    /// Leaves the record to the end of the process, for whatever still has the device open until then.
+    pub fn keep_until_exit(self) {
+        std::mem::forget(self);
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -169,7 +180,9 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         }
         // Gone or not yet written: its daemon ended or begins at this moment.
         let Ok(file) = File::open(&path) else { continue };
-        if !is_locked(&file) {
+        if file.try_lock().is_ok() {
+            // Its daemon is dead. The lock keeps a new one from taking this file over meanwhile.
+            let _ = std::fs::remove_file(&path);
             continue;
         }
         let Ok(daemon) = serde_json::from_reader::<_, Daemon>(&file) else { continue };
@@ -245,6 +258,7 @@ mod tests {
         std::fs::write(dir.path().join("1.json"), b"{}").unwrap();
         std::fs::write(dir.path().join("note.txt"), b"hello").unwrap();
         assert!(running_in(dir.path()).unwrap().is_empty());
+        assert!(!dir.path().join("1.json").exists() && dir.path().join("note.txt").exists());
         assert!(running_in(&dir.path().join("none")).unwrap().is_empty());
     }
 }

@@ -1,7 +1,6 @@
 //! The superblock: what never changes while anybody has the volume mounted.
 
-use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
-use crate::device::BlockDevice;
+use crate::base::{AgNo, BLOCK_SIZE, BlockDevice, BlockNo, Error, LockName, Result, Version};
 use crate::format::block::{Block, BlockKind, MAGIC};
 use crate::format::layout::{
     BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK,
@@ -140,7 +139,7 @@ impl Superblock {
             ag_blocks: d.ag_blocks.get(),
             ag_count: d.ag_count.get(),
         };
-        check_geometry(&geometry).map_err(|what| bad(what))?;
+        check_geometry(&geometry).map_err(bad)?;
         Ok(Superblock {
             format_id,
             uuid: d.uuid,
@@ -229,13 +228,7 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
         },
         Err(unreadable) => backup_instead(dev, &unreadable)?,
     };
-    let wanted = sb.geometry.total_blocks * BLOCK_SIZE as u64;
-    if dev.size() < wanted {
-        return Err(Error::Device(format!(
-            "{name}: truncated: the volume has {wanted} bytes, the device {}; restore its full size",
-            dev.size()
-        )));
-    }
+    fits(dev, &sb)?;
     Ok((sb, from))
 }
 
@@ -243,6 +236,26 @@ fn backup_instead(dev: &dyn BlockDevice, damage: &Error) -> Result<(Superblock, 
     let (sb, place) = load_backup(dev)
         .ok_or_else(|| Error::Device(format!("{}: its superblocks are damaged: {damage}", dev.name())))?;
     Ok((sb, LoadedFrom::Backup(place)))
+}
+
+/// Is the device as long as the volume, and can it write a cell without its neighbours?
+fn fits(dev: &dyn BlockDevice, sb: &Superblock) -> Result<()> {
+    let name = dev.name();
+    let wanted = sb.geometry.total_blocks * BLOCK_SIZE as u64;
+    if dev.size() < wanted {
+        return Err(Error::Device(format!(
+            "{name}: truncated: the volume has {wanted} bytes, the device {}; restore its full size",
+            dev.size()
+        )));
+    }
+    let (pitch, logical) = (sb.geometry.cell_pitch, dev.logical_block());
+    if pitch < logical {
+        return Err(Error::Device(format!(
+            "{name}: the volume was made for blocks of {pitch} bytes, the device has blocks of {logical}; \
+             copy it to a device that can write {pitch} bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// What to say of a device without our superblock. Looks at the fixed backup only: this is every

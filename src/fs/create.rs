@@ -3,6 +3,7 @@
 use super::*;
 use crate::alloc::Want;
 use crate::inode::tree_costs;
+use crate::lock::Pins;
 use handles::OpenFlags;
 
 /// What a new inode is to be.
@@ -54,7 +55,8 @@ impl Plan {
     }
 
     /// Insert the inode and its name in one transaction.
-    fn execute(&self, op: &mut Op<'_>) -> Step<(InodeNo, Attr)> {
+    /// With `open` its iopen lock comes along: once the name is in, nothing may be missing any more.
+    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(InodeNo, Attr, Option<Pins>)> {
         check_name(&self.name)?;
         let core = op.core.clone();
         let space = op.space(self.want(&core))?;
@@ -75,6 +77,7 @@ impl Plan {
         let mut txn = core.change(space, blocks)?;
         let (ino, generation) = txn.alloc_inode(self.dir.block())?;
         op.need_inode(ino, Mode::X)?;
+        let iopen = if open { Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?) } else { None };
         let now = core.now();
         let attr = self.attr(ino, generation, &dir_attr, now);
         core.tree(ino).create(&mut txn, &attr)?;
@@ -92,7 +95,7 @@ impl Plan {
         state.last_txn = id;
         drop(state);
         core.adopt_new(ino, attr.clone(), id);
-        Ok((ino, attr))
+        Ok((ino, attr, iopen))
     }
 }
 
@@ -111,7 +114,7 @@ impl Fs {
     fn make(&self, plan: Plan, reply: impl FnOnce(Result<EntryReply>) + Send + 'static) {
         let locks = inode(plan.dir, Mode::X);
         let body = move |op: &mut Op<'_>| -> Step<EntryReply> {
-            let (ino, attr) = plan.execute(op)?;
+            let (ino, attr, _) = plan.execute(op, false)?;
             Ok(op.core.entry_of(ino, attr))
         };
         op::run(&self.core, locks, Box::new(body), Box::new(reply));
@@ -168,18 +171,18 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<(EntryReply, OpenReply)> {
             let core = op.core.clone();
             // Locks that opening needs come before anything is changed.
-            let (ino, attr) = match plan.execute(op) {
+            let (ino, attr, iopen) = match plan.execute(op, true) {
                 Err(Stop::Fail(Error::Exists)) if flags & libc::O_EXCL == 0 => {
                     let found = core.dir(dir).lookup(&*core.store, &plan.name)?;
                     let ino = found.ok_or(Stop::Again)?.ino;
                     op.need_inode(ino, Mode::X)?;
                     let node = core.nodes.get(ino);
                     let attr = core.visible(&node, &mut node.state.lock())?;
-                    (ino, attr)
+                    (ino, attr, None)
                 }
                 other => other?,
             };
-            let open = core.open_handle(op, ino, OpenFlags::new(flags))?;
+            let open = core.open_handle(op, ino, OpenFlags::new(flags), iopen)?;
             Ok((core.entry_of(ino, attr), open))
         };
         op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));

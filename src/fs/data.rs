@@ -34,11 +34,8 @@ impl Core {
         self.zero_edges(op, node, state, at, len)?;
         loop {
             // Splitting an extent takes a block; freeing must work on a full volume all the same.
-            let space = match self.step_space(op, node) {
-                Ok(space) => Some(space),
-                Err(Stop::Fail(Error::NoSpace)) => None,
-                Err(stop) => return Err(stop),
-            };
+            let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: self.group(node.ino) };
+            let space = op.space_if_any(want)?;
             let step = self
                 .change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, (at, len), STEP))?;
             self.file(node, state)?.punch_done(&step);

@@ -1,6 +1,7 @@
 //! Open files and directories: open, opendir, release.
 
 use super::*;
+use crate::lock::Pins;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 
@@ -47,21 +48,29 @@ impl Handles {
 
 impl Core {
     /// Open an inode whose lock is pinned; takes its iopen lock for as long as a handle is open.
-    pub(super) fn open_handle(&self, op: &mut Op<'_>, ino: InodeNo, flags: OpenFlags) -> Step<OpenReply> {
+    /// `iopen`: that lock, if the caller has pinned it apart already.
+    pub(super) fn open_handle(
+        &self,
+        op: &mut Op<'_>,
+        ino: InodeNo,
+        flags: OpenFlags,
+        iopen: Option<Pins>,
+    ) -> Step<OpenReply> {
         let node = self.nodes.get(ino);
         let mut held = node.iopen.lock();
-        if held.is_none() {
-            op.need(LockName::IOpen(ino), Mode::S)?;
-        }
+        let fresh = match (&*held, iopen) {
+            (Some(_), _) => None,
+            (None, Some(pins)) => Some(pins),
+            (None, None) => Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?),
+        };
         let mut state = node.state.lock();
         let attr = self.load(&node, &mut state)?;
         if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
         drop(state);
-        if held.is_none() {
-            let open = LockSet::one(LockName::IOpen(ino), Mode::S);
-            *held = Some(self.locks.try_pin(&open).ok_or(Stop::Again)?);
+        if fresh.is_some() {
+            *held = fresh;
         }
         node.opens.fetch_add(1, Ordering::AcqRel);
         if flags.write {
@@ -90,7 +99,7 @@ impl Fs {
         let mode = if flags.write { Mode::X } else { Mode::S };
         let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
             let core = op.core.clone();
-            core.open_handle(op, ino, flags)
+            core.open_handle(op, ino, flags, None)
         };
         op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
     }

@@ -224,6 +224,15 @@ impl Core {
         if replayed.is_empty() {
             return Ok(());
         }
+        // Moving items may take a block: have a group of our own at hand, unless those wait as well.
+        let members = self.cluster.membership();
+        let own = (0..self.geometry.ag_count)
+            .map(AgNo)
+            .find(|ag| members.owner_of(*ag).0.slot() == Some(self.slot));
+        let _space = match own.filter(|_| !replayed.contains(&self.slot)) {
+            Some(ag) => Some(self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?),
+            None => None,
+        };
         for slot in replayed.iter().filter(|s| **s != self.slot) {
             let other = slot_tree(*slot, &volume.slots[usize::from(slot.0)]);
             match self.adopt_slot(other) {
@@ -301,7 +310,10 @@ impl Core {
         }
         let deadline = self.clock.now() + REAP_PATIENCE;
         while self.has_leftovers()? && self.clock.now() < deadline {
-            self.reap_now()?;
+            if let Err(e) = self.reap_now() {
+                tracing::warn!("unlinked files are left for the next mount: {e}");
+                break;
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
         self.stop_threads();

@@ -11,7 +11,7 @@ use crate::alloc::DeferredFrees;
 use crate::file::Progress;
 use crate::format::BlockKind;
 use crate::inode::{ItemKey, ItemKind};
-use crate::txn::{BlockRun, BlockSource, BlockTxn};
+use crate::txn::{BlockRun, BlockTxn};
 use crate::xattr;
 use parking_lot::Condvar;
 use std::collections::BTreeSet;
@@ -74,16 +74,54 @@ pub fn insert_orphan(
     tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
 }
 
-/// Deferred frees as items: key the first block, value blocks u64 and whether metadata u8.
+/// A deferred free: key the first block; value blocks u64, kind of a metadata block u16 (0: data),
+/// class and id of its lock u8 and u64.
+struct Deferred {
+    run: BlockRun,
+    metadata: Option<(BlockKind, LockName)>,
+}
+
+impl Deferred {
+    fn encode(&self) -> Vec<u8> {
+        let (kind, (class, id)) = match self.metadata {
+            Some((kind, cover)) => (kind as u16, cover.to_raw()),
+            None => (0, (0, 0)),
+        };
+        let mut value = self.run.blocks.to_le_bytes().to_vec();
+        value.extend(kind.to_le_bytes());
+        value.push(class);
+        value.extend(id.to_le_bytes());
+        value
+    }
+
+    fn decode(start: u64, value: &[u8]) -> Option<Deferred> {
+        let (blocks, rest) = value.split_first_chunk()?;
+        let (kind, rest) = rest.split_first_chunk()?;
+        let (class, id) = rest.split_first()?;
+        let cover = LockName::from_raw(*class, u64::from_le_bytes(id.try_into().ok()?));
+        let run = BlockRun { start: BlockNo(start), blocks: u64::from_le_bytes(*blocks) };
+        let metadata = match u16::from_le_bytes(*kind) {
+            0 => None,
+            kind => Some((BlockKind::from_raw(kind)?, cover?)),
+        };
+        Some(Deferred { run, metadata })
+    }
+}
+
+/// Deferred frees as items of the slot inode.
 pub struct SlotDeferral {
     pub tree: Tree,
 }
 
 impl DeferredFrees for SlotDeferral {
-    fn defer(&self, txn: &mut dyn BlockTxn, run: BlockRun, metadata: bool) -> Result<()> {
-        let mut value = run.blocks.to_le_bytes().to_vec();
-        value.push(metadata.into());
-        self.tree.put(txn, ItemKey::new(ItemKind::DeferredFree, run.start.0), &value)
+    fn defer(
+        &self,
+        txn: &mut dyn BlockTxn,
+        run: BlockRun,
+        metadata: Option<(BlockKind, LockName)>,
+    ) -> Result<()> {
+        let key = ItemKey::new(ItemKind::DeferredFree, run.start.0);
+        self.tree.put(txn, key, &Deferred { run, metadata }.encode())
     }
 }
 
@@ -121,12 +159,9 @@ impl Core {
             let _slot = self.slot_lock.lock();
             let from = ItemKey::new(ItemKind::Orphan, 0);
             self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
-                match (key.kind, value) {
-                    (ItemKind::Orphan, _) => orphans.push(InodeNo(key.id)),
-                    (ItemKind::DeferredFree, [blocks @ .., metadata]) if blocks.len() == 8 => {
-                        let blocks = u64::from_le_bytes(blocks.try_into().expect("8 bytes"));
-                        frees.push((BlockRun { start: BlockNo(key.id), blocks }, *metadata != 0));
-                    }
+                match key.kind {
+                    ItemKind::Orphan => orphans.push(InodeNo(key.id)),
+                    ItemKind::DeferredFree => frees.extend(Deferred::decode(key.id, value)),
                     _ => {}
                 }
                 if orphans.len() + frees.len() < BATCH {
@@ -139,25 +174,21 @@ impl Core {
         for ino in orphans {
             self.reaper.unlinked(self, ino);
         }
-        frees.into_iter().try_for_each(|(run, metadata)| self.free_deferred(run, metadata))
+        frees.into_iter().try_for_each(|free| self.free_deferred(free))
     }
 
     /// Free a run in a group that was not held when it was freed. Nothing is held now.
-    fn free_deferred(self: &Arc<Self>, run: BlockRun, metadata: bool) -> Result<()> {
-        let Some(ag) = self.geometry.ag_of(run.start) else { return Ok(()) };
+    fn free_deferred(self: &Arc<Self>, free: Deferred) -> Result<()> {
+        let start = free.run.start;
+        let Some(ag) = self.geometry.ag_of(start) else { return Ok(()) };
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
         let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-        let key = ItemKey::new(ItemKind::DeferredFree, run.start.0);
-        if !self.slot_tree.remove(&mut change.txn, key)? {
+        if !self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::DeferredFree, start.0))? {
             return Ok(());
         }
-        if metadata {
-            let cover = LockName::Ag(ag);
-            let kinds = [BlockKind::TreePage, BlockKind::Inode, BlockKind::Blob];
-            let kind = kinds.into_iter().find(|k| self.store.read(run.start, *k, cover).is_ok());
-            change.txn.free_block(run.start, kind.unwrap_or(BlockKind::TreePage), cover)?;
-        } else {
-            change.txn.free_data(run)?;
+        match free.metadata {
+            Some((kind, cover)) => change.txn.free_block(start, kind, cover)?,
+            None => change.txn.free_data(free.run)?,
         }
         change.txn.finish().map(|_| ())
     }
@@ -264,12 +295,12 @@ impl Core {
             let from = ItemKey::new(ItemKind::Orphan, 0);
             other.scan(&*self.store, from, None, &mut |key, value| {
                 items.push((key, value.to_vec()));
-                if items.len() < 8 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if items.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             if items.is_empty() {
                 return Ok(moved);
             }
-            let mut change = self.change_freeing(None, 8 * STEP_BLOCKS)?;
+            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
             for (key, value) in items {
                 other.remove(&mut change.txn, key)?;
                 self.slot_tree.put(&mut change.txn, key, &value)?;

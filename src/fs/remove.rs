@@ -2,6 +2,7 @@
 //! reaper frees it when nobody anywhere holds it open.
 
 use super::*;
+use crate::alloc::Want;
 use crate::inode::tree_costs;
 
 /// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
@@ -37,6 +38,8 @@ impl Core {
         directory: bool,
     ) -> Step<Option<InodeNo>> {
         check_name(name)?;
+        // The orphan's item may need a block.
+        let space = op.space_if_any(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: self.group(dir) })?;
         let parent = self.nodes.get(dir);
         let found = {
             let mut state = parent.state.lock();
@@ -60,7 +63,7 @@ impl Core {
         }
         let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();
         let now = self.now();
-        let mut change = self.change_freeing(None, REMOVE_BLOCKS)?;
+        let mut change = self.change_freeing(space, REMOVE_BLOCKS)?;
         self.dir(dir).remove(&mut change.txn, name)?;
         self.drop_link(&mut change, &mut child_attr, now)?;
         if directory {

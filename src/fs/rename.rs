@@ -108,7 +108,7 @@ impl Rename {
         check_name(&self.new_name)?;
         let core = op.core.clone();
         let space =
-            op.space(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
+            op.space_if_any(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
         let (source, target) = self.prepare(op)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(None);
@@ -139,7 +139,7 @@ impl Rename {
             return Err(Error::NotFound.into());
         }
         self.check_kinds(&core, &parties)?;
-        let mut change = core.change_freeing(Some(space), RENAME_BLOCKS)?;
+        let mut change = core.change_freeing(space, RENAME_BLOCKS)?;
         if self.exchange {
             self.swap(&core, &mut change, &mut parties)?;
         } else {

@@ -13,7 +13,7 @@ const AGE_MAX: Duration = Duration::from_secs(5);
 /// How often ages are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Extents one flush transaction may change, and its other blocks.
-const CHANGES: u32 = 16;
+const CHANGES: u32 = 8;
 const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
 
 /// What the write-back thread is asked for.

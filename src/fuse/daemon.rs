@@ -154,7 +154,7 @@ pub fn begin<F: Filesystem>(
     if let Err(e) = mount::raise_read_ahead(connection.id) {
         tracing::warn!("reads will be small: read_ahead_kb: {e}");
     }
-    notifier.set_mounted(mountpoint.to_owned(), connection.id);
+    notifier.set_mounted(connection.id);
     Ok(Served { session, notifier, mountpoint: mountpoint.to_owned(), connection: connection.id })
 }
 

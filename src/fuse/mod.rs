@@ -15,6 +15,7 @@
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
 
 pub mod adapter;
+pub mod cli;
 
 mod convert;
 pub mod daemon;

@@ -6,8 +6,8 @@
 use crate::device::mountinfo::mounted_at;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -15,6 +15,11 @@ pub use crate::device::mountinfo::FS_TYPE;
 
 /// KiB that the kernel reads ahead: as much as one READ carries.
 const READ_AHEAD_KB: u32 = 1024;
+
+/// The control filesystem's usual place.
+const CONTROL: &str = "/sys/fs/fuse/connections";
+/// <linux/mount.h>; libc has no name for it.
+const FSCONFIG_CMD_CREATE: u32 = 6;
 
 /// A mounted connection that nobody serves yet.
 pub struct Connection {
@@ -113,4 +118,46 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
 /// If the mount has no entry in /sys/class/bdi.
 pub fn raise_read_ahead(connection: u64) -> io::Result<()> {
     std::fs::write(format!("/sys/class/bdi/0:{connection}/read_ahead_kb"), READ_AHEAD_KB.to_string())
+}
+
+/// Cuts a connection; the mount stays, and every call on it fails. Not by a forced umount: that could
+/// succeed, and programs would go on in the directory below.
+///
+/// # Errors
+/// If there is no such connection, or the kernel gives no access to it.
+pub fn abort(connection: u64) -> io::Result<()> {
+    let control = format!("{connection}/abort");
+    let mut file = match File::options().write(true).open(Path::new(CONTROL).join(&control)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => open_control(&control)?,
+        other => other?,
+    };
+    file.write_all(b"1")
+}
+
+/// Opens a file of the control filesystem where nobody has mounted it: by a mount that is in no tree.
+fn open_control(name: &str) -> io::Result<File> {
+    let owned = |fd: libc::c_long| match fd {
+        // SAFETY: a descriptor that the kernel has just given.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let name = CString::new(name)?;
+    // SAFETY: system calls with strings that outlive them and descriptors that are open.
+    unsafe {
+        let context = owned(libc::syscall(libc::SYS_fsopen, c"fusectl".as_ptr(), 1))?;
+        let created = libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            FSCONFIG_CMD_CREATE,
+            std::ptr::null::<u8>(),
+            std::ptr::null::<u8>(),
+            0,
+        );
+        if created != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let root = owned(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0))?;
+        let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+        owned(libc::openat(root.as_raw_fd(), name.as_ptr(), flags).into()).map(File::from)
+    }
 }

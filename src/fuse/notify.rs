@@ -7,7 +7,6 @@ use crate::fs::types::{KernelCache, NodeId};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -31,15 +30,8 @@ pub struct Notifier {
     device: File,
     /// Protocol minor that the kernel named in INIT; 0 before.
     minor: AtomicU32,
-    /// Where and how the mount stands, once it does.
-    mounted: OnceLock<Mounted>,
-}
-
-/// What aborting needs to know.
-struct Mounted {
-    mountpoint: PathBuf,
-    /// Name of the connection under /sys/fs/fuse/connections.
-    connection: u64,
+    /// The connection's number, once it is mounted.
+    connection: OnceLock<u64>,
 }
 
 impl Notifier {
@@ -49,7 +41,7 @@ impl Notifier {
     /// If the descriptor cannot be duplicated.
     pub fn new(device: impl AsFd) -> io::Result<Notifier> {
         let device: OwnedFd = device.as_fd().try_clone_to_owned()?;
-        Ok(Notifier { device: device.into(), minor: AtomicU32::new(0), mounted: OnceLock::new() })
+        Ok(Notifier { device: device.into(), minor: AtomicU32::new(0), connection: OnceLock::new() })
     }
 
     /// INIT told the kernel's protocol version.
@@ -58,8 +50,8 @@ impl Notifier {
     }
 
     /// The mount is complete.
-    pub fn set_mounted(&self, mountpoint: PathBuf, connection: u64) {
-        let _ = self.mounted.set(Mounted { mountpoint, connection });
+    pub fn set_mounted(&self, connection: u64) {
+        let _ = self.connection.set(connection);
     }
 
     fn send(&self, code: Code, body: &[&[u8]]) -> io::Result<()> {
@@ -115,16 +107,8 @@ impl KernelCache for Notifier {
     }
 
     fn abort(&self) -> io::Result<()> {
-        let Some(mounted) = self.mounted.get() else { return Err(io::ErrorKind::NotConnected.into()) };
-        let control = format!("/sys/fs/fuse/connections/{}/abort", mounted.connection);
-        // The control filesystem is not mounted everywhere; a forced umount aborts as well, and
-        // whether it then unmounts does not matter.
-        File::options().write(true).open(control).and_then(|mut f| f.write_all(b"1")).or_else(|_| {
-            match super::mount::unmount(&mounted.mountpoint, super::mount::Unmount::Force) {
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(()),
-                other => other,
-            }
-        })
+        let connection = *self.connection.get().ok_or(io::ErrorKind::NotConnected)?;
+        super::mount::abort(connection)
     }
 }
 

@@ -64,6 +64,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("commit", Value(commit)),
     ("cache", Value(|r, v| bytes(v, 1 << 20).map(|n| r.volume.cache_bytes = n))),
     ("dirty", Value(|r, v| bytes(v, 1 << 20).map(|n| r.volume.dirty_bytes = n))),
+    ("name", Value(host)),
     ("host", Value(host)),
     ("threads", Value(threads)),
     ("log", Value(log)),

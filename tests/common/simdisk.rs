@@ -20,7 +20,15 @@ type Blocks = BTreeMap<u64, Arc<[u8; BLOCK as usize]>>;
 /// One thing the device was asked.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Write { offset: u64, data: Arc<Vec<u8>> },
+    Write {
+        offset: u64,
+        data: Arc<Vec<u8>>,
+    },
+    /// A write of somebody else, made durable by himself.
+    Foreign {
+        offset: u64,
+        data: Arc<Vec<u8>>,
+    },
     Flush,
 }
 
@@ -121,6 +129,13 @@ impl SimDisk {
         Self::with(self.size, self.inner.lock().now.clone())
     }
 
+    /// Another host writes and flushes.
+    pub fn write_foreign(&self, offset: u64, data: &[u8]) {
+        let mut d = self.inner.lock();
+        apply(&mut d.now, offset, data);
+        d.events.push(Event::Foreign { offset, data: Arc::new(data.to_vec()) });
+    }
+
     /// Overwrite bytes behind everybody's back (bit rot).
     pub fn damage(&self, offset: u64, bytes: &[u8]) {
         apply(&mut self.inner.lock().now, offset, bytes);
@@ -134,7 +149,7 @@ impl SimDisk {
         let mut d = self.inner.lock();
         let unit = u64::from(self.logical);
         assert!(
-            offset % unit == 0 && len as u64 % unit == 0,
+            offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit),
             "{op} of {len} bytes at {offset} is not aligned"
         );
         let fails = d.dead || offset + len as u64 > self.size || {
@@ -234,29 +249,22 @@ impl History {
         let mut blocks = self.base.clone();
         let cut = &events[..count];
         let flushed = cut.iter().rposition(|e| matches!(e, Event::Flush)).map_or(0, |at| at + 1);
-        for e in &cut[..flushed] {
-            if let Event::Write { offset, data } = e {
-                apply(&mut blocks, *offset, data);
+        for (at, e) in cut.iter().enumerate() {
+            match e {
+                Event::Write { offset, data } if at < flushed => apply(&mut blocks, *offset, data),
+                Event::Foreign { offset, data } => apply(&mut blocks, *offset, data),
+                _ => {}
             }
         }
         let mut pending: Vec<(u64, &[u8])> = cut[flushed..]
             .iter()
             .filter_map(|e| match e {
                 Event::Write { offset, data } => Some((*offset, data.as_slice())),
-                Event::Flush => None,
+                _ => None,
             })
             .collect();
         survive(&mut blocks, &mut pending, unflushed);
         SimDisk::with(self.size, blocks)
-    }
-
-    /// Move the start of the history behind the first `count` of `events`, all of them durable.
-    pub fn advance(&mut self, events: &[Event], count: usize) {
-        for e in &events[..count] {
-            if let Event::Write { offset, data } = e {
-                apply(&mut self.base, *offset, data);
-            }
-        }
     }
 }
 

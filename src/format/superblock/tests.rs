@@ -122,3 +122,47 @@ fn a_truncated_device_is_refused_with_both_sizes() {
     let dev = FileDevice::open(file.path(), Access::Read).unwrap();
     assert!(load(&dev).unwrap_err().to_string().contains("not a Shoal volume"));
 }
+
+/// An image in memory on a disk of 4 KiB blocks.
+struct Native4k(Vec<u8>);
+
+impl BlockDevice for Native4k {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn logical_block(&self) -> u32 {
+        4096
+    }
+    fn physical_block(&self) -> u32 {
+        4096
+    }
+    fn name(&self) -> String {
+        "native".into()
+    }
+}
+
+#[test]
+fn cells_that_the_device_cannot_write_alone_are_refused() {
+    let on_4k = |cell_pitch| {
+        let sb = Superblock { geometry: Geometry { cell_pitch, ..superblock().geometry }, ..superblock() };
+        let mut bytes = vec![0; 64 << 20];
+        bytes[..4096].copy_from_slice(&sb.to_block(SUPERBLOCK).0);
+        load(&Native4k(bytes))
+    };
+    assert!(on_4k(4096).is_ok());
+    let e = on_4k(512).unwrap_err().to_string();
+    assert!(e.contains("512") && e.contains("4096"), "{e}");
+}
