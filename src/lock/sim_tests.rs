@@ -5,8 +5,8 @@
 use crate::base::{AgNo, BlockNo, Incarnation, InodeNo, LockName, Mode, SlotId, Token};
 use crate::cluster::{Entry, Membership, Owner};
 use crate::format::cluster::{Adopter, SlotState, View};
-use crate::format::layout::Geometry;
 use crate::lock::desk::{Closing, Desk, DeskConfig, Effect, Shed, TicketNo};
+use crate::lock::manager_tests::GEOMETRY;
 use crate::lock::table::PinTable;
 use crate::lock::{DemoteAnswer, LockSet};
 use rand::rngs::StdRng;
@@ -15,25 +15,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-const GROUPS: u32 = 3;
+const GROUPS: u32 = GEOMETRY.ag_count;
 const REGISTER_MAX: usize = crate::cluster::REGISTER_ENTRIES_MAX;
 
-fn geometry() -> Geometry {
-    Geometry {
-        total_blocks: 40_000,
-        max_slots: 4,
-        cell_pitch: 512,
-        ledger_pages: 1,
-        ag_blocks: 8192,
-        ag_count: GROUPS,
-    }
-}
-
 fn names() -> Vec<LockName> {
-    let geometry = geometry();
     let mut names = vec![LockName::Freeze, LockName::Rename];
     for ag in (0..GROUPS).map(AgNo) {
-        let BlockNo(start) = geometry.ag_start(ag);
+        let BlockNo(start) = GEOMETRY.ag_start(ag);
         names.push(LockName::Inode(InodeNo(start + 700)));
         names.push(LockName::Inode(InodeNo(start + 701)));
         names.push(LockName::IOpen(InodeNo(start + 700)));
@@ -137,7 +125,7 @@ impl World {
             busy_retry: Duration::from_millis(7),
         };
         let membership = self.membership(slot, incarnation);
-        let mut desk = Desk::new(geometry(), slot, times, table.clone());
+        let mut desk = Desk::new(GEOMETRY, slot, times, table.clone());
         desk.on_view(self.now, membership.clone());
         let node = Node {
             incarnation,
