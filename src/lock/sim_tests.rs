@@ -3,7 +3,7 @@
 //! by all hosts must go together; at the end everything asked for must have been granted.
 
 use crate::base::{AgNo, BlockNo, Incarnation, InodeNo, LockName, Mode, SlotId, Token};
-use crate::cluster::{Entry, Membership, Owner};
+use crate::cluster::{Entry, Membership, Owner, REGISTER_ENTRIES_MAX};
 use crate::format::cluster::{Adopter, SlotState, View};
 use crate::lock::desk::{Closing, Desk, DeskConfig, Effect, Shed, TicketNo};
 use crate::lock::manager_tests::GEOMETRY;
@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const GROUPS: u32 = GEOMETRY.ag_count;
-const REGISTER_MAX: usize = crate::cluster::REGISTER_ENTRIES_MAX;
 
 fn names() -> Vec<LockName> {
     let mut names = vec![LockName::Freeze, LockName::Rename];
@@ -265,10 +264,9 @@ impl World {
 
     fn tell(&mut self, slot: SlotId) {
         let node = self.nodes.get_mut(&slot).unwrap();
-        if let Some(name) = node.tells.pop_front() {
-            node.desk.told(self.now, name);
-            self.after(slot);
-        }
+        let Some(name) = node.tells.pop_front() else { return };
+        node.desk.told(self.now, name);
+        self.after(slot);
     }
 
     fn write(&mut self, from: SlotId) {
@@ -276,7 +274,7 @@ impl World {
         let Some(to) = node.dirty.pop_first() else { return };
         let Some(incarnation) = node.membership.incarnation_of(to) else { return };
         let entries = node.desk.outgoing(to);
-        assert!(entries.len() <= REGISTER_MAX);
+        assert!(entries.len() <= REGISTER_ENTRIES_MAX);
         let register = self.registers.entry((from, to)).or_default();
         let ends = (node.incarnation, incarnation);
         if register.ends != ends {
