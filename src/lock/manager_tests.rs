@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const GEOMETRY: Geometry = Geometry {
+pub const GEOMETRY: Geometry = Geometry {
     total_blocks: 40_000,
     max_slots: 4,
     cell_pitch: 512,

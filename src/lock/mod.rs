@@ -1,4 +1,14 @@
-//! Cluster locks. Level 4.
+//! Cluster locks: who may cache and change what, over all hosts. Level 4.
+//!
+//! [`master`] and [`holder`] are the two sides of the conversation between hosts, [`desk`] is where
+//! this host's operations meet it; all three are machines without clock, thread or I/O. [`table`]
+//! counts pins (the fast path), [`manager`] and [`threads`] are the driver. Names, their order and
+//! the table of conflicts are in [`crate::base::lock_name`].
+//!
+//! The way of a lock from host A to host B: B's operation waits at B's desk; B's holder puts a
+//! request in its register for the master; the master tells A's holder a cap; A's desk closes the
+//! lock, waits for its pins, has the file system demote it; A's holder says what it still holds;
+//! the master grants; B's file system is told; B's operation gets its pins.
 pub mod desk;
 pub mod holder;
 pub mod manager;
@@ -10,6 +20,8 @@ pub mod threads;
 pub use manager::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockInfo, LockManager, Pins};
 pub use set::LockSet;
 
+#[cfg(test)]
+mod machine_tests;
 #[cfg(test)]
 mod manager_tests;
 #[cfg(test)]

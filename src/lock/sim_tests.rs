@@ -3,10 +3,10 @@
 //! by all hosts must go together; at the end everything asked for must have been granted.
 
 use crate::base::{AgNo, BlockNo, Incarnation, InodeNo, LockName, Mode, SlotId, Token};
-use crate::cluster::{Entry, Membership, Owner};
+use crate::cluster::{Entry, Membership, Owner, REGISTER_ENTRIES_MAX};
 use crate::format::cluster::{Adopter, SlotState, View};
-use crate::format::layout::Geometry;
 use crate::lock::desk::{Closing, Desk, DeskConfig, Effect, Shed, TicketNo};
+use crate::lock::manager_tests::GEOMETRY;
 use crate::lock::table::PinTable;
 use crate::lock::{DemoteAnswer, LockSet};
 use rand::rngs::StdRng;
@@ -15,25 +15,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-const GROUPS: u32 = 3;
-const REGISTER_MAX: usize = crate::cluster::REGISTER_ENTRIES_MAX;
-
-fn geometry() -> Geometry {
-    Geometry {
-        total_blocks: 40_000,
-        max_slots: 4,
-        cell_pitch: 512,
-        ledger_pages: 1,
-        ag_blocks: 8192,
-        ag_count: GROUPS,
-    }
-}
+const GROUPS: u32 = GEOMETRY.ag_count;
 
 fn names() -> Vec<LockName> {
-    let geometry = geometry();
     let mut names = vec![LockName::Freeze, LockName::Rename];
     for ag in (0..GROUPS).map(AgNo) {
-        let BlockNo(start) = geometry.ag_start(ag);
+        let BlockNo(start) = GEOMETRY.ag_start(ag);
         names.push(LockName::Inode(InodeNo(start + 700)));
         names.push(LockName::Inode(InodeNo(start + 701)));
         names.push(LockName::IOpen(InodeNo(start + 700)));
@@ -137,7 +124,7 @@ impl World {
             busy_retry: Duration::from_millis(7),
         };
         let membership = self.membership(slot, incarnation);
-        let mut desk = Desk::new(geometry(), slot, times, table.clone());
+        let mut desk = Desk::new(GEOMETRY, slot, times, table.clone());
         desk.on_view(self.now, membership.clone());
         let node = Node {
             incarnation,
@@ -277,10 +264,9 @@ impl World {
 
     fn tell(&mut self, slot: SlotId) {
         let node = self.nodes.get_mut(&slot).unwrap();
-        if let Some(name) = node.tells.pop_front() {
-            node.desk.told(self.now, name);
-            self.after(slot);
-        }
+        let Some(name) = node.tells.pop_front() else { return };
+        node.desk.told(self.now, name);
+        self.after(slot);
     }
 
     fn write(&mut self, from: SlotId) {
@@ -288,7 +274,7 @@ impl World {
         let Some(to) = node.dirty.pop_first() else { return };
         let Some(incarnation) = node.membership.incarnation_of(to) else { return };
         let entries = node.desk.outgoing(to);
-        assert!(entries.len() <= REGISTER_MAX);
+        assert!(entries.len() <= REGISTER_ENTRIES_MAX);
         let register = self.registers.entry((from, to)).or_default();
         let ends = (node.incarnation, incarnation);
         if register.ends != ends {

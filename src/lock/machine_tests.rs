@@ -1,0 +1,130 @@
+//! Single rules of the two machines that random schedules rarely tell apart from their absence.
+
+use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId, Token};
+use crate::format::cluster::{Entry, EntryKind};
+use crate::lock::holder::{Holder, HolderAction, HolderEvent};
+use crate::lock::master::{Master, MasterAction, MasterEvent};
+use std::collections::BTreeSet;
+
+const AG: AgNo = AgNo(1);
+const LOCK: LockName = LockName::Inode(InodeNo(9000));
+const TOKEN: Token = Token(4);
+
+fn entry(kind: EntryKind, mode: Mode, number: u64, seq: u64) -> Entry {
+    Entry { lock: LOCK, kind, mode, held: Mode::N, cap: Mode::X, flags: 0, token: TOKEN, number, seq }
+}
+
+fn hear(holder: &mut Holder, entry: Entry) -> Vec<HolderAction> {
+    holder.step(HolderEvent::Register { from: SlotId(2), entries: vec![(AG, entry)] })
+}
+
+fn holder_that_wants(want: Mode) -> Holder {
+    let mut holder = Holder::new(10);
+    holder.step(HolderEvent::Route { ag: AG, to: Some((SlotId(2), TOKEN)) });
+    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want });
+    holder
+}
+
+#[test]
+fn a_grant_of_an_earlier_conversation_is_answered_but_not_taken() {
+    let mut holder = holder_that_wants(Mode::S);
+    let seq = holder.outgoing(SlotId(2))[0].seq;
+    let old = hear(&mut holder, entry(EntryKind::Grant, Mode::S, 7, seq - 1));
+    assert!(!old.contains(&HolderAction::Granted { lock: LOCK, mode: Mode::S }));
+    let said = holder.outgoing(SlotId(2))[0];
+    assert_eq!((said.number, said.held, said.mode), (7, Mode::N, Mode::S));
+    let new = hear(&mut holder, entry(EntryKind::Grant, Mode::S, 8, said.seq));
+    assert!(new.contains(&HolderAction::Granted { lock: LOCK, mode: Mode::S }));
+}
+
+#[test]
+fn no_grant_is_acted_on_while_the_mode_comes_down() {
+    let mut holder = holder_that_wants(Mode::S);
+    let seq = holder.outgoing(SlotId(2))[0].seq;
+    hear(&mut holder, entry(EntryKind::Grant, Mode::S, 5, seq));
+    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want: Mode::X });
+    holder.step(HolderEvent::Lowering { ag: AG, lock: LOCK });
+    let seq = holder.outgoing(SlotId(2))[0].seq;
+    let during = hear(&mut holder, entry(EntryKind::Grant, Mode::X, 6, seq));
+    assert!(during.iter().all(|a| matches!(a, HolderAction::Publish { .. })), "{during:?}");
+    assert_eq!(holder.outgoing(SlotId(2))[0].number, 5);
+    let after = holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::X });
+    assert!(after.contains(&HolderAction::Granted { lock: LOCK, mode: Mode::X }));
+}
+
+#[test]
+fn a_request_goes_only_when_all_is_said() {
+    let mut holder = holder_that_wants(Mode::X);
+    let seq = holder.outgoing(SlotId(2))[0].seq;
+    hear(&mut holder, entry(EntryKind::Grant, Mode::X, 5, seq));
+    let said = holder.outgoing(SlotId(2))[0];
+    assert_eq!((said.number, said.held, said.mode), (5, Mode::X, Mode::N));
+    let capped = Entry { cap: Mode::N, ..entry(EntryKind::Grant, Mode::X, 5, said.seq) };
+    let actions = hear(&mut holder, capped);
+    assert!(actions.contains(&HolderAction::Cap { lock: LOCK, cap: Mode::N }));
+    assert_eq!(holder.outgoing(SlotId(2)).len(), 1);
+    holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::N });
+    let said = holder.outgoing(SlotId(2))[0];
+    hear(&mut holder, entry(EntryKind::Grant, Mode::N, 5, said.seq));
+    assert_eq!((holder.outgoing(SlotId(2)).len(), holder.lines()), (0, 0));
+}
+
+fn ask(master: &mut Master, from: u16, entry: Entry) -> Vec<MasterAction> {
+    master.step(MasterEvent::Register { from: SlotId(from), entries: vec![(AG, entry)] }, &|_| Mode::N)
+}
+
+fn open_master(awaited: BTreeSet<SlotId>) -> Master {
+    let mut master = Master::new(10);
+    master.step(MasterEvent::Open { ag: AG, token: TOKEN, awaited, own: Vec::new() }, &|_| Mode::N);
+    master
+}
+
+#[test]
+fn what_is_held_is_believed_only_with_the_last_grant_acked() {
+    let mut master = open_master(BTreeSet::new());
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::X, 0, 1));
+    let grant = master.outgoing(SlotId(2))[0];
+    assert_eq!((grant.mode, grant.seq), (Mode::X, 1));
+    // Still without the grant: it may take it at any moment.
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::N, grant.number - 1, 2));
+    assert_eq!(master.belief(LOCK, SlotId(2)), Mode::X);
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::N, grant.number, 3));
+    assert_eq!(master.belief(LOCK, SlotId(2)), Mode::N);
+}
+
+#[test]
+fn requests_under_another_token_are_not_heard() {
+    let mut master = open_master(BTreeSet::new());
+    let old = Entry { token: Token(3), ..entry(EntryKind::Request, Mode::X, 99, 1) };
+    assert!(ask(&mut master, 2, old).is_empty());
+    assert_eq!(master.objects(), 0);
+}
+
+#[test]
+fn nothing_is_granted_before_all_have_declared() {
+    let mut master = open_master([SlotId(2), SlotId(3)].into());
+    assert_eq!(master.outgoing(SlotId(3))[0].kind, EntryKind::DeclareAsk);
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::X, 0, 1));
+    assert_eq!(master.belief(LOCK, SlotId(2)), Mode::N);
+    let declared = Entry { lock: LockName::Ag(AG), ..entry(EntryKind::Declared, Mode::N, 0, 0) };
+    let held = Entry { held: Mode::S, ..entry(EntryKind::Request, Mode::N, 0, 1) };
+    let entries = vec![(AG, declared), (AG, held)];
+    master.step(MasterEvent::Register { from: SlotId(3), entries }, &|_| Mode::N);
+    assert!(!master.is_free(AG, LOCK));
+    master.step(MasterEvent::Gone { peer: SlotId(2) }, &|_| Mode::N);
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::X, 0, 1));
+    assert_eq!((master.belief(LOCK, SlotId(2)), master.belief(LOCK, SlotId(3))), (Mode::N, Mode::S));
+    let capped = master.outgoing(SlotId(3));
+    assert_eq!(capped.iter().map(|e| e.cap).collect::<Vec<_>>(), [Mode::N]);
+}
+
+#[test]
+fn nobody_passes_a_waiting_head() {
+    let mut master = open_master(BTreeSet::new());
+    for (from, mode) in [(1, Mode::S), (2, Mode::X), (3, Mode::S)] {
+        ask(&mut master, from, entry(EntryKind::Request, mode, 0, 1));
+    }
+    let beliefs = [1, 2, 3].map(|slot| master.belief(LOCK, SlotId(slot)));
+    assert_eq!(beliefs, [Mode::S, Mode::N, Mode::N]);
+    assert_eq!(master.outgoing(SlotId(1))[0].cap, Mode::N);
+}
