@@ -197,7 +197,10 @@ impl MemFs {
         }
         self.with(from.0, |d| Ok(d.take(from.1)))?;
         let cookie = self.next.fetch_add(1, Ordering::Relaxed) + 2;
-        self.with(to.0, |d| Ok(d.insert(to.1, source.0, source.1, cookie)))?;
+        self.with(to.0, |d| {
+            d.insert(to.1, source.0, source.1, cookie);
+            Ok(())
+        })?;
         self.with(NodeId(source.0), |n| {
             n.parent = to.0.0;
             Ok(())
@@ -321,7 +324,10 @@ impl Operations for MemFs {
         let made = kind.and_then(|kind| {
             self.with(parent, |dir| match dir.names.contains_key(name) {
                 true => Err(Error::Exists),
-                false => Ok(dir.insert(name, ino.0, kind, cookie)),
+                false => {
+                    dir.insert(name, ino.0, kind, cookie);
+                    Ok(())
+                }
             })
         });
         reply(made.and_then(|()| {
