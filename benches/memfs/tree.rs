@@ -81,11 +81,12 @@ impl Node {
         EntryReply { ino, generation: Generation(1), attr, entry_valid: VALID, attr_valid: VALID }
     }
 
-    fn insert(&mut self, name: &[u8], ino: u64, kind: FileKind, cookie: u64) {
+    fn insert(&mut self, name: &[u8], ino: u64, kind: FileKind, cookie: u64) -> Result<()> {
         self.names.insert(name.to_vec(), (ino, kind));
         self.order.insert(cookie, name.to_vec());
         self.attr.nlink += u32::from(kind == FileKind::Directory);
         self.changed();
+        Ok(())
     }
 
     fn take(&mut self, name: &[u8]) -> Option<(u64, FileKind)> {
@@ -145,7 +146,7 @@ impl MemFs {
                 return Err(Error::Exists);
             }
             let reply = node.entry();
-            dir.insert(name, ino, new.kind, ino + 2);
+            dir.insert(name, ino, new.kind, ino + 2)?;
             self.put(node);
             Ok(reply)
         })
@@ -197,7 +198,7 @@ impl MemFs {
         }
         self.with(from.0, |d| Ok(d.take(from.1)))?;
         let cookie = self.next.fetch_add(1, Ordering::Relaxed) + 2;
-        self.with(to.0, |d| Ok(d.insert(to.1, source.0, source.1, cookie)))?;
+        self.with(to.0, |d| d.insert(to.1, source.0, source.1, cookie))?;
         self.with(NodeId(source.0), |n| {
             n.parent = to.0.0;
             Ok(())
@@ -321,7 +322,7 @@ impl Operations for MemFs {
         let made = kind.and_then(|kind| {
             self.with(parent, |dir| match dir.names.contains_key(name) {
                 true => Err(Error::Exists),
-                false => Ok(dir.insert(name, ino.0, kind, cookie)),
+                false => dir.insert(name, ino.0, kind, cookie),
             })
         });
         reply(made.and_then(|()| {

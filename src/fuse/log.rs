@@ -31,7 +31,7 @@ pub fn start(file: Option<&Path>, foreground: bool) -> io::Result<()> {
             builder.with_writer(Mutex::new(file)).try_init()
         }
         None if foreground => builder.with_writer(io::stderr).try_init(),
-        None => builder.without_time().with_writer(|| Syslog::default()).try_init(),
+        None => builder.without_time().with_writer(Syslog::default).try_init(),
     };
     drop(installed);
     Ok(())

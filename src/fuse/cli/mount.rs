@@ -139,12 +139,12 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
     let opened = open(task);
     let (mut registration, fuse, notifier) = match opened {
         Ok(opened) => opened,
-        Err(e) => return Err(readiness.failed(&format!("{shown}: {e}"))),
+        Err(e) => return fail(readiness, &format!("{shown}: {e}")),
     };
     // Errors of the volume name the device themselves where it helps.
     let fs = match start(&task.request.volume, notifier.clone()) {
         Ok(fs) => fs,
-        Err(e) => return Err(readiness.failed(&with_device(&e.to_string(), device))),
+        Err(e) => return fail(readiness, &with_device(&e.to_string(), device)),
     };
     let adapter = Adapter::new(fs.clone(), notifier.clone());
     let at = (task.source.as_os_str(), task.mountpoint.as_path());
@@ -160,7 +160,7 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
             readiness.ready();
             served.run().map_err(|e| tracing::error!("serving {shown}: {e}"))
         }
-        Err(e) => Err(readiness.failed(&e.to_string())),
+        Err(e) => fail(readiness, &e.to_string()),
     };
     let left = fs.stop();
     match &left {
@@ -169,6 +169,11 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
     }
     registration.keep_until_exit();
     ended.and(left.map_err(drop))
+}
+
+fn fail(readiness: Readiness, why: &str) -> Result<(), ()> {
+    readiness.failed(why);
+    Err(())
 }
 
 type Opened = (Registration, std::os::fd::OwnedFd, Arc<Notifier>);
