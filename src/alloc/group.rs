@@ -186,11 +186,6 @@ impl Group {
         })
     }
 
-    /// Free space, what is promised not deducted.
-    pub fn counts(&self) -> Counts {
-        self.counts
-    }
-
     /// Free space as others may see it: promises deducted.
     pub fn unpromised(&self) -> u64 {
         (self.counts.for_data() + self.counts.free_meta)

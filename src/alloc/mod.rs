@@ -211,8 +211,9 @@ impl Allocator {
         Transaction::begin(self.clone(), reservation, blocks, false)
     }
 
-    /// A transaction that makes room: it needs no promise and may use the emergency share.
-    pub fn begin_for_free(self: &Arc<Self>, blocks: u32) -> Result<Transaction> {
-        Transaction::begin(self.clone(), Reservation::empty(self.clone()), blocks, true)
+    /// A transaction that makes room, or must not fail: beyond what is promised it may use the
+    /// emergency share.
+    pub fn begin_for_free(self: &Arc<Self>, promised: Reservation, blocks: u32) -> Result<Transaction> {
+        Transaction::begin(self.clone(), promised, blocks, true)
     }
 }

@@ -43,6 +43,9 @@ pub struct Transaction {
     changes: Vec<(AgNo, Change)>,
     /// Groups that count us as a user, how often.
     users: BTreeMap<AgNo, u32>,
+    /// Frees in groups that are not held. They become items of the slot inode when the transaction
+    /// finishes, not before: the free may come from the middle of a change of that very tree.
+    deferred: Vec<(BlockRun, Option<(BlockKind, LockName)>)>,
 }
 
 impl Transaction {
@@ -60,6 +63,7 @@ impl Transaction {
             making_room,
             changes: Vec::new(),
             users: BTreeMap::new(),
+            deferred: Vec::new(),
         })
     }
 
@@ -77,9 +81,7 @@ impl Transaction {
         let group = self.alloc.find(ag)?;
         if !self.users.contains_key(&ag) {
             let mut g = group.lock();
-            if g.stopping && !g.is_idle() && self.reservation.meta_part() != Some(ag) {
-                return None;
-            }
+            // Idle and wanted elsewhere: it may be on its way out at this moment. Not idle, it stays.
             if g.stopping && g.is_idle() {
                 return None;
             }
@@ -123,7 +125,7 @@ impl Transaction {
             let Some(group) = self.alloc.find(*ag) else { return false };
             let mut g = group.lock();
             self.alloc.collect(&mut g);
-            !g.stopping && g.fits(0, 1, 0)
+            !(g.stopping && g.is_idle()) && g.fits(0, 1, 0)
         })
     }
 
@@ -151,6 +153,10 @@ impl Transaction {
     /// # Errors
     /// If a group's pages cannot be read; then nothing takes effect.
     pub fn finish(mut self) -> Result<TxnId> {
+        while let Some((run, metadata)) = self.deferred.pop() {
+            let deferred = self.alloc.deferred.clone();
+            deferred.defer(&mut self, run, metadata)?;
+        }
         let ags: BTreeSet<AgNo> = self.changes.iter().map(|(ag, _)| *ag).collect();
         let mut groups: BTreeMap<AgNo, ArcMutexGuard<RawMutex, Group>> = BTreeMap::new();
         for ag in ags {
@@ -304,8 +310,8 @@ impl BlockTxn for Transaction {
             self.changes.push((ag, Change::FreeMeta { block, version }));
             return Ok(());
         }
-        let deferred = self.alloc.deferred.clone();
-        deferred.defer(self, BlockRun { start: block, blocks: 1 }, Some((kind, cover)))
+        self.deferred.push((BlockRun { start: block, blocks: 1 }, Some((kind, cover))));
+        Ok(())
     }
 
     fn free_data(&mut self, run: BlockRun) -> Result<()> {
@@ -325,8 +331,8 @@ impl BlockTxn for Transaction {
                 Ok(())
             }
             None => {
-                let deferred = self.alloc.deferred.clone();
-                deferred.defer(self, run, None)
+                self.deferred.push((run, None));
+                Ok(())
             }
         }
     }

@@ -163,10 +163,8 @@ impl Core {
     fn change_freeing(&self, space: Option<Reservation>, blocks: u32) -> Result<FreeingChange<'_>> {
         self.check_writable()?;
         let slot = self.slot_lock.lock();
-        let txn = match space {
-            Some(space) => self.alloc.begin(space, blocks)?,
-            None => self.alloc.begin_for_free(blocks)?,
-        };
+        let space = space.unwrap_or_else(|| Reservation::empty(self.alloc.clone()));
+        let txn = self.alloc.begin_for_free(space, blocks)?;
         Ok(FreeingChange { txn, _slot: slot })
     }
 

@@ -1,6 +1,7 @@
 //! Write-back: flushing one inode, and the thread that does it in time.
 
 use super::*;
+use crate::alloc::Want;
 use crate::file::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
 use crate::inode::tree_costs;
 use parking_lot::Condvar;
@@ -157,9 +158,15 @@ impl Core {
             return Err(Error::Damaged { inode: node.ino, what: "dirty data without attributes".into() });
         };
         let Some(file) = &state.file else { return Ok(()) };
-        let mut space = Reservation::empty(self.alloc.clone());
-        if let Some(held) = &mut state.space {
-            space = held.split(0, batch.space().meta.into());
+        let meta = batch.space().meta;
+        let mut space = match &mut state.space {
+            Some(held) => held.split(0, meta.into()),
+            None => Reservation::empty(self.alloc.clone()),
+        };
+        // An earlier batch may have used more than its share; the emergency share is the last resort.
+        let short = meta.saturating_sub(u32::try_from(space.meta()).unwrap_or(u32::MAX));
+        if let Ok(more) = self.alloc.reserve(Want { data: 0, meta: short, near: self.group(node.ino) }) {
+            space.merge(more);
         }
         let mut change = self.change_freeing(Some(space), FLUSH_BLOCKS)?;
         file.flush_apply(batch, &mut change.txn, &mut attr)?;
