@@ -1,1 +1,59 @@
-//! (room to be filled)
+//! Who is a member, who masters which group, and the registers that members write for each other,
+//! all on the shared device. Level 3.
+//!
+//! Pure machines (no clock, thread or I/O): [`view`] (what may follow a view), [`paxos`] (Disk
+//! Paxos), [`member`] (renewal, suspicion), [`ledger`] (ownership), [`mailbox`] (what is new in a
+//! register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
+//! the cells.
+//!
+//! Promises: a view is decided once per epoch and all hosts agree on it; a lease end is reported
+//! only after a renewal that no exclusion can have missed; a group has one owner under its highest
+//! token; every place is written by one host.
+
+pub mod ledger;
+pub mod mailbox;
+pub mod member;
+pub mod membership;
+pub mod paxos;
+pub mod timing;
+pub mod view;
+
+pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
+pub use membership::{Membership, Owner};
+pub use timing::Timing;
+
+use crate::base::{Result, SlotId};
+use std::time::Duration;
+
+/// The lock room as the protocol thread sees it. All calls come from that one thread, with no lock
+/// of the cluster room held; they must not block on anything but short mutexes.
+pub trait LockPort: Send + Sync {
+    /// The whole register that `from` now has for us; called whenever it was written, and once
+    /// (possibly empty) for each new incarnation.
+    fn on_entries(&self, from: SlotId, entries: &[Entry]);
+    /// The whole register we have for `to`, the oldest matters first; at most
+    /// [`REGISTER_ENTRIES_MAX`] (what is beyond waits until earlier ones leave).
+    fn outgoing(&self, to: SlotId) -> Vec<Entry>;
+    /// Members, silence or owners have changed.
+    fn on_view(&self, members: &Membership);
+    /// Run timers; the answer is when (boot time) to call again at the latest.
+    fn tick(&self, now: Duration) -> Option<Duration>;
+}
+
+/// The store's write permit and halt latch as the protocol thread sees them.
+pub trait LeaseSink: Send + Sync {
+    /// A renewal is confirmed: shared blocks may be written until `write_until` (boot time), and
+    /// nothing may be acknowledged outside after `lease_end`.
+    fn renewed(&self, lease_end: Duration, write_until: Duration);
+    /// This mount is no member any more, for ever.
+    fn lost(&self, reason: &str);
+}
+
+/// Exclusive byte-range locks on the open device file, seen by every mount of the same file on this
+/// machine (open file description locks). They end with the process.
+pub trait SlotClaim: Send + Sync {
+    /// Take the range, without waiting; `false` if another mount has it. Taking it again succeeds.
+    fn try_hold(&self, offset: u64, length: u64) -> Result<bool>;
+    /// Give it back.
+    fn release(&self, offset: u64, length: u64) -> Result<()>;
+}

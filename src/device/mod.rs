@@ -5,6 +5,12 @@
 
 use crate::base::Result;
 
+mod file;
+mod signature;
+
+pub use file::{Access, FileDevice, Medium};
+pub use signature::foreign_signature;
+
 /// The shared device. Several requests may be in flight; the caller orders what must be ordered.
 ///
 /// Offsets and lengths are multiples of [`BlockDevice::logical_block`]. Buffers need no alignment

@@ -1,0 +1,150 @@
+//! What is new in a register, and what must be written. Pure.
+//!
+//! Registers are levels, not queues: the reader keeps the highest (incarnation, sequence) it has
+//! seen of each writer, so that an overlapping read or a late duplicate cannot bring an older
+//! content back; the writer writes only what differs from what it wrote last.
+
+use crate::base::{Incarnation, SlotId};
+use crate::format::cluster::{Entry, Stamp};
+
+/// The reading half: one per mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Inbox {
+    /// By sender: the incarnation that is a member, and the last sequence taken from it.
+    seen: Vec<Option<(Incarnation, u64)>>,
+}
+
+impl Inbox {
+    /// Nothing read of `slots` senders.
+    pub fn new(slots: u16) -> Inbox {
+        Inbox { seen: vec![None; usize::from(slots)] }
+    }
+
+    /// `slot` is now this mount, or no member (`None`). Returns whether that changed: the register
+    /// of the earlier mount counts no more.
+    pub fn set_member(&mut self, slot: SlotId, incarnation: Option<Incarnation>) -> bool {
+        let seen = &mut self.seen[usize::from(slot.0)];
+        let changed = seen.map(|s| s.0) != incarnation;
+        if changed {
+            *seen = incarnation.map(|i| (i, 0));
+        }
+        changed
+    }
+
+    /// Does a cell with this stamp say something new? If its entries can be read (the overflow may
+    /// be torn), tell [`Inbox::taken`].
+    pub fn is_news(&self, stamp: Stamp) -> bool {
+        match self.seen.get(usize::from(stamp.slot.0)) {
+            Some(Some((incarnation, sequence))) => {
+                *incarnation == stamp.incarnation && stamp.sequence > *sequence
+            }
+            _ => false,
+        }
+    }
+
+    /// The content under this stamp was handed on.
+    pub fn taken(&mut self, stamp: Stamp) {
+        if let Some(Some(seen)) = self.seen.get_mut(usize::from(stamp.slot.0)) {
+            *seen = (stamp.incarnation, stamp.sequence);
+        }
+    }
+}
+
+/// What was last written for one reader.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Published {
+    pub meant_for: Incarnation,
+    pub entries: Vec<Entry>,
+    /// 0 = nothing written in this life.
+    pub sequence: u64,
+    /// The register may not show this: the next content is written whatever it is.
+    pub lost: bool,
+}
+
+/// The writing half: one per mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Outbox {
+    published: Vec<Published>,
+    sequence: u64,
+}
+
+impl Outbox {
+    /// Nothing written for `slots` readers.
+    pub fn new(slots: u16) -> Outbox {
+        Outbox { published: vec![Published::default(); usize::from(slots)], sequence: 0 }
+    }
+
+    /// `entries` is the register for `to`: the sequence number to write it with, or `None` if that is
+    /// what stands there. Nothing needs to be written to say nothing to a new reader.
+    pub fn publish(&mut self, to: SlotId, meant_for: Incarnation, entries: &[Entry]) -> Option<u64> {
+        let last = &mut self.published[usize::from(to.0)];
+        let same = last.entries == entries;
+        if same && !last.lost && (last.meant_for == meant_for || entries.is_empty()) {
+            return None;
+        }
+        self.sequence += 1;
+        *last = Published { meant_for, entries: entries.to_vec(), sequence: self.sequence, lost: false };
+        Some(self.sequence)
+    }
+
+    /// The write for `to` failed or was reverted: whatever comes next is written.
+    pub fn lost(&mut self, to: SlotId) {
+        self.published[usize::from(to.0)].lost = true;
+    }
+
+    /// What stands, or should stand, in the register for `to`.
+    pub fn published(&self, to: SlotId) -> &Published {
+        &self.published[usize::from(to.0)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{InodeNo, LockName, Mode, Token};
+    use crate::format::cluster::EntryKind;
+
+    fn entry(n: u64) -> Entry {
+        Entry {
+            lock: LockName::Inode(InodeNo(n)),
+            kind: EntryKind::Request,
+            mode: Mode::S,
+            held: Mode::N,
+            cap: Mode::N,
+            flags: 0,
+            token: Token(1),
+            number: 0,
+            seq: 1,
+        }
+    }
+
+    #[test]
+    fn only_differences_are_written() {
+        let mut out = Outbox::new(2);
+        let (to, inc) = (SlotId(1), Incarnation(5));
+        assert_eq!(out.publish(to, inc, &[]), None, "silence needs no write");
+        assert_eq!(out.publish(to, inc, &[entry(1)]), Some(1));
+        assert_eq!(out.publish(to, inc, &[entry(1)]), None);
+        assert_eq!(out.publish(to, Incarnation(6), &[entry(1)]), Some(2), "a new reader");
+        assert_eq!(out.publish(to, inc, &[]), Some(3));
+        out.lost(to);
+        assert_eq!(out.publish(to, inc, &[]), Some(4));
+        assert_eq!(out.publish(to, inc, &[]), None);
+    }
+
+    #[test]
+    fn only_newer_writes_of_the_member_are_news() {
+        let mut inbox = Inbox::new(2);
+        let stamp = |i, sequence| Stamp { slot: SlotId(1), incarnation: Incarnation(i), sequence };
+        assert!(!inbox.is_news(stamp(5, 1)), "no member yet");
+        assert!(inbox.set_member(SlotId(1), Some(Incarnation(5))));
+        assert!(!inbox.set_member(SlotId(1), Some(Incarnation(5))));
+        assert!(inbox.is_news(stamp(5, 2)));
+        inbox.taken(stamp(5, 2));
+        for (i, sequence, news) in [(5, 1, false), (5, 2, false), (5, 3, true), (6, 9, false)] {
+            assert_eq!(inbox.is_news(stamp(i, sequence)), news, "{i} {sequence}");
+        }
+        inbox.set_member(SlotId(1), Some(Incarnation(6)));
+        assert!(inbox.is_news(stamp(6, 1)) && !inbox.is_news(stamp(5, 9)));
+    }
+}

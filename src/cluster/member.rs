@@ -1,0 +1,221 @@
+//! Renewal of the own lease and suspicion of others, from what the heartbeat row shows. Pure.
+//!
+//! Rules, by the names the tests use:
+//! - R1: the own lease runs until `t + lease`, t taken before the heartbeat was written, once a read
+//!   of the whole row *after* that write shows neither a newer view (the driver learns it first) nor
+//!   an exclusion mask that excludes us.
+//! - R4: a slot is silent if its cell stood still for the suspicion time of gap-free polling; a gap
+//!   in our own polling (a stall of the store, a pause) starts the count again.
+//! - R6: what counts for acting on a dead slot is when the value now seen was *first* read.
+
+use crate::base::{Epoch, Incarnation, SlotId};
+use crate::cluster::timing::Timing;
+use crate::cluster::view::{bit, is_member};
+use crate::format::cluster::{Heartbeat, View};
+use std::time::Duration;
+
+/// What is known of one slot's cell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Beat {
+    incarnation: Incarnation,
+    counter: u64,
+    /// When a read first returned this value (R6's `o`).
+    first_seen: Duration,
+    /// Has it moved since we watch?
+    moved: bool,
+}
+
+/// The outcome of a renewal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Renewal {
+    /// The lease runs until then.
+    Confirmed { lease_end: Duration },
+    /// We are out, for ever.
+    Excluded(String),
+    /// Our own cell does not show what we wrote; beat again.
+    Unconfirmed,
+}
+
+/// What one host knows of all heartbeats.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Watch {
+    timing: Timing,
+    beats: Vec<Option<Beat>>,
+    last_poll: Option<Duration>,
+    /// Since when polling has had no gap.
+    gap_free_since: Duration,
+}
+
+impl Watch {
+    /// Nothing seen yet of `slots` cells.
+    pub fn new(timing: Timing, slots: u16) -> Watch {
+        Watch {
+            timing,
+            beats: vec![None; usize::from(slots)],
+            last_poll: None,
+            gap_free_since: Duration::ZERO,
+        }
+    }
+
+    /// A read of the row completed at `now`. Cells that could not be read are `None`: nothing is
+    /// learnt of them.
+    pub fn observe(&mut self, now: Duration, row: &[Option<Heartbeat>]) {
+        let gap = self.last_poll.is_none_or(|last| now.saturating_sub(last) > self.timing.gap_max());
+        if gap {
+            self.gap_free_since = now;
+        }
+        self.last_poll = Some(now);
+        for (known, cell) in self.beats.iter_mut().zip(row) {
+            let Some(cell) = cell else { continue };
+            let seen = (cell.incarnation, cell.counter);
+            match known {
+                Some(beat) if (beat.incarnation, beat.counter) == seen => {}
+                // A read that overlapped a write may show the older value once more.
+                Some(beat) if beat.incarnation == seen.0 && beat.counter > seen.1 => {}
+                _ => {
+                    let moved = known.is_some();
+                    *known = Some(Beat { incarnation: seen.0, counter: seen.1, first_seen: now, moved });
+                }
+            }
+        }
+    }
+
+    fn beat(&self, slot: SlotId) -> Option<&Beat> {
+        self.beats.get(usize::from(slot.0))?.as_ref()
+    }
+
+    /// Has the cell of `slot` changed since the watch began?
+    pub fn has_moved(&self, slot: SlotId) -> bool {
+        self.beat(slot).is_some_and(|b| b.moved)
+    }
+
+    /// R4, counted to the last poll: our own pause makes nobody silent.
+    pub fn is_silent(&self, slot: SlotId) -> bool {
+        let Some(last) = self.last_poll else { return false };
+        let since = self.beat(slot).map_or(Duration::ZERO, |b| b.first_seen).max(self.gap_free_since);
+        last.saturating_sub(since) >= self.timing.suspicion
+    }
+
+    /// R6: at `now`, can no write of the mount whose cell this is land any more (if it cannot renew)?
+    /// The row must have been read since the exclusion became visible.
+    pub fn is_past_wait(&self, slot: SlotId, now: Duration) -> bool {
+        self.beat(slot).is_some_and(|b| now >= b.first_seen + self.timing.wait())
+    }
+
+    /// When the value now seen was first read.
+    pub fn first_seen(&self, slot: SlotId) -> Option<Duration> {
+        self.beat(slot).map(|b| b.first_seen)
+    }
+
+    /// R1, for the beat written at `started` with `counter`; `row` was read after that write and
+    /// `view` is the newest view that any cell of `row` knows. `joined` is the epoch that made us a
+    /// member: masks of hosts that knew only older views speak of an earlier mount.
+    pub fn renew(&self, own: &OwnBeat, view: &View, row: &[Option<Heartbeat>]) -> Renewal {
+        if !is_member(view, own.slot, own.incarnation) {
+            return Renewal::Excluded(format!("view {} does not contain this mount", view.epoch));
+        }
+        let masked = |h: &&Heartbeat| h.excluded & bit(own.slot) != 0 && h.epoch > own.joined;
+        if let Some(by) = row.iter().flatten().find(masked) {
+            return Renewal::Excluded(format!("slot {} ({}) acts on our exclusion", by.slot, by.name));
+        }
+        match row.get(usize::from(own.slot.0)) {
+            Some(Some(cell)) if cell.incarnation == own.incarnation && cell.counter == own.counter => {
+                Renewal::Confirmed { lease_end: own.started + self.timing.lease }
+            }
+            Some(Some(cell)) if cell.incarnation != own.incarnation => {
+                Renewal::Excluded("another mount writes our heartbeat cell".into())
+            }
+            _ => Renewal::Unconfirmed,
+        }
+    }
+}
+
+/// The beat that a renewal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OwnBeat {
+    pub slot: SlotId,
+    pub incarnation: Incarnation,
+    pub counter: u64,
+    /// Own clock before the write was submitted.
+    pub started: Duration,
+    /// The epoch that made us a member.
+    pub joined: Epoch,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::cluster::SlotState;
+
+    const T: Timing = Timing::TEST;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn cell(slot: u16, counter: u64) -> Option<Heartbeat> {
+        Some(Heartbeat { slot: SlotId(slot), incarnation: Incarnation(7), counter, ..Heartbeat::default() })
+    }
+
+    #[test]
+    fn standing_still_under_gap_free_polling_is_silence() {
+        let mut w = Watch::new(T, 2);
+        for t in (0..3000).step_by(100) {
+            w.observe(ms(t), &[cell(0, t), cell(1, 1)]);
+            assert_eq!(w.is_silent(SlotId(1)), t >= 2200, "{t}");
+            assert!(!w.is_silent(SlotId(0)));
+        }
+        assert!(w.has_moved(SlotId(0)) && !w.has_moved(SlotId(1)));
+        w.observe(ms(3000), &[cell(0, 9), cell(1, 2)]);
+        assert!(!w.is_silent(SlotId(1)), "it is back");
+        assert_eq!(w.first_seen(SlotId(1)), Some(ms(3000)));
+    }
+
+    #[test]
+    fn a_stall_of_the_store_silences_nobody() {
+        let mut w = Watch::new(T, 1);
+        w.observe(ms(0), &[cell(0, 1)]);
+        w.observe(ms(10_000), &[cell(0, 1)]);
+        assert!(!w.is_silent(SlotId(0)));
+        assert!(w.is_past_wait(SlotId(0), ms(10_000)), "real time has passed all the same");
+    }
+
+    #[test]
+    fn unreadable_and_overtaken_cells_teach_nothing() {
+        let mut w = Watch::new(T, 1);
+        w.observe(ms(0), &[cell(0, 5)]);
+        w.observe(ms(100), &[None]);
+        w.observe(ms(200), &[cell(0, 4)]);
+        assert_eq!(w.first_seen(SlotId(0)), Some(ms(0)));
+    }
+
+    #[test]
+    fn renewal_table() {
+        let w = Watch::new(T, 2);
+        let own = OwnBeat {
+            slot: SlotId(0),
+            incarnation: Incarnation(7),
+            counter: 4,
+            started: ms(500),
+            joined: Epoch(3),
+        };
+        let mut view = View::initial(2, 2);
+        view.epoch = Epoch(3);
+        view.slots[0].incarnation = Incarnation(7);
+        let row = [cell(0, 4), cell(1, 1)];
+        assert!(matches!(w.renew(&own, &view, &row), Renewal::Excluded(_)), "clean is not live");
+        view.slots[0].state = SlotState::Live { former: None };
+        assert_eq!(w.renew(&own, &view, &row), Renewal::Confirmed { lease_end: ms(2500) });
+        assert_eq!(w.renew(&own, &view, &[cell(0, 3), None]), Renewal::Unconfirmed);
+        assert_eq!(w.renew(&own, &view, &[None, None]), Renewal::Unconfirmed);
+        let mut row = row;
+        let other = row[1].as_mut().unwrap();
+        other.excluded = 1;
+        other.epoch = Epoch(3);
+        assert!(matches!(w.renew(&own, &view, &row), Renewal::Confirmed { .. }), "an old mask");
+        row[1].as_mut().unwrap().epoch = Epoch(4);
+        assert!(matches!(w.renew(&own, &view, &row), Renewal::Excluded(_)));
+        view.slots[0].incarnation = Incarnation(8);
+        assert!(matches!(w.renew(&own, &view, &row), Renewal::Excluded(_)), "another mount has the slot");
+    }
+}

@@ -1,0 +1,211 @@
+//! What may follow a view. Pure: each function makes the next view (epoch + 1) from a decided one.
+
+use crate::base::{Epoch, Incarnation, SlotId};
+use crate::format::cluster::heartbeat::Refusal;
+use crate::format::cluster::{Adopter, SlotState, SlotView, View};
+
+/// Bit of `slot` in a slot mask.
+pub fn bit(slot: SlotId) -> u64 {
+    1 << slot.0
+}
+
+fn next(view: &View) -> View {
+    View { epoch: Epoch(view.epoch.0 + 1), ..view.clone() }
+}
+
+/// The slots of `view` with their numbers.
+pub fn slots(view: &View) -> impl Iterator<Item = (SlotId, &SlotView)> {
+    view.slots.iter().enumerate().map(|(i, s)| (SlotId(i as u16), s))
+}
+
+/// Mask of the slots whose state satisfies `test`.
+pub fn mask(view: &View, test: impl Fn(&SlotState) -> bool) -> u64 {
+    slots(view).filter(|(_, s)| test(&s.state)).fold(0, |m, (slot, _)| m | bit(slot))
+}
+
+/// Mask of the members.
+pub fn live(view: &View) -> u64 {
+    mask(view, |s| matches!(s, SlotState::Live { .. }))
+}
+
+/// Mask of the excluded slots whose journals are not replayed.
+pub fn dead(view: &View) -> u64 {
+    mask(view, |s| matches!(s, SlotState::Dead { .. }))
+}
+
+/// Mask of the excluded slots that `me` sees to.
+pub fn dead_of(view: &View, me: SlotId) -> u64 {
+    mask(view, |s| *s == SlotState::Dead { adopter: me })
+}
+
+/// Is this mount a member?
+pub fn is_member(view: &View, slot: SlotId, incarnation: Incarnation) -> bool {
+    let slot = view.slots.get(usize::from(slot.0));
+    slot.is_some_and(|s| matches!(s.state, SlotState::Live { .. }) && s.incarnation == incarnation)
+}
+
+/// The slot that this mount has as a member.
+pub fn slot_of(view: &View, incarnation: Incarnation) -> Option<SlotId> {
+    slots(view).find(|(slot, _)| is_member(view, *slot, incarnation)).map(|(slot, _)| slot)
+}
+
+/// The slot a joiner gets beside living members: clean ones whose adopter answers first (their
+/// adopter's acknowledgement comes at once), then empty ones, then clean ones of a silent adopter.
+fn free_slot(view: &View, usable: u64, silent: u64) -> Option<SlotId> {
+    let rank = |(slot, s): (SlotId, &SlotView)| {
+        let rank = match s.state {
+            _ if usable & bit(slot) == 0 => return None,
+            SlotState::Live { .. } | SlotState::Dead { .. } => return None,
+            SlotState::Clean { adopter: Adopter::Slot(a) } if silent & bit(a) != 0 => 2,
+            SlotState::Clean { .. } => 0,
+            SlotState::Empty => 1,
+        };
+        Some((rank, slot))
+    };
+    slots(view).filter_map(rank).min().map(|(_, slot)| slot)
+}
+
+/// Let `joiners` in, as many as have a slot among `usable`.
+///
+/// # Errors
+/// [`Refusal::NoSlot`] if not even the first gets one; then there is no next view.
+pub fn admit(view: &View, joiners: &[Incarnation], usable: u64, silent: u64) -> Result<View, Refusal> {
+    let mut to = next(view);
+    let mut added = Vec::new();
+    for incarnation in joiners {
+        let Some(slot) = free_slot(&to, usable, silent) else { break };
+        let former = match to.slots[usize::from(slot.0)].state {
+            SlotState::Clean { adopter: Adopter::Slot(a) } => Some(a),
+            _ => None,
+        };
+        to.slots[usize::from(slot.0)] =
+            SlotView { state: SlotState::Live { former }, incarnation: *incarnation };
+        added.push(slot);
+    }
+    let lowest = added.into_iter().min().ok_or(Refusal::NoSlot)?;
+    for s in &mut to.slots {
+        if s.state == (SlotState::Clean { adopter: Adopter::NextJoiner }) {
+            s.state = SlotState::Clean { adopter: Adopter::Slot(lowest) };
+        }
+    }
+    Ok(to)
+}
+
+/// The slot a first mount takes: clean, then empty, then one that needs replay itself.
+pub fn first_slot(view: &View, usable: u64) -> Option<SlotId> {
+    let rank = |s: &SlotView| match s.state {
+        SlotState::Clean { .. } => 0,
+        SlotState::Empty => 1,
+        SlotState::Live { .. } | SlotState::Dead { .. } => 2,
+    };
+    slots(view)
+        .filter(|(slot, _)| usable & bit(*slot) != 0)
+        .min_by_key(|(slot, s)| (rank(s), *slot))
+        .map(|x| x.0)
+}
+
+/// The first mount of a volume without living members: `me` is the only member, every former
+/// member is excluded and `me` sees to it, clean slots are `me`'s.
+pub fn first(view: &View, me: SlotId, incarnation: Incarnation) -> View {
+    let mut to = next(view);
+    for (i, s) in to.slots.iter_mut().enumerate() {
+        s.state = match s.state {
+            _ if i == usize::from(me.0) => SlotState::Live { former: None },
+            SlotState::Live { .. } | SlotState::Dead { .. } => SlotState::Dead { adopter: me },
+            SlotState::Clean { .. } => SlotState::Clean { adopter: Adopter::Slot(me) },
+            SlotState::Empty => SlotState::Empty,
+        };
+    }
+    to.slots[usize::from(me.0)].incarnation = incarnation;
+    to
+}
+
+/// The journals of those of `recovered` that `me` sees to are replayed. `None` if that is already so.
+pub fn recovered(view: &View, me: SlotId, recovered: u64) -> Option<View> {
+    let which = dead_of(view, me) & recovered;
+    let mut to = next(view);
+    for (i, s) in to.slots.iter_mut().enumerate() {
+        if which >> i & 1 == 1 {
+            s.state = SlotState::Clean { adopter: Adopter::Slot(me) };
+        }
+    }
+    (which != 0).then_some(to)
+}
+
+/// `me` leaves with an empty journal. Its slot and those it looks after go round the members that
+/// answer, or to the next joiner if there are none. `None` if `me` is no member. Excluded slots that
+/// `me` has not recovered are given on as they are.
+pub fn leave(view: &View, me: SlotId, incarnation: Incarnation, silent: u64) -> Option<View> {
+    if !is_member(view, me, incarnation) {
+        return None;
+    }
+    let heirs = live(view) & !silent & !bit(me);
+    let heirs: Vec<SlotId> = slots(view).map(|(slot, _)| slot).filter(|s| heirs & bit(*s) != 0).collect();
+    let mut turn = heirs.iter().cycle();
+    let mut heir = || turn.next().map_or(Adopter::NextJoiner, |s| Adopter::Slot(*s));
+    let mut to = next(view);
+    for (i, s) in to.slots.iter_mut().enumerate() {
+        let ours = s.state == SlotState::Clean { adopter: Adopter::Slot(me) };
+        if i == usize::from(me.0) || ours {
+            s.state = SlotState::Clean { adopter: heir() };
+        } else if s.state == (SlotState::Dead { adopter: me })
+            && let Adopter::Slot(adopter) = heir()
+        {
+            s.state = SlotState::Dead { adopter };
+        }
+    }
+    Some(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = 0b1111;
+    fn inc(n: u64) -> Incarnation {
+        Incarnation(n)
+    }
+    fn clean(s: u16) -> SlotState {
+        SlotState::Clean { adopter: Adopter::Slot(SlotId(s)) }
+    }
+    fn states(view: &View) -> Vec<SlotState> {
+        view.slots.iter().map(|s| s.state).collect()
+    }
+
+    #[test]
+    fn a_life_of_a_volume() {
+        let next_joiner = SlotState::Clean { adopter: Adopter::NextJoiner };
+        let alive = |former: Option<u16>| SlotState::Live { former: former.map(SlotId) };
+        let v = View::initial(5, 4);
+        assert_eq!(first_slot(&v, ALL), Some(SlotId(0)));
+        let v = first(&v, SlotId(0), inc(10));
+        assert_eq!(states(&v), [alive(None), clean(0), clean(0), clean(0), SlotState::Empty]);
+        let v = admit(&v, &[inc(11), inc(12)], ALL, 0).unwrap();
+        assert_eq!(states(&v), [alive(None), alive(Some(0)), alive(Some(0)), clean(0), SlotState::Empty]);
+        assert_eq!(slot_of(&v, inc(12)), Some(SlotId(2)));
+        assert_eq!(leave(&v, SlotId(0), inc(9), 0), None, "another mount's slot");
+        let v = leave(&v, SlotId(0), inc(10), 0).unwrap();
+        assert_eq!(states(&v), [clean(1), alive(Some(0)), alive(Some(0)), clean(2), SlotState::Empty]);
+        // Slot 2 is silent: it inherits nothing, and its clean slot is taken last.
+        let joined = admit(&v, &[inc(13)], ALL, bit(SlotId(2))).unwrap();
+        assert_eq!(slot_of(&joined, inc(13)), Some(SlotId(0)));
+        let v = leave(&v, SlotId(1), inc(11), bit(SlotId(2))).unwrap();
+        assert_eq!(states(&v), [next_joiner, next_joiner, alive(Some(0)), clean(2), SlotState::Empty]);
+        // Everybody is gone: slot 2 needs replay.
+        assert_eq!(first_slot(&v, ALL), Some(SlotId(0)));
+        let v = first(&v, SlotId(0), inc(20));
+        assert_eq!(states(&v)[2], SlotState::Dead { adopter: SlotId(0) });
+        assert_eq!(recovered(&v, SlotId(1), ALL), None);
+        let v = recovered(&v, SlotId(0), ALL).unwrap();
+        assert_eq!(states(&v), [alive(None), clean(0), clean(0), clean(0), SlotState::Empty]);
+        assert_eq!(v.epoch, Epoch(7));
+    }
+
+    #[test]
+    fn a_full_volume_refuses() {
+        let v = first(&View::initial(4, 2), SlotId(0), inc(1));
+        let v = admit(&v, &[inc(2), inc(3)], 0b11, 0).unwrap();
+        assert_eq!(slot_of(&v, inc(3)), None, "slots without a journal are not given out");
+        assert_eq!(admit(&v, &[inc(3)], 0b11, 0), Err(Refusal::NoSlot));
+    }
+}

@@ -1,0 +1,118 @@
+//! Preallocation: unwritten extents over the holes of a range. Wants the gate alone.
+
+use super::extents::Backing;
+use super::pages::PAGE;
+use super::state::{pages_of, space_for};
+use super::{FILE_SIZE_MAX, FileState, SpaceNeed};
+use crate::base::{BlockNo, Error, Result};
+use crate::format::extent::Extent;
+use crate::inode::Attr;
+use crate::txn::{BlockRun, BlockSource, BlockTxn};
+use std::ops::Range;
+
+/// One step of a preallocation: holes to be filled.
+pub struct AllocatePlan {
+    holes: Vec<Range<u64>>,
+    near: Option<BlockNo>,
+    /// Where the next step goes on: byte offset and length.
+    pub rest: Option<(u64, u64)>,
+}
+
+impl AllocatePlan {
+    /// What must be reserved.
+    pub fn space(&self) -> SpaceNeed {
+        let blocks = self.holes.iter().map(|hole| hole.end - hole.start).sum();
+        space_for(blocks, self.holes.len() as u64)
+    }
+
+    /// Where the blocks should begin.
+    pub fn near(&self) -> Option<BlockNo> {
+        self.near
+    }
+}
+
+impl FileState {
+    /// Looks for holes in bytes `off..off + len`: at most `changes` of them and `blocks` blocks. The
+    /// size is left alone; growing is [`FileState::plan_grow`]'s.
+    ///
+    /// # Errors
+    /// `FileTooLarge`; `Busy` while a flush is in flight, a truncation unfinished or the bytes are
+    /// in the inode ([`FileState::plan_leave_inode`], a write and a flush bring them out).
+    pub fn plan_allocate(
+        &self,
+        src: &dyn BlockSource,
+        (off, len): (u64, u64),
+        changes: usize,
+        blocks: u64,
+    ) -> Result<AllocatePlan> {
+        self.alone()?;
+        if self.inline || self.truncating {
+            return Err(Error::Busy("the file's data is on the move".into()));
+        }
+        let end = off.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Error::FileTooLarge)?;
+        let pages = pages_of(off, len);
+        let mut plan = AllocatePlan { holes: Vec::new(), near: None, rest: None };
+        let (mut at, mut left) = (pages.start, blocks);
+        while at < pages.end {
+            let span = self.extents.span_at(src, at)?;
+            let mut to = span.end().min(pages.end);
+            if span.backing == Backing::Hole {
+                to = to.min(at + left);
+                if to == at || plan.holes.len() == changes {
+                    let from = (at * PAGE).max(off);
+                    plan.rest = Some((from, end - from));
+                    break;
+                }
+                left -= to - at;
+                plan.holes.push(at..to);
+            }
+            at = to;
+        }
+        if let Some(hole) = plan.holes.first() {
+            plan.near = self.extents.near(src, hole.start)?;
+        }
+        Ok(plan)
+    }
+
+    /// Fills the holes with unwritten extents over `runs`, which hold the blocks planned.
+    ///
+    /// # Errors
+    /// Those of the tree.
+    pub fn allocate_apply(
+        &self,
+        plan: &AllocatePlan,
+        runs: &[BlockRun],
+        txn: &mut dyn BlockTxn,
+        attr: &mut Attr,
+    ) -> Result<()> {
+        self.alone()?;
+        let mut runs = runs.iter().copied().filter(|run| run.blocks > 0);
+        let mut run = BlockRun { start: BlockNo(0), blocks: 0 };
+        for hole in &plan.holes {
+            let mut at = hole.start;
+            while at < hole.end {
+                if run.blocks == 0 {
+                    run = runs.next().expect("a preallocation is given all the blocks it planned");
+                }
+                let n = run.blocks.min(hole.end - at);
+                let new =
+                    Extent { logical: at, physical: run.start, blocks: n, unwritten: true, shared: false };
+                self.extents.insert(txn, new)?;
+                run = BlockRun { start: run.start.plus(n), blocks: run.blocks - n };
+                attr.blocks += n;
+                at += n;
+            }
+        }
+        attr.size = self.disk_size;
+        self.extents.tree().write_attr(txn, attr)
+    }
+
+    /// Follows the finished transaction. Dirty pages over the holes give back their reservation.
+    pub fn allocate_done(&mut self, plan: AllocatePlan) {
+        self.has_extents |= !plan.holes.is_empty();
+        (self.last_span, self.placed_to) = (None, None);
+        for hole in plan.holes {
+            self.pages.allocated(hole);
+        }
+    }
+}

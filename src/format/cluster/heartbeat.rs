@@ -1,0 +1,209 @@
+//! The heartbeat cell: what a host tells all others once a beat.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 64 | cell header; its sequence is the counter |
+//! | 64 | 16 | host uuid |
+//! | 80 | 16 | boot id |
+//! | 96 | 8 | epoch of the newest view known |
+//! | 104 | 8 | newest epoch acknowledged: no ledger write of an older one is in flight |
+//! | 112 | 8 | exclusion mask: slots this host acts on as dead |
+//! | 120 | 8 | ledger sequence: grows with each own ledger write |
+//! | 128 | 8 | incarnation of a joiner that was refused, 0 = none |
+//! | 136 | 2 | why (see [`Refusal`]) |
+//! | 138 | 2 | protocol, oldest spoken |
+//! | 140 | 2 | protocol, newest spoken |
+//! | 142 | 2 | flags: 1 leaving, 2 recovering |
+//! | 144 | 8 | journal head |
+//! | 152 | 8 | journal tail |
+//! | 160 | 8 | free data blocks of the groups this host holds |
+//! | 168 | 8 | free metadata blocks of them |
+//! | 176 | 8 | groups held |
+//! | 184 | 8 | wall clock of the beat, ms since 1970 (for people only) |
+//! | 192 | 8 | st_dev of the device file |
+//! | 200 | 8 | st_ino |
+//! | 208 | 8 | st_rdev, 0 for an image file |
+//! | 216 | 8 | reservation key, 0 = none |
+//! | 224 | 16 | hint address (IPv6 or mapped IPv4) |
+//! | 240 | 2 | hint port, 0 = no hints |
+//! | 242 | 6 | zero |
+//! | 248 | 64 | host name |
+//! | 312 | 96 | device path |
+//! | 408 | 104 | zero |
+
+use super::{CELL_SIZE, CellHeader, Stamp, get_name, open_cell, put_name, seal_cell};
+use crate::base::{Epoch, Incarnation, Result, SlotId};
+use crate::format::layout::Geometry;
+use zerocopy::little_endian::{U16, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 4] = *b"SHHB";
+
+/// The host is leaving: flushing before its slot becomes clean.
+pub const FLAG_LEAVING: u16 = 1;
+/// The host replays journals of dead hosts.
+pub const FLAG_RECOVERING: u16 = 2;
+
+/// Why a joiner was turned away. Numbers are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Refusal {
+    NoSlot = 1,
+    Protocol = 2,
+}
+
+impl Refusal {
+    /// From the on-disk number.
+    pub fn from_raw(raw: u16) -> Option<Refusal> {
+        [Refusal::NoSlot, Refusal::Protocol].into_iter().find(|r| *r as u16 == raw)
+    }
+}
+
+/// Which file a mount opened, so that another mount on the same machine can prove it gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DeviceFile {
+    pub dev: u64,
+    pub ino: u64,
+    /// 0 for an image file.
+    pub rdev: u64,
+}
+
+/// What a heartbeat cell says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Heartbeat {
+    pub slot: SlotId,
+    /// 0 = never written by a mount.
+    pub incarnation: Incarnation,
+    pub counter: u64,
+    pub host: [u8; 16],
+    pub boot: [u8; 16],
+    pub epoch: Epoch,
+    pub ack: Epoch,
+    pub excluded: u64,
+    pub ledger_sequence: u64,
+    pub refused: Option<(Incarnation, Refusal)>,
+    /// Oldest and newest protocol spoken.
+    pub protocols: (u16, u16),
+    pub flags: u16,
+    pub journal_head: u64,
+    pub journal_tail: u64,
+    pub free_data: u64,
+    pub free_meta: u64,
+    pub groups: u64,
+    pub wall_ms: u64,
+    pub file: DeviceFile,
+    pub reservation_key: u64,
+    pub name: String,
+    pub device: String,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHeartbeat {
+    header: CellHeader,
+    host: [u8; 16],
+    boot: [u8; 16],
+    epoch: U64,
+    ack: U64,
+    excluded: U64,
+    ledger_sequence: U64,
+    refused: U64,
+    refusal: U16,
+    protocol_min: U16,
+    protocol_max: U16,
+    flags: U16,
+    journal_head: U64,
+    journal_tail: U64,
+    free_data: U64,
+    free_meta: U64,
+    groups: U64,
+    wall_ms: U64,
+    dev: U64,
+    ino: U64,
+    rdev: U64,
+    reservation_key: U64,
+    hint_address: [u8; 16],
+    hint_port: U16,
+    zero: [u8; 6],
+    name: [u8; 64],
+    device: [u8; 96],
+    zero2: [u8; 104],
+}
+
+const _: () = assert!(size_of::<RawHeartbeat>() == CELL_SIZE);
+
+impl Heartbeat {
+    /// The cell to write, one pitch long.
+    pub fn to_cell(&self, format_id: u64, geometry: &Geometry) -> Vec<u8> {
+        let mut raw = RawHeartbeat::new_zeroed();
+        raw.host = self.host;
+        raw.boot = self.boot;
+        raw.epoch = U64::new(self.epoch.0);
+        raw.ack = U64::new(self.ack.0);
+        raw.excluded = U64::new(self.excluded);
+        raw.ledger_sequence = U64::new(self.ledger_sequence);
+        if let Some((incarnation, why)) = self.refused {
+            raw.refused = U64::new(incarnation.0);
+            raw.refusal = U16::new(why as u16);
+        }
+        raw.protocol_min = U16::new(self.protocols.0);
+        raw.protocol_max = U16::new(self.protocols.1);
+        raw.flags = U16::new(self.flags);
+        raw.journal_head = U64::new(self.journal_head);
+        raw.journal_tail = U64::new(self.journal_tail);
+        raw.free_data = U64::new(self.free_data);
+        raw.free_meta = U64::new(self.free_meta);
+        raw.groups = U64::new(self.groups);
+        raw.wall_ms = U64::new(self.wall_ms);
+        raw.dev = U64::new(self.file.dev);
+        raw.ino = U64::new(self.file.ino);
+        raw.rdev = U64::new(self.file.rdev);
+        raw.reservation_key = U64::new(self.reservation_key);
+        put_name(&mut raw.name, &self.name);
+        put_name(&mut raw.device, &self.device);
+        let mut cell = vec![0; geometry.cell_pitch as usize];
+        cell[..CELL_SIZE].copy_from_slice(raw.as_bytes());
+        let stamp = Stamp { slot: self.slot, incarnation: self.incarnation, sequence: self.counter };
+        seal_cell(&mut cell, MAGIC, format_id, geometry.heartbeat_cell(self.slot), stamp);
+        cell
+    }
+
+    /// Verify and decode the cell of `slot`.
+    ///
+    /// # Errors
+    /// [`crate::base::Error::Device`]: torn or damaged, nothing is known.
+    pub fn from_cell(cell: &[u8], format_id: u64, geometry: &Geometry, slot: SlotId) -> Result<Heartbeat> {
+        let stamp = open_cell(cell, MAGIC, format_id, geometry.heartbeat_cell(slot))?;
+        let raw = RawHeartbeat::ref_from_prefix(cell).expect("open_cell checked the length").0;
+        let refused = Incarnation(raw.refused.get());
+        Ok(Heartbeat {
+            slot,
+            incarnation: stamp.incarnation,
+            counter: stamp.sequence,
+            host: raw.host,
+            boot: raw.boot,
+            epoch: Epoch(raw.epoch.get()),
+            ack: Epoch(raw.ack.get()),
+            excluded: raw.excluded.get(),
+            ledger_sequence: raw.ledger_sequence.get(),
+            refused: Refusal::from_raw(raw.refusal.get()).map(|why| (refused, why)),
+            protocols: (raw.protocol_min.get(), raw.protocol_max.get()),
+            flags: raw.flags.get(),
+            journal_head: raw.journal_head.get(),
+            journal_tail: raw.journal_tail.get(),
+            free_data: raw.free_data.get(),
+            free_meta: raw.free_meta.get(),
+            groups: raw.groups.get(),
+            wall_ms: raw.wall_ms.get(),
+            file: DeviceFile { dev: raw.dev.get(), ino: raw.ino.get(), rdev: raw.rdev.get() },
+            reservation_key: raw.reservation_key.get(),
+            name: get_name(&raw.name),
+            device: get_name(&raw.device),
+        })
+    }
+}
+
+/// The cell of a slot that no mount ever had.
+pub fn empty_cell(format_id: u64, geometry: &Geometry, slot: SlotId) -> Vec<u8> {
+    Heartbeat { slot, ..Heartbeat::default() }.to_cell(format_id, geometry)
+}

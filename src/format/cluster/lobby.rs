@@ -1,0 +1,103 @@
+//! Lobby cells: who wants to join. Written by anyone; a claim that is overwritten is made again.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 64 | cell header: incarnation of the joiner, sequence grows while it waits |
+//! | 64 | 16 | host uuid |
+//! | 80 | 2 | kind: 0 none, 1 asks the members, 2 claims slot `cell` of a volume without members |
+//! | 82 | 2 | protocol, oldest spoken |
+//! | 84 | 2 | protocol, newest spoken |
+//! | 86 | 10 | zero |
+//! | 96 | 64 | host name |
+//! | 160 | 352 | zero |
+
+use super::{CELL_SIZE, CellHeader, Stamp, get_name, open_cell, put_name, seal_cell};
+use crate::base::{Incarnation, Result, SlotId};
+use crate::format::layout::Geometry;
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 4] = *b"SHLO";
+
+/// What a claim asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum ClaimKind {
+    /// Nothing: withdrawn or never used.
+    #[default]
+    None = 0,
+    /// A slot, from the members.
+    Join = 1,
+    /// To propose from the slot with this cell's number, there being no member.
+    First = 2,
+}
+
+/// What a lobby cell says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Claim {
+    pub kind: ClaimKind,
+    pub incarnation: Incarnation,
+    pub sequence: u64,
+    pub host: [u8; 16],
+    /// Oldest and newest protocol spoken.
+    pub protocols: (u16, u16),
+    pub name: String,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawClaim {
+    header: CellHeader,
+    host: [u8; 16],
+    kind: U16,
+    protocol_min: U16,
+    protocol_max: U16,
+    zero: [u8; 10],
+    name: [u8; 64],
+    zero2: [u8; 352],
+}
+
+const _: () = assert!(size_of::<RawClaim>() == CELL_SIZE);
+
+impl Claim {
+    /// The cell to write, one pitch long.
+    pub fn to_cell(&self, format_id: u64, geometry: &Geometry, cell: u16) -> Vec<u8> {
+        let mut raw = RawClaim::new_zeroed();
+        raw.host = self.host;
+        raw.kind = U16::new(self.kind as u16);
+        raw.protocol_min = U16::new(self.protocols.0);
+        raw.protocol_max = U16::new(self.protocols.1);
+        put_name(&mut raw.name, &self.name);
+        let mut bytes = vec![0; geometry.cell_pitch as usize];
+        bytes[..CELL_SIZE].copy_from_slice(raw.as_bytes());
+        let stamp = Stamp { slot: SlotId(0), incarnation: self.incarnation, sequence: self.sequence };
+        seal_cell(&mut bytes, MAGIC, format_id, geometry.lobby_cell(cell), stamp);
+        bytes
+    }
+
+    /// Verify and decode cell number `cell`.
+    ///
+    /// # Errors
+    /// [`crate::base::Error::Device`]: torn or damaged, nothing is known.
+    pub fn from_cell(bytes: &[u8], format_id: u64, geometry: &Geometry, cell: u16) -> Result<Claim> {
+        let stamp = open_cell(bytes, MAGIC, format_id, geometry.lobby_cell(cell))?;
+        let raw = RawClaim::ref_from_prefix(bytes).expect("open_cell checked the length").0;
+        Ok(Claim {
+            kind: match raw.kind.get() {
+                1 => ClaimKind::Join,
+                2 => ClaimKind::First,
+                _ => ClaimKind::None,
+            },
+            incarnation: stamp.incarnation,
+            sequence: stamp.sequence,
+            host: raw.host,
+            protocols: (raw.protocol_min.get(), raw.protocol_max.get()),
+            name: get_name(&raw.name),
+        })
+    }
+}
+
+/// A cell that nobody claims.
+pub fn empty_cell(format_id: u64, geometry: &Geometry, cell: u16) -> Vec<u8> {
+    Claim::default().to_cell(format_id, geometry, cell)
+}

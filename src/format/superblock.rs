@@ -1,0 +1,252 @@
+//! The superblock: what never changes while anybody has the volume mounted.
+
+use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
+use crate::device::BlockDevice;
+use crate::format::block::{Block, BlockKind, MAGIC};
+use crate::format::layout::{BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, SLOTS_MAX, SUPERBLOCK};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Incompatible features this code knows.
+pub const INCOMPAT_KNOWN: u64 = 0;
+/// Features that only writing needs.
+pub const RO_COMPAT_KNOWN: u64 = 0;
+/// Format version; bumped when an older program would misread what a newer one wrote.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Heartbeat and lease times, the same for all hosts of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[repr(u8)]
+#[serde(rename_all = "lowercase")]
+pub enum TimingProfile {
+    /// Cloud disks: a dead host is given up after about 21 s.
+    Default = 0,
+    /// Storage networks with slow failover: about 51 s.
+    San = 1,
+    /// One machine: 2 to 3 s.
+    Test = 2,
+}
+
+impl TimingProfile {
+    /// From the on-disk byte.
+    pub fn from_raw(raw: u8) -> Option<TimingProfile> {
+        [TimingProfile::Default, TimingProfile::San, TimingProfile::Test]
+            .into_iter()
+            .find(|p| *p as u8 == raw)
+    }
+}
+
+/// The body, behind the block header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DiskSuperblock {
+    pub version: U32,
+    pub block_size: U32,
+    pub uuid: [u8; 16],
+    pub hash_seed: [u8; 16],
+    pub compat: U64,
+    pub ro_compat: U64,
+    pub incompat: U64,
+    pub total_blocks: U64,
+    pub ag_blocks: U64,
+    pub ag_count: U32,
+    pub ledger_pages: U32,
+    pub cell_pitch: U32,
+    pub max_slots: U16,
+    pub timing: u8,
+    pub zero: u8,
+    /// Seconds since 1970.
+    pub created: U64,
+    pub root_inode: U64,
+    pub spare: [u8; 256],
+}
+
+/// The superblock in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    pub format_id: u64,
+    pub uuid: [u8; 16],
+    pub hash_seed: [u8; 16],
+    pub compat: u64,
+    pub ro_compat: u64,
+    pub incompat: u64,
+    pub geometry: Geometry,
+    pub timing: TimingProfile,
+    pub created: u64,
+    pub root_inode: u64,
+}
+
+/// Where a superblock was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadedFrom {
+    Primary,
+    /// The primary is damaged; this copy was used.
+    Backup(BlockNo),
+}
+
+impl Superblock {
+    /// The block to write at `place`, sealed.
+    pub fn to_block(&self, place: BlockNo) -> Block {
+        let mut block =
+            Block::init(self.format_id, place, BlockKind::Superblock, 0, LockName::Volume, Version(1));
+        let g = &self.geometry;
+        *block.body_as_mut::<DiskSuperblock>() = DiskSuperblock {
+            version: U32::new(FORMAT_VERSION),
+            block_size: U32::new(BLOCK_SIZE as u32),
+            uuid: self.uuid,
+            hash_seed: self.hash_seed,
+            compat: U64::new(self.compat),
+            ro_compat: U64::new(self.ro_compat),
+            incompat: U64::new(self.incompat),
+            total_blocks: U64::new(g.total_blocks),
+            ag_blocks: U64::new(g.ag_blocks),
+            ag_count: U32::new(g.ag_count),
+            ledger_pages: U32::new(g.ledger_pages),
+            cell_pitch: U32::new(g.cell_pitch),
+            max_slots: U16::new(g.max_slots),
+            timing: self.timing as u8,
+            zero: 0,
+            created: U64::new(self.created),
+            root_inode: U64::new(self.root_inode),
+            spare: [0; 256],
+        };
+        block.seal();
+        block
+    }
+
+    /// Verify and decode a block read from `place`.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is no valid superblock; `Device` for a version or feature we do not know.
+    pub fn from_block(block: &Block, place: BlockNo) -> Result<Superblock> {
+        let format_id = block.header().format_id.get();
+        block.verify(format_id, place, BlockKind::Superblock)?;
+        let d = block.body_as::<DiskSuperblock>();
+        if d.version.get() != FORMAT_VERSION || d.block_size.get() != BLOCK_SIZE as u32 {
+            return Err(Error::Device(format!(
+                "the volume has format version {} with blocks of {} bytes; this program knows version {FORMAT_VERSION} \
+                 with blocks of {BLOCK_SIZE}: use the Shoal release that made it",
+                d.version, d.block_size
+            )));
+        }
+        let bad = |what: &str| Error::corrupt(place, BlockKind::Superblock, what, "something else");
+        let geometry = Geometry {
+            total_blocks: d.total_blocks.get(),
+            max_slots: d.max_slots.get(),
+            cell_pitch: d.cell_pitch.get(),
+            ledger_pages: d.ledger_pages.get(),
+            ag_blocks: d.ag_blocks.get(),
+            ag_count: d.ag_count.get(),
+        };
+        check_geometry(&geometry).map_err(|what| bad(what))?;
+        Ok(Superblock {
+            format_id,
+            uuid: d.uuid,
+            hash_seed: d.hash_seed,
+            compat: d.compat.get(),
+            ro_compat: d.ro_compat.get(),
+            incompat: d.incompat.get(),
+            geometry,
+            timing: TimingProfile::from_raw(d.timing).ok_or_else(|| bad("a timing profile"))?,
+            created: d.created.get(),
+            root_inode: d.root_inode.get(),
+        })
+    }
+
+    /// Refuse features that this program does not know, by their bits.
+    pub fn check_features(&self, writing: bool) -> Result<()> {
+        let unknown = self.incompat & !INCOMPAT_KNOWN;
+        if unknown != 0 {
+            return Err(Error::Device(format!(
+                "the volume uses features this program does not know (incompat bits {unknown:#x}): \
+                 use a newer Shoal release"
+            )));
+        }
+        let unknown = self.ro_compat & !RO_COMPAT_KNOWN;
+        if writing && unknown != 0 {
+            return Err(Error::Device(format!(
+                "the volume uses features that this program can only read (ro_compat bits {unknown:#x}): \
+                 mount with -o ro, or use a newer Shoal release"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
+    if g.max_slots == 0 || g.max_slots > SLOTS_MAX {
+        return Err("1 to 64 slots");
+    }
+    if !matches!(g.cell_pitch, 512 | 4096) {
+        return Err("a cell pitch of 512 or 4096");
+    }
+    if !g.ag_blocks.is_power_of_two() || !(2048..=1 << 24).contains(&g.ag_blocks) {
+        return Err("groups of 8 MiB to 64 GiB");
+    }
+    if g.ag_count == 0 || g.ag_count > GROUPS_MAX || g.ledger_pages == 0 || g.ledger_pages > 128 {
+        return Err("1 to 16384 groups");
+    }
+    if g.total_blocks > 1 << 52 || g.ag_start(crate::base::AgNo(g.ag_count - 1)).0 >= g.total_blocks {
+        return Err("groups within the volume");
+    }
+    Ok(())
+}
+
+fn read(dev: &dyn BlockDevice, place: BlockNo) -> Result<Block> {
+    let mut block = Block::zeroed();
+    dev.read(place.byte(), &mut block.0)?;
+    Ok(block)
+}
+
+/// Find the superblock: the primary, else a backup (named, so that the caller can warn).
+///
+/// # Errors
+/// `Device` if this is no Shoal volume, is newer than this program, or is truncated.
+pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
+    let name = dev.name();
+    if dev.size() < (BACKUP_SUPERBLOCK.0 + 1) * BLOCK_SIZE as u64 {
+        return Err(Error::Device(format!("{name}: not a Shoal volume (only {} bytes)", dev.size())));
+    }
+    let primary = read(dev, SUPERBLOCK).and_then(|b| Ok((Superblock::from_block(&b, SUPERBLOCK)?, b)));
+    let (sb, from) = match primary {
+        Ok((sb, _)) => (sb, LoadedFrom::Primary),
+        Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
+        Err(damage) => match from_backup(dev) {
+            Some((sb, place)) => (sb, LoadedFrom::Backup(place)),
+            None => {
+                let seen = read(dev, SUPERBLOCK).is_ok_and(|b| b.0[..4] == MAGIC);
+                let what = if seen {
+                    format!("its superblocks are damaged: {damage}")
+                } else {
+                    "not a Shoal volume".into()
+                };
+                return Err(Error::Device(format!("{name}: {what}")));
+            }
+        },
+    };
+    let wanted = sb.geometry.total_blocks * BLOCK_SIZE as u64;
+    if dev.size() < wanted {
+        return Err(Error::Device(format!(
+            "{name}: truncated: the volume has {wanted} bytes, the device {}; restore its full size",
+            dev.size()
+        )));
+    }
+    Ok((sb, from))
+}
+
+/// The fixed backup, else the one at the start of group 1, looked for at every possible place.
+fn from_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
+    let try_at = |place: BlockNo| {
+        let block = read(dev, place).ok()?;
+        (block.0[..4] == MAGIC).then_some(())?;
+        Some((Superblock::from_block(&block, place).ok()?, place))
+    };
+    try_at(BACKUP_SUPERBLOCK).or_else(|| {
+        let blocks = dev.size() / BLOCK_SIZE as u64;
+        // Group starts are whole chunks; group 1 begins within the first 64 GiB and a bit.
+        (1..)
+            .map(|c| BlockNo(c * 512))
+            .take_while(|b| b.0 < blocks && b.0 < (1 << 24) + (1 << 16))
+            .find_map(try_at)
+    })
+}
