@@ -16,6 +16,10 @@ use std::ops::ControlFlow;
 
 const FIXED: usize = 17;
 const COOKIE_BASE: u64 = 3;
+/// Greatest key: 54 bits of hash, 8 of index.
+const KEY_MAX: u64 = (1 << 62) - 1;
+/// Longest name in bytes.
+pub const NAME_MAX: usize = 255;
 
 /// One name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,9 @@ pub struct Directory<'a> {
     pub seed: &'a [u8; 16],
 }
 
+/// An entry with its key, if it is there, and the first key that its hash has free.
+type Found = (Option<(u64, DirEntry)>, Option<u64>);
+
 fn encode(ino: InodeNo, generation: Generation, kind: FileKind, name: &[u8]) -> Vec<u8> {
     let mut value = Vec::with_capacity(FIXED + name.len());
     value.extend(ino.0.to_le_bytes());
@@ -51,20 +58,32 @@ impl DirEntry {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn decode(id: u64, value: &[u8]) -> std::result::Result<DirEntry, String> {
-        if value.len() <= FIXED || value.len() > FIXED + 255 {
+        if value.len() <= FIXED || value.len() > FIXED + NAME_MAX {
             return Err(format!("a directory entry of {} bytes", value.len()));
+        }
+        if id > KEY_MAX {
+            return Err(format!("a directory entry with the impossible key {id}"));
         }
         let number = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().expect("8 bytes"));
         let kind = FileKind::from_raw(value[16])
             .ok_or_else(|| format!("a directory entry of kind {}", value[16]))?;
+        let name = &value[FIXED..];
+        if number(0) < 2 || !is_possible(name) {
+            return Err(format!("a directory entry of inode {} called {}", number(0), name.escape_ascii()));
+        }
         Ok(DirEntry {
             ino: InodeNo(number(0)),
             generation: Generation(number(8)),
             kind,
-            name: value[FIXED..].to_vec(),
+            name: name.to_vec(),
             cookie: id + COOKIE_BASE,
         })
     }
+}
+
+/// May a directory hold this name? The kernel sends no others; a damaged disk might.
+fn is_possible(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|b| matches!(b, 0 | b'/'))
 }
 
 /// The key of the first entry with the hash of `name`; the others follow.
@@ -81,7 +100,7 @@ impl Directory<'_> {
     }
 
     /// The entry called `name`, and the first index that its hash has free.
-    fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<(Option<(u64, DirEntry)>, Option<u64>)> {
+    fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
         let first = first_key(self.seed, name);
         let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
         let (from, end) =
@@ -112,7 +131,8 @@ impl Directory<'_> {
     /// Add a name.
     ///
     /// # Errors
-    /// `Exists`; `NoSpace` in the case that 256 names share one hash.
+    /// `Exists`; `NameTooLong`; `Invalid` for names that no directory can hold; `NoSpace` in the
+    /// case that 256 names share one hash.
     pub fn insert(
         &self,
         txn: &mut dyn BlockTxn,
@@ -121,6 +141,12 @@ impl Directory<'_> {
         generation: Generation,
         kind: FileKind,
     ) -> Result<()> {
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        if !is_possible(name) {
+            return Err(Error::Invalid("a name that no directory can hold"));
+        }
         match self.find(txn, name)? {
             (Some(_), _) => Err(Error::Exists),
             (None, None) => Err(Error::NoSpace),
@@ -167,7 +193,7 @@ impl Directory<'_> {
         visit: &mut dyn FnMut(DirEntry) -> ControlFlow<()>,
     ) -> Result<()> {
         // A cookie names an entry that may be gone: go on with the next greater key.
-        let from = ItemKey::new(ItemKind::Dirent, (cookie + 1).saturating_sub(COOKIE_BASE));
+        let from = ItemKey::new(ItemKind::Dirent, cookie.saturating_add(1).saturating_sub(COOKIE_BASE));
         let mut bad = None;
         let end = ItemKey::new(ItemKind::Orphan, 0);
         self.tree.scan(src, from, Some(end), &mut |key, value| match DirEntry::decode(key.id, value) {

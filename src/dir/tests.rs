@@ -60,7 +60,7 @@ fn cookies_are_stable_over_changes() {
     let (mut txn, dir) = fresh();
     for i in 0..1000u64 {
         let name = format!("n{i}").into_bytes();
-        dir.insert(&mut txn, &name, InodeNo(i), Generation(i), FileKind::Regular).unwrap();
+        dir.insert(&mut txn, &name, InodeNo(i + 10), Generation(i), FileKind::Regular).unwrap();
     }
     let before = all(&dir, &txn, 0);
     let (seen, rest) = before.split_at(500);
@@ -84,4 +84,83 @@ fn a_name_can_change_its_inode() {
     let new = dir.lookup(&txn, &[b'x'; 255]).unwrap().unwrap();
     assert_eq!((new.ino, new.generation, new.kind), (InodeNo(8), Generation(2), FileKind::Symlink));
     assert!(!dir.is_empty(&txn).unwrap());
+}
+
+#[test]
+fn impossible_names_stay_out() {
+    let (mut txn, dir) = fresh();
+    let mut add = |name: &[u8]| dir.insert(&mut txn, name, InodeNo(7), Generation(1), FileKind::Regular);
+    assert_eq!(add(&[b'x'; 256]), Err(Error::NameTooLong));
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0b"] {
+        assert!(matches!(add(name), Err(Error::Invalid(_))), "{name:?}");
+    }
+    for cookie in [0, 1 << 62, 1 << 63, u64::MAX - 1, u64::MAX] {
+        assert!(all(&dir, &txn, cookie).is_empty());
+    }
+}
+
+#[test]
+fn damaged_entries_are_errors() {
+    let good = encode(InodeNo(7), Generation(1), FileKind::Regular, b"name");
+    assert!(DirEntry::decode(5 << 8, &good).is_ok());
+    assert!(DirEntry::decode(u64::MAX, &good).is_err(), "a key that no hash gives");
+    for at in 0..good.len() {
+        for byte in 0..=255 {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            let decoded = DirEntry::decode(5 << 8, &bad);
+            assert!(decoded.is_err() || at != 17 || byte != b'/');
+        }
+        assert!(at > 17 || DirEntry::decode(5 << 8, &good[..at]).is_err());
+    }
+}
+
+#[test]
+fn names_of_one_hash_share_it_and_reuse_indices() {
+    let (mut txn, dir) = fresh();
+    let first = first_key(&SEED, b"wanted");
+    // As if 255 other names had the same hash.
+    for i in 0..255 {
+        let value = encode(InodeNo(50 + i), Generation(1), FileKind::Regular, format!("other{i}").as_bytes());
+        dir.tree.insert(&mut txn, ItemKey::new(ItemKind::Dirent, first + i), &value).unwrap();
+    }
+    dir.insert(&mut txn, b"wanted", InodeNo(7), Generation(1), FileKind::Regular).unwrap();
+    assert_eq!(dir.lookup(&txn, b"wanted").unwrap().unwrap().cookie, first + 255 + COOKIE_BASE);
+    dir.remove(&mut txn, b"wanted").unwrap();
+    let full = encode(InodeNo(9), Generation(1), FileKind::Regular, b"last");
+    dir.tree.insert(&mut txn, ItemKey::new(ItemKind::Dirent, first + 255), &full).unwrap();
+    let add = |txn: &mut MemoryTxn| dir.insert(txn, b"wanted", InodeNo(7), Generation(1), FileKind::Regular);
+    assert_eq!(add(&mut txn), Err(Error::NoSpace));
+    dir.tree.remove(&mut txn, ItemKey::new(ItemKind::Dirent, first + 17)).unwrap();
+    add(&mut txn).unwrap();
+    assert_eq!(dir.lookup(&txn, b"wanted").unwrap().unwrap().cookie, first + 17 + COOKIE_BASE);
+}
+
+/// Not a benchmark, a look: `cargo test --lib dir::tests::cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes seconds; prints times"]
+fn cost_of_a_million_entries() {
+    let (mut txn, dir) = fresh();
+    let n = 1_000_000u64;
+    let name = |i: u64| format!("file-{i:07}").into_bytes();
+    let start = std::time::Instant::now();
+    for i in 0..n {
+        dir.insert(&mut txn, &name(i), InodeNo(i + 10), Generation(i), FileKind::Regular).unwrap();
+    }
+    let per = |t: std::time::Instant| t.elapsed().as_nanos() as u64 / n;
+    println!("insert {} ns, {} blocks, level {}", per(start), txn.in_use(), dir.tree.level(&txn).unwrap());
+    let start = std::time::Instant::now();
+    for i in 0..n {
+        assert!(dir.lookup(&txn, &name(i * 7 % n)).unwrap().is_some());
+    }
+    println!("lookup {} ns", per(start));
+    let start = std::time::Instant::now();
+    assert_eq!(all(&dir, &txn, 0).len() as u64, n);
+    println!("list {} ns per entry", per(start));
+    let start = std::time::Instant::now();
+    for i in 0..n {
+        dir.remove(&mut txn, &name(i * 7 % n)).unwrap();
+    }
+    println!("remove {} ns", per(start));
+    assert_eq!(txn.in_use(), 1);
 }

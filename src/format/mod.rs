@@ -1,6 +1,11 @@
 //! Every on-disk record, its checksum and its place. Level 1. `docs/FORMAT.md` tells every byte.
 pub mod block;
 pub mod cluster;
+pub mod extent;
+pub mod group;
+pub mod inode;
+pub mod item;
+pub mod journal;
 pub mod layout;
 pub mod superblock;
 pub mod volume;

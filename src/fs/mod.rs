@@ -1,2 +1,273 @@
-//! (room to be filled)
+//! The operations of the filesystem, mounting and leaving, and what a lock's loss empties. Level 9.
+//!
+//! Every operation is a closure under the engine in `op`: it pins the cluster locks it needs,
+//! locks the in-memory inodes in ascending order, then begins its one transaction. The order matters:
+//! nothing is waited for while a transaction is open (a seal waits for open transactions).
+
+use crate::alloc::{Allocator, Reservation, Transaction};
+use crate::base::{AgNo, BlockNo, Clock, Error, Generation, InodeNo, LockName, Mode, Result, SlotId};
+use crate::cluster::Cluster;
+use crate::dir::Directory;
+use crate::file::FileEnv;
+use crate::format::Geometry;
+use crate::inode::{Attr, FileKind, Timestamp, Tree};
+use crate::journal::Journal;
+use crate::lock::{LockManager, LockSet};
+use crate::store::Store;
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+mod attr;
+mod coherence;
+mod create;
+mod handles;
+mod io;
+mod link;
+mod lookup;
+pub mod mount;
+mod node;
+mod op;
+mod readdir;
+mod reap;
+mod remove;
+mod rename;
+mod space;
+mod statfs;
 pub mod types;
+mod writeback;
+mod xattrs;
+
+pub use types::*;
+
+use node::{Node, NodeState, NodeTable};
+use op::{Op, Step, Stop};
+
+/// The kernel's number for the root, whatever our root inode is.
+const ROOT_NODEID: u64 = 1;
+/// How long the kernel may keep entries and attributes without asking, where an invalidation can
+/// reach them. Bounded so that a stalled host does not serve them for ever.
+const KEEP: Duration = Duration::from_secs(10);
+
+/// Everything a mount works with.
+pub struct Core {
+    pub store: Arc<Store>,
+    pub journal: Arc<Journal>,
+    pub alloc: Arc<Allocator>,
+    pub locks: Arc<LockManager>,
+    pub cluster: Arc<Cluster>,
+    pub clock: Arc<dyn Clock>,
+    pub kernel: Arc<dyn KernelCache>,
+    pub nodes: NodeTable,
+    pub slot: SlotId,
+    pub root: InodeNo,
+    pub geometry: Geometry,
+    pub read_only: bool,
+    files: FileEnv,
+    seed: [u8; 16],
+    /// The own slot's system inode: orphans and deferred frees.
+    slot_tree: Tree,
+    /// Local exclusion of changes to it. Taken before a transaction begins, held until it is finished.
+    slot_lock: Arc<Mutex<()>>,
+    handles: handles::Handles,
+    reaper: reap::Queue,
+    writeback: writeback::Signal,
+    statfs: statfs::Cache,
+    next_id: AtomicU64,
+}
+
+/// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on
+/// the calling thread if nothing has to be waited for.
+#[derive(Clone)]
+pub struct Fs {
+    core: Arc<Core>,
+}
+
+/// A transaction that may free blocks, with the slot inode locked for deferred frees.
+struct FreeingChange<'a> {
+    txn: Transaction,
+    _slot: MutexGuard<'a, ()>,
+}
+
+impl Core {
+    /// The inode number behind a nodeid of the kernel.
+    fn ino(&self, nodeid: u64) -> InodeNo {
+        if nodeid == ROOT_NODEID { self.root } else { InodeNo(nodeid) }
+    }
+
+    /// The nodeid the kernel knows an inode by.
+    fn nodeid(&self, ino: InodeNo) -> u64 {
+        if ino == self.root { ROOT_NODEID } else { ino.0 }
+    }
+
+    /// Now, as file times.
+    fn now(&self) -> Timestamp {
+        Timestamp::from(self.clock.wall())
+    }
+
+    fn tree(&self, ino: InodeNo) -> Tree {
+        Tree { ino, cover: LockName::Inode(ino) }
+    }
+
+    fn dir(&self, ino: InodeNo) -> Directory<'_> {
+        Directory { tree: self.tree(ino), seed: &self.seed }
+    }
+
+    /// A new number for handles and parked requests.
+    fn id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The group that an inode lies in.
+    fn group(&self, ino: InodeNo) -> Option<AgNo> {
+        self.geometry.ag_of(BlockNo(ino.0))
+    }
+
+    /// The attributes of `node`, read if they are not in memory. The caller has the inode lock pinned.
+    ///
+    /// # Errors
+    /// `Stale` if the number belongs to nothing or to another inode than the kernel knows.
+    fn load<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
+        if state.attr.is_none() {
+            let attr = match self.tree(node.ino).read_attr(&*self.store) {
+                Err(Error::Corrupt { kind, expected, .. }) if kind == expected => return Err(Error::Stale),
+                other => other?,
+            };
+            node.check_generation(attr.generation)?;
+            state.file.load(attr.size);
+            state.attr = Some(attr);
+        }
+        Ok(state.attr.as_mut().expect("just read"))
+    }
+
+    /// Like [`Core::load`] for a directory that is still linked.
+    fn load_dir<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
+        let attr = self.load(node, state)?;
+        if attr.kind != FileKind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        Ok(attr)
+    }
+
+    /// A transaction for a change that frees nothing. The caller holds what it locks already.
+    fn change(&self, space: Reservation, blocks: u32) -> Result<Transaction> {
+        self.check_writable()?;
+        self.alloc.begin(space, blocks)
+    }
+
+    /// A transaction that may free blocks. With `space` it may allocate as well.
+    fn change_freeing(&self, space: Option<Reservation>, blocks: u32) -> Result<FreeingChange<'_>> {
+        self.check_writable()?;
+        let slot = self.slot_lock.lock();
+        let txn = match space {
+            Some(space) => self.alloc.begin(space, blocks)?,
+            None => self.alloc.begin_for_free(blocks)?,
+        };
+        Ok(FreeingChange { txn, _slot: slot })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.store.halt().check()?;
+        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Answer for an inode whose lock is pinned: counts a lookup.
+    fn entry(&self, ino: InodeNo) -> Result<EntryReply> {
+        let node = self.nodes.get(ino);
+        let mut state = node.state.lock();
+        // A lookup by name brings the generation that the kernel is going to know.
+        if state.attr.is_none() {
+            node.generation.store(0, Ordering::Release);
+        }
+        let attr = self.visible(&node, &mut state)?;
+        Ok(self.entry_of(ino, attr))
+    }
+
+    /// Count a lookup and make the answer from attributes at hand.
+    fn entry_of(&self, ino: InodeNo, attr: Attr) -> EntryReply {
+        self.nodes.remember(ino, attr.generation);
+        EntryReply {
+            ino: self.nodeid(ino),
+            generation: attr.generation.0,
+            attr,
+            entry_valid: self.entry_valid(),
+            attr_valid: KEEP,
+        }
+    }
+
+    /// The attributes as programs see them: sizes and times include what is not on the disk yet.
+    fn visible(&self, node: &Node, state: &mut NodeState) -> Result<Attr> {
+        let mut attr = self.load(node, state)?.clone();
+        if attr.kind == FileKind::Regular {
+            attr.size = state.file.size();
+            attr.blocks += state.file.dirty_blocks();
+        }
+        Ok(attr)
+    }
+
+    /// Names may be kept by the kernel only where all of them can be dropped without its locks.
+    fn entry_valid(&self) -> Duration {
+        if self.kernel.supports_epoch() { KEEP } else { Duration::ZERO }
+    }
+}
+
+/// `LockSet` of one inode.
+fn inode(ino: InodeNo, mode: Mode) -> LockSet {
+    LockSet::one(LockName::Inode(ino), mode)
+}
+
+impl Op<'_> {
+    /// Go on only with the inode pinned.
+    fn need_inode(&mut self, ino: InodeNo, mode: Mode) -> Step<()> {
+        self.need(LockName::Inode(ino), mode)
+    }
+}
+
+/// Lock the states of several nodes in ascending inode order; duplicates are locked once.
+fn lock_states<'a>(nodes: &[&'a Arc<Node>]) -> Vec<(InodeNo, MutexGuard<'a, NodeState>)> {
+    let mut sorted: Vec<&'a Arc<Node>> = nodes.to_vec();
+    sorted.sort_by_key(|n| n.ino);
+    sorted.dedup_by_key(|n| n.ino);
+    sorted.into_iter().map(|n| (n.ino, n.state.lock())).collect()
+}
+
+/// The guard of one inode among those locked.
+fn state_of<'g, 'a>(guards: &'g mut [(InodeNo, MutexGuard<'a, NodeState>)], ino: InodeNo) -> &'g mut NodeState {
+    &mut guards.iter_mut().find(|(i, _)| *i == ino).expect("locked by the caller").1
+}
+
+/// Time stamps that never go back: `now`, or a nanosecond after `old`.
+fn not_before(now: Timestamp, old: Timestamp) -> Timestamp {
+    if now > old { now } else { old.next() }
+}
+
+/// Set mtime and ctime.
+fn touch(attr: &mut Attr, now: Timestamp) {
+    attr.mtime = not_before(now, attr.mtime);
+    attr.ctime = not_before(now, attr.ctime);
+}
+
+/// Set ctime.
+fn touch_ctime(attr: &mut Attr, now: Timestamp) {
+    attr.ctime = not_before(now, attr.ctime);
+}
+
+/// A directory entry's target, checked against what the kernel was told.
+fn same_generation(attr: &Attr, generation: Generation) -> Result<()> {
+    if attr.generation == generation {
+        Ok(())
+    } else {
+        Err(Error::Damaged { inode: attr.ino, what: format!("entry names generation {generation}, the inode has {}", attr.generation) })
+    }
+}
+
+/// Names as Linux filesystems take them.
+fn check_name(name: &[u8]) -> Result<()> {
+    match name.len() {
+        0 => Err(Error::NotFound),
+        1..=255 => Ok(()),
+        _ => Err(Error::NameTooLong),
+    }
+}
+

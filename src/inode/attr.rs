@@ -159,12 +159,16 @@ impl Attr {
     /// From the disk.
     ///
     /// # Errors
-    /// `Damaged` if the mode is none of a file's.
+    /// `Damaged` if the mode is none of a file's or the size is beyond what a file can have.
     pub fn from_disk(ino: InodeNo, d: &DiskAttr) -> Result<Attr> {
         let kind = FileKind::from_mode(d.mode.get()).ok_or_else(|| Error::Damaged {
             inode: ino,
             what: format!("impossible mode {:o}", d.mode.get()),
         })?;
+        // Also the kernel takes sizes as signed.
+        if d.size.get() > i64::MAX as u64 || d.truncate_target.get() > i64::MAX as u64 {
+            return Err(Error::Damaged { inode: ino, what: format!("impossible size {}", d.size.get()) });
+        }
         Ok(Attr {
             ino,
             generation: Generation(d.generation.get()),

@@ -72,6 +72,7 @@ impl Blob {
         let mut value = Vec::with_capacity(self.length as usize);
         for block in &self.blocks {
             let image = src.read(*block, BlockKind::Blob, tree.cover)?;
+            tree.check_owner(&image, *block, BlockKind::Blob)?;
             let n = PER_BLOCK.min(self.length as usize - value.len());
             value.extend_from_slice(&image.body()[..n]);
         }
@@ -86,6 +87,10 @@ impl Blob {
 
     /// Give the blocks back.
     pub fn free(&self, tree: &Tree, txn: &mut dyn BlockTxn) -> Result<()> {
-        self.blocks.iter().try_for_each(|b| txn.free_block(*b, BlockKind::Blob, tree.cover))
+        self.blocks.iter().try_for_each(|b| {
+            // A damaged descriptor must not free another inode's value.
+            tree.check_owner(&*txn.read(*b, BlockKind::Blob, tree.cover)?, *b, BlockKind::Blob)?;
+            txn.free_block(*b, BlockKind::Blob, tree.cover)
+        })
     }
 }

@@ -1,414 +1,97 @@
-//! The item tree: a B+tree of item pages whose root page lies in the inode block.
+//! The item tree: reading it. `insert.rs`, `remove.rs` and `reap.rs` change it.
 //!
-//! Everything an inode contains is in it. The first page is the inode's own, so small inodes are
-//! one block; when it overflows, its content moves to a new page and the root becomes interior.
+//! The root page lies in the inode block; pages below it are `TreePage` blocks owned by the inode.
+//! Every page is checked whenever it is read: its own order and bounds, its level, its owner, and
+//! that its keys lie between the fences its parent sets. So a damaged tree answers with an error,
+//! never with a panic, an endless walk or another inode's items.
 
-use super::attr::Attr;
 use crate::base::{BlockNo, Error, InodeNo, LockName, Result};
 use crate::format::inode::{DiskAttr, ROOT_PAGE, TREE_PAGE};
-use crate::format::item::{self, ItemKey, ItemKind, Page, VALUE_MAX};
+use crate::format::item::{ItemKey, Key, LEVEL_MAX, Page, PageMut};
 use crate::format::{Block, BlockKind};
+use crate::inode::Attr;
 use crate::txn::{BlockSource, BlockTxn};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// What a change of a tree may cost at worst, for reservations.
-pub mod tree_costs {
-    /// Deepest tree that one volume can need (each level holds at least 50 children).
-    pub const DEPTH_MAX: u32 = 8;
-    /// New blocks that one insert may allocate.
-    pub const NEW_BLOCKS: u32 = DEPTH_MAX + 1;
-    /// Blocks that one insert or removal may change, new ones included.
-    pub const LOG_BLOCKS: u32 = 2 * DEPTH_MAX + 2;
-}
-
-/// A page fuller than this is not merged with its neighbour (of its capacity, in percent).
-const MERGE_PERCENT: usize = 30;
-/// Largest inline value: it must share a tree page with any one other item.
-pub const INLINE_MAX: usize = 2960;
-
-/// The tree of one inode.
+/// The item tree of one inode. Names it only: the content is read anew by every call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tree {
+    /// The inode.
     pub ino: InodeNo,
-    /// The lock that covers its blocks: the inode's, or a slot's for system inodes.
+    /// The lock that covers all its blocks: `Inode(ino)`, or `Slot(s)` for a slot's inode.
     pub cover: LockName,
 }
 
-/// One step on the way down: the page and the slot taken.
+/// What one change of a tree of unknown height may cost at worst, for reservations. The allocator's
+/// own blocks come on top. [`Tree::insert_cost`] is closer where the level is known.
+pub mod tree_costs {
+    use super::{Cost, LEVEL_MAX, Tree};
+
+    const INSERT: Cost = Tree::insert_cost(LEVEL_MAX, 1);
+    /// Most pages on the way from the root to a leaf.
+    pub const DEPTH_MAX: u32 = LEVEL_MAX as u32 + 1;
+    /// New blocks that one insert may allocate.
+    pub const NEW_BLOCKS: u32 = INSERT.new_blocks;
+    /// Blocks that one insert or removal may change, new and freed ones included.
+    pub const LOG_BLOCKS: u32 = INSERT.log_blocks;
+    // A removal changes two pages of each level below the root, and the root.
+    const _: () = assert!(LOG_BLOCKS > 2 * LEVEL_MAX as u32);
+}
+
+/// Longest inline value: leaves room for a few small attributes beside it in the inode block.
+pub const INLINE_MAX: usize = 3584;
+
+/// Blocks that a change may need in the worst case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// Metadata blocks that may be allocated.
+    pub new_blocks: u32,
+    /// Metadata blocks that may be changed, new ones included; the allocator's own come on top.
+    pub log_blocks: u32,
+}
+
+/// The range that a page's keys must lie in: `low` <= key < `high`.
 #[derive(Clone, Copy, Debug)]
-struct Visit {
-    block: BlockNo,
-    slot: usize,
+pub(super) struct Fence {
+    pub low: Key,
+    pub high: Option<Key>,
+}
+
+/// Where a descent ended.
+pub(super) struct Leaf {
+    pub block: BlockNo,
+    pub image: Arc<Block>,
+    pub fence: Fence,
+}
+
+/// One step of a descent: child `index` of the page in `block` was taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub block: BlockNo,
+    pub index: usize,
+}
+
+/// Which child a descent takes.
+#[derive(Clone, Copy)]
+enum Toward {
+    /// The one whose range holds the key.
+    At(Key),
+    /// The one whose range holds the greatest keys below the key.
+    Below(Key),
 }
 
 impl Tree {
-    /// The tree of an ordinary inode.
+    /// The tree of an ordinary inode, covered by its inode lock.
     pub fn of(ino: InodeNo) -> Tree {
         Tree { ino, cover: LockName::Inode(ino) }
     }
 
-    fn place(&self, block: BlockNo) -> (BlockKind, usize) {
-        if block == self.ino.block() {
-            (BlockKind::Inode, ROOT_PAGE)
-        } else {
-            (BlockKind::TreePage, TREE_PAGE)
-        }
-    }
-
-    fn load(&self, src: &dyn BlockSource, block: BlockNo) -> Result<Arc<Block>> {
-        let (kind, _) = self.place(block);
-        let image = src.read(block, kind, self.cover)?;
-        if image.header().owner.get() != self.ino.0 {
-            return Err(self.damaged(format!("block {block} belongs to {}", image.header().owner.get())));
-        }
-        Ok(image)
-    }
-
-    fn page<'b>(&self, block: BlockNo, image: &'b Block) -> Result<Page<'b>> {
-        Page::check(&image.0[self.place(block).1..])
-            .map_err(|e| self.damaged(format!("item page {block}: {e}")))
-    }
-
-    fn damaged(&self, what: String) -> Error {
-        Error::Damaged { inode: self.ino, what }
-    }
-
-    /// The path to the leaf for `key`, the leaf last (its slot is 0), and the leaf's image.
-    fn path(&self, src: &dyn BlockSource, key: ItemKey) -> Result<(Vec<Visit>, Arc<Block>)> {
-        let mut path = Vec::with_capacity(4);
-        let mut block = self.ino.block();
-        let mut above: Option<u8> = None;
-        loop {
-            let image = self.load(src, block)?;
-            let page = self.page(block, &image)?;
-            if above.is_some_and(|level| page.level() + 1 != level) {
-                return Err(self.damaged(format!("page {block} has level {}", page.level())));
-            }
-            if page.level() == 0 {
-                path.push(Visit { block, slot: 0 });
-                return Ok((path, image));
-            }
-            if page.count() == 0 {
-                return Err(self.damaged(format!("interior page {block} is empty")));
-            }
-            let slot = page.descend(key);
-            path.push(Visit { block, slot });
-            above = Some(page.level());
-            block = BlockNo(page.child(slot));
-        }
-    }
-
-    /// The value of `key`.
-    pub fn get(&self, src: &dyn BlockSource, key: ItemKey) -> Result<Option<Vec<u8>>> {
-        let (path, image) = self.path(src, key)?;
-        let page = self.page(path[path.len() - 1].block, &image)?;
-        Ok(page.search(key).ok().map(|i| page.value(i).to_vec()))
-    }
-
-    /// The item with the greatest key of the same kind that is not greater than `key`.
-    pub fn floor(&self, src: &dyn BlockSource, key: ItemKey) -> Result<Option<(ItemKey, Vec<u8>)>> {
-        let mut look = key;
-        loop {
-            let (path, image) = self.path(src, look)?;
-            let page = self.page(path[path.len() - 1].block, &image)?;
-            let found = match page.search(key) {
-                Ok(i) => Some(i),
-                Err(i) => i.checked_sub(1),
-            };
-            if let Some(i) = found {
-                let at = page.key(i);
-                return Ok((at.kind == key.kind).then(|| (at, page.value(i).to_vec())));
-            }
-            // Everything here is greater: the answer is the last item of the leaf before.
-            match self.before(src, &path)? {
-                Some(last) => look = last,
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// The last key of the leaf before the one that `path` leads to.
-    fn before(&self, src: &dyn BlockSource, path: &[Visit]) -> Result<Option<ItemKey>> {
-        let Some(up) = path[..path.len() - 1].iter().rposition(|v| v.slot > 0) else { return Ok(None) };
-        let image = self.load(src, path[up].block)?;
-        let mut block = BlockNo(self.page(path[up].block, &image)?.child(path[up].slot - 1));
-        loop {
-            let image = self.load(src, block)?;
-            let page = self.page(block, &image)?;
-            if page.count() == 0 {
-                return Err(self.damaged(format!("page {block} is empty")));
-            }
-            if page.level() == 0 {
-                return Ok(Some(page.key(page.count() - 1)));
-            }
-            block = BlockNo(page.child(page.count() - 1));
-        }
-    }
-
-    /// Visit items from `from` on in key order, up to and without `end`, until `visit` breaks.
-    pub fn scan(
-        &self,
-        src: &dyn BlockSource,
-        from: ItemKey,
-        end: Option<ItemKey>,
-        visit: &mut dyn FnMut(ItemKey, &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let mut next = Some(from);
-        while let Some(start) = next.take() {
-            let (path, image) = self.path(src, start)?;
-            let page = self.page(path[path.len() - 1].block, &image)?;
-            let first = page.search(start).unwrap_or_else(|i| i);
-            for i in first..page.count() {
-                let key = page.key(i);
-                if end.is_some_and(|e| key >= e) || visit(key, page.value(i)).is_break() {
-                    return Ok(());
-                }
-            }
-            next = self.after(src, &path)?;
-        }
-        Ok(())
-    }
-
-    /// The separator of the leaf behind the one that `path` leads to.
-    fn after(&self, src: &dyn BlockSource, path: &[Visit]) -> Result<Option<ItemKey>> {
-        for visit in path[..path.len() - 1].iter().rev() {
-            let image = self.load(src, visit.block)?;
-            let page = self.page(visit.block, &image)?;
-            if visit.slot + 1 < page.count() {
-                return Ok(Some(page.key(visit.slot + 1)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn modify(
-        &self,
-        txn: &mut dyn BlockTxn,
-        block: BlockNo,
-        change: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<()> {
-        let (kind, at) = self.place(block);
-        txn.modify(block, kind, self.cover, &mut |b: &mut Block| change(&mut b.0[at..]))
-    }
-
-    /// Insert a new item.
+    /// The attributes.
     ///
     /// # Errors
-    /// `Exists` if the key is there.
-    pub fn insert(&self, txn: &mut dyn BlockTxn, key: ItemKey, value: &[u8]) -> Result<()> {
-        let limit = if key.kind == ItemKind::Inline { INLINE_MAX } else { VALUE_MAX };
-        if value.len() > limit {
-            return Err(Error::TooBig);
-        }
-        let (path, image) = self.path(txn, key)?;
-        let leaf = path[path.len() - 1].block;
-        let slot = match self.page(leaf, &image)?.search(key) {
-            Ok(_) => return Err(Error::Exists),
-            Err(slot) => slot,
-        };
-        drop(image);
-        self.insert_at(txn, &path, slot, key, value)
-    }
-
-    /// Insert into the page at the end of `path`, splitting upwards as far as it takes.
-    fn insert_at(
-        &self,
-        txn: &mut dyn BlockTxn,
-        path: &[Visit],
-        slot: usize,
-        key: ItemKey,
-        value: &[u8],
-    ) -> Result<()> {
-        let block = path[path.len() - 1].block;
-        let mut fits = false;
-        {
-            let image = self.load(txn, block)?;
-            let page = self.page(block, &image)?;
-            let room = page.used() + item::item_size(value) <= page.capacity();
-            drop(image);
-            if room {
-                self.modify(txn, block, &mut |p| fits = item::insert(p, slot, key, value))?;
-            }
-        }
-        if fits {
-            return Ok(());
-        }
-        if path.len() == 1 {
-            return self.grow_root(txn, slot, key, value);
-        }
-        let (least, separator, sibling) = self.split(txn, block, slot, key, value)?;
-        let up = &path[..path.len() - 1];
-        let Visit { block: parent, slot: own } = up[up.len() - 1];
-        if own == 0 {
-            // The first slot also takes smaller keys: its own must stay below the new separator.
-            self.modify(txn, parent, &mut |p| {
-                item::remove(p, 0);
-                item::insert(p, 0, least, &block.0.to_le_bytes());
-            })?;
-        }
-        self.insert_at(txn, up, own + 1, separator, &sibling.0.to_le_bytes())
-    }
-
-    /// The root is full: its content moves into a new page below it.
-    fn grow_root(&self, txn: &mut dyn BlockTxn, slot: usize, key: ItemKey, value: &[u8]) -> Result<()> {
-        let root = self.ino.block();
-        let image = self.load(txn, root)?;
-        let page = self.page(root, &image)?;
-        let (level, items) = (page.level(), page.items());
-        if u32::from(level) + 1 >= tree_costs::DEPTH_MAX {
-            return Err(self.damaged(format!("the tree is {level} levels deep")));
-        }
-        let child = txn.alloc_block(BlockKind::TreePage, self.ino, self.cover, root)?;
-        self.modify(txn, child, &mut |p| {
-            item::fill(p, level, &items);
-        })?;
-        let first = items.first().map_or(key, |(k, _)| (*k).min(key));
-        let pointer = vec![(first, child.0.to_le_bytes().to_vec())];
-        self.modify(txn, root, &mut |p| {
-            item::fill(p, level + 1, &pointer);
-        })?;
-        let path = [Visit { block: root, slot: 0 }, Visit { block: child, slot: 0 }];
-        self.insert_at(txn, &path, slot, key, value)
-    }
-
-    /// Split a page that is not the root, with a new item in it. Returns the first keys of both and
-    /// the new right sibling.
-    fn split(
-        &self,
-        txn: &mut dyn BlockTxn,
-        block: BlockNo,
-        slot: usize,
-        key: ItemKey,
-        value: &[u8],
-    ) -> Result<(ItemKey, ItemKey, BlockNo)> {
-        let image = self.load(txn, block)?;
-        let page = self.page(block, &image)?;
-        let (level, capacity, mut items) = (page.level(), page.capacity(), page.items());
-        items.insert(slot, (key, value.to_vec()));
-        let at = split_point(&items, capacity, slot + 1 == items.len())
-            .ok_or_else(|| self.damaged(format!("page {block} cannot be split")))?;
-        let right = items.split_off(at);
-        let sibling = txn.alloc_block(BlockKind::TreePage, self.ino, self.cover, block)?;
-        self.modify(txn, sibling, &mut |p| {
-            item::fill(p, level, &right);
-        })?;
-        self.modify(txn, block, &mut |p| {
-            item::fill(p, level, &items);
-        })?;
-        Ok((items[0].0, right[0].0, sibling))
-    }
-
-    /// Insert or replace.
-    pub fn put(&self, txn: &mut dyn BlockTxn, key: ItemKey, value: &[u8]) -> Result<()> {
-        let (path, image) = self.path(txn, key)?;
-        let leaf = path[path.len() - 1].block;
-        let same_size = match self.page(leaf, &image)?.search(key) {
-            Ok(i) => self.page(leaf, &image)?.value(i).len() == value.len(),
-            Err(_) => {
-                drop(image);
-                return self.insert(txn, key, value);
-            }
-        };
-        drop(image);
-        if !same_size {
-            self.remove(txn, key)?;
-            return self.insert(txn, key, value);
-        }
-        self.modify(txn, leaf, &mut |p| {
-            let Ok(i) = Page::check(p).map_or(Err(0), |page| page.search(key)) else { return };
-            item::remove(p, i);
-            item::insert(p, i, key, value);
-        })
-    }
-
-    /// Remove an item. `false` if it is not there.
-    pub fn remove(&self, txn: &mut dyn BlockTxn, key: ItemKey) -> Result<bool> {
-        let (path, image) = self.path(txn, key)?;
-        let leaf = path[path.len() - 1].block;
-        let Ok(slot) = self.page(leaf, &image)?.search(key) else { return Ok(false) };
-        drop(image);
-        self.remove_at(txn, &path, slot)?;
-        Ok(true)
-    }
-
-    fn remove_at(&self, txn: &mut dyn BlockTxn, path: &[Visit], slot: usize) -> Result<()> {
-        let block = path[path.len() - 1].block;
-        self.modify(txn, block, &mut |p| item::remove(p, slot))?;
-        if path.len() == 1 {
-            return self.shrink_root(txn);
-        }
-        let image = self.load(txn, block)?;
-        let page = self.page(block, &image)?;
-        let (empty, sparse) = (page.count() == 0, page.used() * 100 < page.capacity() * MERGE_PERCENT);
-        drop(image);
-        let up = &path[..path.len() - 1];
-        let own_slot = up[up.len() - 1].slot;
-        if empty {
-            txn.free_block(block, BlockKind::TreePage, self.cover)?;
-            return self.remove_at(txn, up, own_slot);
-        }
-        if sparse {
-            return self.merge(txn, up, own_slot);
-        }
-        Ok(())
-    }
-
-    /// Merge a sparse page with a neighbour under the same parent, if both fit one page.
-    fn merge(&self, txn: &mut dyn BlockTxn, up: &[Visit], own_slot: usize) -> Result<()> {
-        let parent = up[up.len() - 1].block;
-        let image = self.load(txn, parent)?;
-        let page = self.page(parent, &image)?;
-        for left in [own_slot.checked_sub(1), Some(own_slot)].into_iter().flatten() {
-            if left + 1 >= page.count() {
-                continue;
-            }
-            let (a, b) = (BlockNo(page.child(left)), BlockNo(page.child(left + 1)));
-            let (left_image, right_image) = (self.load(txn, a)?, self.load(txn, b)?);
-            let (l, r) = (self.page(a, &left_image)?, self.page(b, &right_image)?);
-            // Room is left so that the next insert does not split it again.
-            if l.used() + r.used() > l.capacity() * 4 / 5 {
-                continue;
-            }
-            let (level, mut items) = (l.level(), l.items());
-            items.extend(r.items());
-            self.modify(txn, a, &mut |p| {
-                item::fill(p, level, &items);
-            })?;
-            txn.free_block(b, BlockKind::TreePage, self.cover)?;
-            return self.remove_at(txn, up, left + 1);
-        }
-        Ok(())
-    }
-
-    /// An interior root with one child takes its content in when it fits; an empty one becomes a leaf.
-    fn shrink_root(&self, txn: &mut dyn BlockTxn) -> Result<()> {
-        let root = self.ino.block();
-        loop {
-            let image = self.load(txn, root)?;
-            let page = self.page(root, &image)?;
-            if page.level() == 0 || page.count() > 1 {
-                return Ok(());
-            }
-            if page.count() == 0 {
-                return self.modify(txn, root, &mut |p| item::clear(p, 0));
-            }
-            let child = BlockNo(page.child(0));
-            let child_image = self.load(txn, child)?;
-            let below = self.page(child, &child_image)?;
-            if below.used() > page.capacity() {
-                return Ok(());
-            }
-            let (level, items) = (below.level(), below.items());
-            self.modify(txn, root, &mut |p| {
-                item::fill(p, level, &items);
-            })?;
-            txn.free_block(child, BlockKind::TreePage, self.cover)?;
-        }
-    }
-
-    /// The attributes.
+    /// `Damaged`, `Corrupt`, and what the source answers.
     pub fn read_attr(&self, src: &dyn BlockSource) -> Result<Attr> {
         let image = self.load(src, self.ino.block())?;
         let (disk, _) =
@@ -417,95 +100,253 @@ impl Tree {
     }
 
     /// Write the attributes.
+    ///
+    /// # Errors
+    /// What the transaction answers.
     pub fn write_attr(&self, txn: &mut dyn BlockTxn, attr: &Attr) -> Result<()> {
         let disk = attr.to_disk();
-        txn.modify(self.ino.block(), BlockKind::Inode, self.cover, &mut |b: &mut Block| {
+        self.change(txn, self.ino.block(), |b| {
             b.body_mut()[..size_of::<DiskAttr>()].copy_from_slice(disk.as_bytes());
         })
     }
 
-    /// Fill a freshly allocated inode block: attributes and an empty root page.
+    /// Make the freshly allocated inode block an inode with these attributes and no items.
+    ///
+    /// # Errors
+    /// What the transaction answers.
     pub fn create(&self, txn: &mut dyn BlockTxn, attr: &Attr) -> Result<()> {
         let disk = attr.to_disk();
-        txn.modify(self.ino.block(), BlockKind::Inode, self.cover, &mut |b: &mut Block| init_inode(b, &disk))
+        self.change(txn, self.ino.block(), |b| init_inode(b, &disk))
     }
 
-    /// Free pages of the tree, at most about `limit` blocks a call, deepest first; what it held
-    /// must have been freed before. `true` when only the inode block is left, its page empty.
-    pub fn free_pages(&self, txn: &mut dyn BlockTxn, limit: usize) -> Result<bool> {
-        for _ in 0..limit {
-            let image = self.load(txn, self.ino.block())?;
-            let page = self.page(self.ino.block(), &image)?;
-            if page.level() == 0 {
-                self.modify(txn, self.ino.block(), &mut |p| item::clear(p, 0))?;
-                return Ok(true);
-            }
-            drop(image);
-            self.free_one(txn)?;
-        }
-        Ok(false)
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// `Damaged`, `Corrupt`, and what the source answers. So for all reading.
+    pub fn get(&self, src: &dyn BlockSource, key: ItemKey) -> Result<Option<Vec<u8>>> {
+        let leaf = self.leaf_for(src, key.into())?;
+        let page = self.leaf_page(&leaf)?;
+        Ok(page.search(key.into()).ok().map(|i| page.value(i).to_vec()))
     }
 
-    /// Free the last leaf, or the last interior page that has become empty.
-    fn free_one(&self, txn: &mut dyn BlockTxn) -> Result<()> {
-        let mut path = vec![self.ino.block()];
+    /// The item with the greatest key <= `key` among those of the same kind.
+    pub fn floor(&self, src: &dyn BlockSource, key: ItemKey) -> Result<Option<(ItemKey, Vec<u8>)>> {
+        let wanted = Key::from(key);
+        let mut leaf = self.leaf_for(src, wanted)?;
         loop {
-            let block = path[path.len() - 1];
-            let image = self.load(txn, block)?;
-            let page = self.page(block, &image)?;
-            if page.level() == 0 || page.count() == 0 {
-                break;
+            let page = self.leaf_page(&leaf)?;
+            let below = match page.search(wanted) {
+                Ok(i) => i + 1,
+                Err(i) => i,
+            };
+            if let Some(i) = below.checked_sub(1) {
+                let found = page.key(i);
+                let same = found.kind == wanted.kind;
+                return Ok(same.then(|| (ItemKey { kind: key.kind, id: found.id }, page.value(i).to_vec())));
             }
-            path.push(BlockNo(page.child(page.count() - 1)));
-            if path.len() > tree_costs::DEPTH_MAX as usize + 1 {
-                return Err(self.damaged("the tree is too deep".into()));
+            // Nothing here; the answer, if any, is the last item of the leaf before. Fences fall
+            // strictly, so this ends.
+            if leaf.fence.low.kind != wanted.kind {
+                return Ok(None);
             }
+            leaf = self.descend(src, Toward::Below(leaf.fence.low), &mut |_| ())?;
         }
-        let last = path.pop().expect("the root is in it");
-        let Some(parent) = path.last().copied() else {
-            return self.modify(txn, last, &mut |p| item::clear(p, 0));
-        };
-        txn.free_block(last, BlockKind::TreePage, self.cover)?;
-        let image = self.load(txn, parent)?;
-        let slot = self.page(parent, &image)?.count() - 1;
-        drop(image);
-        self.modify(txn, parent, &mut |p| item::remove(p, slot))?;
-        if path.len() == 1 { self.shrink_empty_root(txn) } else { Ok(()) }
     }
 
-    fn shrink_empty_root(&self, txn: &mut dyn BlockTxn) -> Result<()> {
-        let root = self.ino.block();
-        let image = self.load(txn, root)?;
-        if self.page(root, &image)?.count() > 0 {
-            return Ok(());
+    /// Visit items with `from` <= key < `to_exclusive` (`None`: to the end) in ascending order
+    /// until `visit` breaks. `visit` must not change the tree.
+    pub fn scan(
+        &self,
+        src: &dyn BlockSource,
+        from: ItemKey,
+        to_exclusive: Option<ItemKey>,
+        visit: &mut dyn FnMut(ItemKey, &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let end = to_exclusive.map(Key::from);
+        let mut next = Key::from(from);
+        loop {
+            let leaf = self.leaf_for(src, next)?;
+            let page = self.leaf_page(&leaf)?;
+            let (Ok(first) | Err(first)) = page.search(next);
+            for i in first..page.count() {
+                let key = page.key(i);
+                if end.is_some_and(|end| key >= end) {
+                    return Ok(());
+                }
+                let key = key.item().ok_or_else(|| self.damaged("an item of unknown kind"))?;
+                if visit(key, page.value(i)).is_break() {
+                    return Ok(());
+                }
+            }
+            match leaf.fence.high {
+                Some(high) if end.is_none_or(|end| high < end) => next = high,
+                _ => return Ok(()),
+            }
         }
-        drop(image);
-        self.modify(txn, root, &mut |p| item::clear(p, 0))
+    }
+
+    /// Level of the root page: 0 while all items fit the inode block.
+    pub fn level(&self, src: &dyn BlockSource) -> Result<u8> {
+        let image = self.load(src, self.ino.block())?;
+        Ok(self.page(&image, self.ino.block(), None, Fence { low: Key::LOWEST, high: None })?.level())
+    }
+
+    /// What `inserts` insertions (or replacements by longer values) cost at most in a tree whose
+    /// root is at `level` ([`Tree::level`]).
+    pub const fn insert_cost(level: u8, inserts: u32) -> Cost {
+        let height = level as u32;
+        // Each insertion may split every page of its path below the root. The root gives its
+        // content to a new page, which may split; the levels that grow within the batch are nearly
+        // empty, so they split at most once in dozens of insertions. One more for a leaf that an
+        // inline value cuts in three.
+        let below = if height == 0 { 1 } else { height };
+        let new_blocks = inserts * below + 3 + inserts / 32;
+        Cost { new_blocks, log_blocks: new_blocks + inserts * height + 1 }
     }
 }
 
-/// Fill an inode block whose header is in place.
+/// What the other files of the tree share.
+impl Tree {
+    pub(super) fn damaged(&self, what: &str) -> Error {
+        Error::Damaged { inode: self.ino, what: what.to_string() }
+    }
+
+    fn kind_of(&self, block: BlockNo) -> BlockKind {
+        if block == self.ino.block() { BlockKind::Inode } else { BlockKind::TreePage }
+    }
+
+    fn page_offset(&self, block: BlockNo) -> usize {
+        if block == self.ino.block() { ROOT_PAGE } else { TREE_PAGE }
+    }
+
+    /// Read a block of this tree and see that it is one.
+    pub(super) fn load(&self, src: &dyn BlockSource, block: BlockNo) -> Result<Arc<Block>> {
+        let kind = self.kind_of(block);
+        let image = src.read(block, kind, self.cover)?;
+        self.check_owner(&image, block, kind)?;
+        Ok(image)
+    }
+
+    /// Is this block one of this inode's?
+    pub(super) fn check_owner(&self, image: &Block, block: BlockNo, kind: BlockKind) -> Result<()> {
+        let owner = image.header().owner.get();
+        if owner != self.ino.0 {
+            return Err(Error::corrupt(block, kind, format_args!("owner {}", self.ino), owner));
+        }
+        Ok(())
+    }
+
+    /// The checked page in `image`. `level` is what the parent says; the root's is its own.
+    pub(super) fn page<'a>(
+        &self,
+        image: &'a Block,
+        block: BlockNo,
+        level: Option<u8>,
+        fence: Fence,
+    ) -> Result<Page<'a>> {
+        let kind = self.kind_of(block);
+        let fault = |what: &str| Error::corrupt(block, kind, "a sound item page", what);
+        let page = Page::check(&image.0[self.page_offset(block)..]).map_err(fault)?;
+        if level.is_some_and(|l| l != page.level()) {
+            return Err(fault("a page of the wrong level"));
+        }
+        // Above the leaves the first key stands for the parent's fence.
+        let first = if page.level() > 0 { 1 } else { 0 };
+        if first < page.count() {
+            let low_ok = page.key(first) >= fence.low && (first == 0 || page.key(first) > fence.low);
+            let high_ok = fence.high.is_none_or(|high| page.key(page.count() - 1) < high);
+            if !low_ok || !high_ok {
+                return Err(fault("keys outside the range the page stands for"));
+            }
+        }
+        Ok(page)
+    }
+
+    /// The checked page of a leaf that a descent ended at.
+    pub(super) fn leaf_page<'a>(&self, leaf: &'a Leaf) -> Result<Page<'a>> {
+        self.page(&leaf.image, leaf.block, Some(0), leaf.fence)
+    }
+
+    /// The leaf whose range holds `key`.
+    pub(super) fn leaf_for(&self, src: &dyn BlockSource, key: Key) -> Result<Leaf> {
+        self.descend(src, Toward::At(key), &mut |_| ())
+    }
+
+    /// The leaf whose range holds `key`, and the way there from the root.
+    pub(super) fn path_to(&self, src: &dyn BlockSource, key: Key) -> Result<(Vec<Step>, Leaf)> {
+        let mut path = Vec::with_capacity(4);
+        let leaf = self.descend(src, Toward::At(key), &mut |step| path.push(step))?;
+        Ok((path, leaf))
+    }
+
+    /// Levels fall by one from page to page and start at LEVEL_MAX at most, so this ends. The leaf
+    /// itself is not checked yet: whoever looks into it does ([`Tree::leaf_page`]).
+    fn descend(&self, src: &dyn BlockSource, toward: Toward, on_step: &mut dyn FnMut(Step)) -> Result<Leaf> {
+        let mut block = self.ino.block();
+        let mut fence = Fence { low: Key::LOWEST, high: None };
+        let mut level = None;
+        loop {
+            let image = self.load(src, block)?;
+            if level == Some(0) {
+                return Ok(Leaf { block, image, fence });
+            }
+            let page = self.page(&image, block, level, fence)?;
+            if page.level() == 0 {
+                return Ok(Leaf { block, image, fence });
+            }
+            let index = match toward {
+                Toward::At(key) => page.child_for(key),
+                Toward::Below(key) => page.search(key).unwrap_or_else(|i| i).saturating_sub(1),
+            };
+            if index > 0 {
+                fence.low = page.key(index);
+            }
+            if index + 1 < page.count() {
+                fence.high = Some(page.key(index + 1));
+            }
+            on_step(Step { block, index });
+            level = Some(page.level() - 1);
+            block = self.child_block(&page, index)?;
+        }
+    }
+
+    /// The block of a page's child.
+    pub(super) fn child_block(&self, page: &Page<'_>, index: usize) -> Result<BlockNo> {
+        match page.child(index) {
+            root if root == self.ino.0 => Err(self.damaged("the inode block is its own child")),
+            child => Ok(BlockNo(child)),
+        }
+    }
+
+    /// Change a block of this tree.
+    pub(super) fn change(
+        &self,
+        txn: &mut dyn BlockTxn,
+        block: BlockNo,
+        change: impl FnOnce(&mut Block),
+    ) -> Result<()> {
+        let mut change = Some(change);
+        txn.modify(block, self.kind_of(block), self.cover, &mut |b| {
+            if let Some(change) = change.take() {
+                change(b);
+            }
+        })
+    }
+
+    /// Change the page in a block of this tree, which was checked in this transaction.
+    pub(super) fn change_page(
+        &self,
+        txn: &mut dyn BlockTxn,
+        block: BlockNo,
+        change: impl FnOnce(&mut PageMut<'_>),
+    ) -> Result<()> {
+        let from = self.page_offset(block);
+        self.change(txn, block, |b| change(&mut PageMut::new(&mut b.0[from..])))
+    }
+}
+
+/// Fill an inode block whose header is in place: attributes and an empty root page.
 pub fn init_inode(block: &mut Block, disk: &DiskAttr) {
     block.body_mut()[..size_of::<DiskAttr>()].copy_from_slice(disk.as_bytes());
-    item::clear(&mut block.0[ROOT_PAGE..], 0);
-}
-
-/// Where to split so that both halves fit: in the middle by bytes, or, for ascending inserts, as
-/// far right as possible so that pages stay full.
-fn split_point(items: &[(ItemKey, Vec<u8>)], capacity: usize, ascending: bool) -> Option<usize> {
-    let sizes: Vec<usize> = items.iter().map(|(_, v)| item::item_size(v)).collect();
-    let total: usize = sizes.iter().sum();
-    let mut left = 0;
-    let mut best: Option<(usize, usize)> = None;
-    for at in 1..items.len() {
-        left += sizes[at - 1];
-        if left > capacity || total - left > capacity {
-            continue;
-        }
-        let distance = if ascending { total - left } else { left.abs_diff(total - left) };
-        if best.is_none_or(|(_, d)| distance < d) {
-            best = Some((at, distance));
-        }
-    }
-    best.map(|(at, _)| at)
+    PageMut::new(&mut block.0[ROOT_PAGE..]).reset(0);
 }

@@ -1,1 +1,251 @@
-//! (room to be filled)
+//! Verified block reads and writes, the buffer cache, the write permit, the halt latch. Level 2.
+//!
+//! Promises: a metadata block is verified (magic, format id, own number, kind, covering lock, crc)
+//! after every read from the device and sealed before every write to it; concurrent readers of one
+//! block read it once; a block that the journal still needs is never forgotten; after the halt latch
+//! has tripped nothing is written any more.
+//!
+//! File data passes through unverified and uncached.
+
+mod batch;
+mod cache;
+mod halt;
+mod index;
+mod permit;
+
+pub use batch::AlignedBuf;
+pub use halt::Halt;
+pub use permit::{PERMIT_WAIT_MAX, Permit};
+
+pub(crate) use batch::Segment;
+pub(crate) use cache::{Cache, Undo};
+pub(crate) use index::BlockHash;
+
+use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result};
+use crate::device::BlockDevice;
+use crate::format::{Block, BlockKind, Geometry};
+use std::sync::Arc;
+
+/// Blocks of one merged in-place write at most (1 MiB).
+const RUN_BLOCKS_MAX: usize = 256;
+
+/// One volume as one host sees it.
+pub struct Store {
+    device: Arc<dyn BlockDevice>,
+    format_id: u64,
+    geometry: Geometry,
+    cache: Cache,
+    halt: Halt,
+    permit: Arc<Permit>,
+    pool: batch::WritePool,
+}
+
+impl Store {
+    /// A store over `dev` that keeps at most about `cache_bytes` of clean blocks.
+    pub fn new(
+        dev: Arc<dyn BlockDevice>,
+        format_id: u64,
+        geometry: Geometry,
+        cache_bytes: usize,
+    ) -> Arc<Store> {
+        Arc::new(Store {
+            device: dev,
+            format_id,
+            geometry,
+            cache: Cache::new(cache_bytes),
+            halt: Halt::new(),
+            permit: Arc::new(Permit::default()),
+            pool: Default::default(),
+        })
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// Where everything is.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The volume's format id.
+    pub fn format_id(&self) -> u64 {
+        self.format_id
+    }
+
+    /// The latch that stops all writing.
+    pub fn halt(&self) -> &Halt {
+        &self.halt
+    }
+
+    /// Until when writes may start.
+    pub fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// The newest image of a metadata block, from the cache or verified from the device. The caller
+    /// holds `cover` at least shared.
+    ///
+    /// # Errors
+    /// `Corrupt` (also for a cached block of another kind or cover), `Io`, `Halted`.
+    pub fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
+        self.halt.check()?;
+        self.cache.get(block, kind, cover, &|| self.read_fresh(block, kind, cover)).inspect_err(log_corrupt)
+    }
+
+    /// As [`Store::read`], but past the cache and not kept: for a look at a block whose lock is not
+    /// held (the image may be old, or `Corrupt` because a write was under way).
+    pub fn read_fresh(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
+        self.halt.check()?;
+        if block.0 >= self.geometry.total_blocks {
+            return Err(Error::corrupt(block, kind, "a block of the volume", "a reference behind its end"));
+        }
+        let mut image = Arc::new(Block::zeroed());
+        let into = Arc::get_mut(&mut image).expect("not shared yet");
+        let mut read = || {
+            self.device.read(block.byte(), &mut into.0)?;
+            into.verify(self.format_id, block, kind)
+        };
+        // Once more: a bit that flipped on the way need not have flipped on the disk.
+        if let Err(Error::Corrupt { .. }) = read() {
+            read()?;
+        }
+        if image.cover() != Some(cover) {
+            let found = format!("covered by {:?}", image.cover());
+            return Err(Error::corrupt(block, kind, format_args!("covered by {cover:?}"), found));
+        }
+        Ok(image)
+    }
+
+    /// Forget all clean blocks under `cover`, which is being given up. Call after the journal has
+    /// released it; a dirty block under it is a bug of this host, which then halts rather than let
+    /// two hosts write one block.
+    pub fn drop_cover(&self, cover: LockName) {
+        if let Err(block) = self.cache.drop_cover(cover) {
+            self.halt.trip(format!("block {block} under {cover:?} is dirty while the lock is given up"));
+        }
+    }
+
+    /// Forget one block that changed on the device behind the cache (replay). Dirty ones stay.
+    pub fn forget(&self, block: BlockNo) {
+        self.cache.forget(block, None);
+    }
+
+    /// Cached blocks, and how many of them the journal still needs.
+    pub fn cache_counts(&self) -> (usize, usize) {
+        self.cache.counts()
+    }
+
+    /// Read data blocks; `buf` is a whole number of them.
+    ///
+    /// # Errors
+    /// `Io`, `Halted`, `Invalid` for a range outside the volume.
+    pub fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()> {
+        self.halt.check()?;
+        self.in_volume(start, buf.len())?;
+        self.device.read(start.byte(), buf)
+    }
+
+    /// Write data blocks; `data` is a whole number of them. Durable after the next flush (a commit
+    /// flushes first).
+    ///
+    /// # Errors
+    /// `Io`, `Halted`, `TimedOut` (no write permit), `Invalid` for a range outside the volume.
+    pub fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        self.halt.check()?;
+        self.in_volume(start, data.len())?;
+        self.permit.check()?;
+        self.device.write(start.byte(), data)
+    }
+
+    fn in_volume(&self, start: BlockNo, bytes: usize) -> Result<()> {
+        let blocks = (bytes / BLOCK_SIZE) as u64;
+        let inside = start.0.checked_add(blocks).is_some_and(|end| end <= self.geometry.total_blocks);
+        if bytes % BLOCK_SIZE == 0 && inside {
+            Ok(())
+        } else {
+            Err(Error::Invalid("data blocks outside the volume"))
+        }
+    }
+
+    /// Make everything written so far durable.
+    ///
+    /// # Errors
+    /// A failure halts the host: what it lost is not known, and a later success does not tell.
+    pub fn flush(&self) -> Result<()> {
+        self.halt.check()?;
+        self.device.flush().inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+    }
+
+    /// Write blocks that only this host owns (journal); `data` is a whole number of them.
+    ///
+    /// # Errors
+    /// Any failure halts the host.
+    pub(crate) fn write_critical(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        self.write_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
+    }
+
+    /// Write segments of critical blocks, several at once.
+    ///
+    /// # Errors
+    /// Any failure halts the host.
+    pub(crate) fn write_segments(&self, segments: Vec<Segment>) -> Result<()> {
+        self.halt.check()?;
+        self.pool
+            .write(&self.device, &self.permit, segments)
+            .inspect_err(|e| self.halt.trip(format!("a metadata write failed: {e}")))
+    }
+
+    /// Write metadata blocks in place: sealed, neighbours merged, several at once. `blocks` ascend.
+    ///
+    /// # Errors
+    /// Any failure halts the host.
+    pub(crate) fn write_blocks(&self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
+        let mut segments = Vec::new();
+        for run in runs(blocks) {
+            let mut buf = AlignedBuf::new(run.len());
+            for ((block, image), page) in run.iter().zip(buf.bytes_mut().chunks_mut(BLOCK_SIZE)) {
+                page.copy_from_slice(&self.sealed(*block, image)?.0);
+            }
+            let len = run.len() * BLOCK_SIZE;
+            segments.push(Segment { offset: run[0].0.byte(), buf: Arc::new(buf), from: 0, len });
+        }
+        self.write_segments(segments)
+    }
+
+    /// A copy ready for the device; refuses an image that does not belong at `block`.
+    fn sealed(&self, block: BlockNo, image: &Block) -> Result<Block> {
+        let mut b = image.clone();
+        b.seal();
+        let kind = b.kind().unwrap_or(BlockKind::Free);
+        b.verify(self.format_id, block, kind)
+            .inspect_err(|e| self.halt.trip(format!("a bad block was to be written: {e}")))?;
+        Ok(b)
+    }
+}
+
+fn log_corrupt(e: &Error) {
+    if let Error::Corrupt { .. } = e {
+        tracing::error!("{e}");
+    }
+}
+
+/// Runs of neighbouring blocks, at most [`RUN_BLOCKS_MAX`] long.
+fn runs(blocks: &[(BlockNo, Arc<Block>)]) -> Vec<&[(BlockNo, Arc<Block>)]> {
+    let mut out = Vec::new();
+    let mut rest = blocks;
+    while !rest.is_empty() {
+        let neighbours = rest.windows(2).take_while(|w| w[1].0.0 == w[0].0.0 + 1).count() + 1;
+        let (run, tail) = rest.split_at(neighbours.min(RUN_BLOCKS_MAX));
+        out.push(run);
+        rest = tail;
+    }
+    out
+}
+
+impl Store {
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+}

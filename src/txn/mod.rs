@@ -6,6 +6,8 @@
 
 use crate::base::{BlockNo, InodeNo, LockName, Result};
 use crate::format::{Block, BlockKind};
+use crate::journal::Handle;
+use crate::store::Store;
 use std::sync::Arc;
 
 #[cfg(test)]
@@ -60,4 +62,22 @@ pub trait BlockTxn: BlockSource {
 
     /// Give data blocks back; reusable once this transaction is durable.
     fn free_data(&mut self, run: BlockRun) -> Result<()>;
+}
+
+impl BlockSource for Store {
+    fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
+        Store::read(self, block, kind, cover)
+    }
+}
+
+impl BlockSource for Arc<Store> {
+    fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
+        Store::read(self, block, kind, cover)
+    }
+}
+
+impl BlockSource for Handle {
+    fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
+        Handle::read(self, block, kind, cover)
+    }
 }

@@ -1,0 +1,264 @@
+//! What a demotion empties: the daemon's caches and the kernel's, before a lock goes down.
+//!
+//! For an inode: (1) the kernel drops its attributes and, where pages may be cached, its pages,
+//! which writes dirty mapped pages back to us; (2) our dirty data and attributes go out; (3) the
+//! journal commits what touched the lock, its blocks go to their places, the device flushes.
+//! Directories also end all names the kernel remembers (their epoch).
+//!
+//! Page invalidation waits for page locks, and requests that wait for the very lock being given up
+//! hold such locks (`io`): those pages hold nothing yet, so they are left out. One that arrives
+//! while an invalidation runs is left out by starting over around it; the stuck call finishes later,
+//! harmlessly. Notifications never run on a thread that serves requests.
+
+use super::*;
+use crate::alloc::DemoteReady;
+use crate::lock::{DemoteAnswer, DemoteJob, Demoter};
+use crossbeam::channel;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+const PAGE: u64 = 4096;
+/// How often a running invalidation looks for requests that arrived in its way.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The kernel answers ENOENT for an inode whose lookup reply it has not processed yet.
+const REPLY_PENDING_MAX: Duration = Duration::from_secs(5);
+
+/// The manager's view of us. Filled in once the mount is complete.
+#[derive(Default)]
+pub struct Hook {
+    pub core: parking_lot::RwLock<Option<Arc<Core>>>,
+}
+
+impl Demoter for Hook {
+    fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
+        let core = self.core.read().clone();
+        match core {
+            Some(core) => core.demote(batch),
+            None => vec![DemoteAnswer::Done; batch.len()],
+        }
+    }
+
+    fn granted(&self, name: LockName, mode: Mode) {
+        if let (LockName::Ag(ag), Mode::X, Some(core)) = (name, mode, self.core.read().as_ref()) {
+            core.alloc.ag_granted(ag);
+        }
+    }
+}
+
+impl Core {
+    fn demote(self: &Arc<Self>, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
+        let mut answers = vec![DemoteAnswer::Done; batch.len()];
+        self.empty_kernel(batch);
+        let mut release = BTreeSet::new();
+        for (job, answer) in batch.iter().zip(&mut answers) {
+            match self.empty_own(job) {
+                Ok(DemoteAnswer::Done) => {
+                    if job.from == Mode::X {
+                        release.insert(job.name);
+                    }
+                }
+                Ok(DemoteAnswer::Busy) => *answer = DemoteAnswer::Busy,
+                Err(e) => {
+                    tracing::error!(lock = ?job.name, "cannot give up a lock: {e}");
+                    self.store.halt().trip(format!("write-back for {:?} failed: {e}", job.name));
+                    return vec![DemoteAnswer::Busy; batch.len()];
+                }
+            }
+        }
+        if !release.is_empty()
+            && let Err(e) = self.journal.release(&release)
+        {
+            self.store.halt().trip(format!("handing locks over failed: {e}"));
+            return vec![DemoteAnswer::Busy; batch.len()];
+        }
+        for (job, answer) in batch.iter().zip(&answers) {
+            if *answer == DemoteAnswer::Done {
+                self.forget_covered(job);
+            }
+        }
+        answers
+    }
+
+    /// Step 2: our own dirty data and attributes.
+    fn empty_own(self: &Arc<Self>, job: &DemoteJob) -> Result<DemoteAnswer> {
+        match job.name {
+            LockName::Inode(ino) if job.from == Mode::X => {
+                if let Some(node) = self.nodes.find(ino) {
+                    self.flush_node(&node)?;
+                }
+                Ok(DemoteAnswer::Done)
+            }
+            LockName::Ag(ag) => match self.alloc.ag_demote(ag) {
+                DemoteReady::Ready => Ok(DemoteAnswer::Done),
+                DemoteReady::Busy { .. } => {
+                    self.writeback.flush_all_soon();
+                    Ok(DemoteAnswer::Busy)
+                }
+            },
+            _ => Ok(DemoteAnswer::Done),
+        }
+    }
+
+    /// Step 4: what is in memory is not current any more.
+    fn forget_covered(&self, job: &DemoteJob) {
+        match job.name {
+            LockName::Ag(ag) => self.alloc.ag_released(ag),
+            LockName::Inode(ino) if job.to == Mode::N => {
+                if let Some(node) = self.nodes.find(ino) {
+                    let mut state = node.state.lock();
+                    state.attr = None;
+                    state.file.forget();
+                    drop(state);
+                }
+                self.nodes.shed(ino);
+            }
+            _ => return,
+        }
+        if job.to == Mode::N {
+            self.store.drop_cover(job.name);
+        }
+    }
+
+    /// Step 1, for a whole batch: names once, then inode by inode.
+    fn empty_kernel(self: &Arc<Self>, batch: &[DemoteJob]) {
+        let mut names = false;
+        let mut running = Vec::new();
+        for job in batch {
+            let LockName::Inode(ino) = job.name else { continue };
+            let Some(node) = self.nodes.find(ino) else { continue };
+            let kind = node.state.lock().attr.as_ref().map(|a| a.kind);
+            names |= job.to == Mode::N && kind == Some(FileKind::Directory);
+            let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());
+            if job.to == Mode::N {
+                self.drop_attributes(&node);
+            }
+            if !pages {
+                continue;
+            }
+            if node.opens.load(Ordering::Acquire) == 0 {
+                // No mapping, no reader: the next open drops what is left.
+                node.stale_pages.store(true, Ordering::Release);
+            } else {
+                running.push(Invalidation::start(self, node));
+            }
+        }
+        if names {
+            self.kernel.inc_epoch();
+        }
+        for invalidation in running {
+            invalidation.finish(self);
+        }
+    }
+
+    /// Attributes only: never waits for pages. Repeated while the kernel has yet to see a reply of ours.
+    fn drop_attributes(&self, node: &Node) {
+        let deadline = Instant::now() + REPLY_PENDING_MAX;
+        let nodeid = self.nodeid(node.ino);
+        while let Err(e) = self.kernel.inval_inode(nodeid, -1, 0) {
+            if e.raw_os_error() != Some(libc::ENOENT) || node.lookups() == 0 {
+                break;
+            }
+            if Instant::now() > deadline {
+                tracing::warn!(inode = node.ino.0, "the kernel does not know an inode it looked up");
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Drop the pages of a range from a thread of their own: the reply to a request that locked them
+    /// may not be processed yet.
+    pub(super) fn invalidate_later(self: &Arc<Self>, ino: InodeNo, offset: u64, length: u64) {
+        let (kernel, nodeid) = (self.kernel.clone(), self.nodeid(ino));
+        spawn("inval", move || {
+            let _ = kernel.inval_inode(nodeid, offset as i64, length as i64);
+        });
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(e) = std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work) {
+        tracing::error!("cannot start a thread: {e}");
+    }
+}
+
+/// One inode's pages on their way out.
+struct Invalidation {
+    node: Arc<Node>,
+    done: channel::Receiver<()>,
+    sender: channel::Sender<()>,
+    /// Calls that must still return.
+    outstanding: usize,
+    /// Parked requests that the running calls go around.
+    around: Vec<u64>,
+}
+
+impl Invalidation {
+    fn start(core: &Arc<Core>, node: Arc<Node>) -> Invalidation {
+        let (sender, done) = channel::unbounded();
+        let mut this = Invalidation { node, done, sender, outstanding: 0, around: Vec::new() };
+        this.launch(core);
+        this
+    }
+
+    /// Start calls for everything but the pages of parked requests, forgetting earlier calls.
+    fn launch(&mut self, core: &Arc<Core>) {
+        let parked = self.node.parked.lock().clone();
+        self.around = parked.iter().map(|r| r.id).collect();
+        let (sender, done) = channel::unbounded();
+        (self.sender, self.done) = (sender, done);
+        let ranges = gaps(parked.iter().map(|r| (r.start, r.end)).collect());
+        self.outstanding = ranges.len();
+        let nodeid = core.nodeid(self.node.ino);
+        for (start, length) in ranges {
+            let (kernel, sender) = (core.kernel.clone(), self.sender.clone());
+            spawn("inval", move || {
+                let _ = kernel.inval_inode(nodeid, start as i64, length as i64);
+                let _ = sender.send(());
+            });
+        }
+    }
+
+    fn finish(mut self, core: &Arc<Core>) {
+        while self.outstanding > 0 {
+            match self.done.recv_timeout(LOOK_AGAIN) {
+                Ok(()) => self.outstanding -= 1,
+                Err(_) => {
+                    let parked: Vec<u64> = self.node.parked.lock().iter().map(|r| r.id).collect();
+                    if parked.iter().any(|id| !self.around.contains(id)) {
+                        self.launch(core);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The page ranges `(start, length)` between `holes`; length 0 means to the end of the file.
+fn gaps(mut holes: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    holes.sort_unstable();
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    for (start, end) in holes {
+        let start = start / PAGE * PAGE;
+        if start > at {
+            ranges.push((at, start - at));
+        }
+        at = at.max(end.next_multiple_of(PAGE));
+    }
+    ranges.push((at, 0));
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gaps;
+
+    #[test]
+    fn invalidation_goes_around_parked_pages() {
+        assert_eq!(gaps(vec![]), [(0, 0)]);
+        assert_eq!(gaps(vec![(0, 1)]), [(4096, 0)]);
+        assert_eq!(gaps(vec![(8192, 12288), (4096, 8192)]), [(0, 4096), (12288, 0)]);
+        assert_eq!(gaps(vec![(5000, 5001), (20000, 30000)]), [(0, 4096), (8192, 8192), (32768, 0)]);
+    }
+}

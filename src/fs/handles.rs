@@ -1,0 +1,133 @@
+//! Open files and directories: open, opendir, release.
+
+use super::*;
+use parking_lot::RwLock;
+use std::collections::HashMap;
+
+/// How a file was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFlags {
+    pub write: bool,
+    pub append: bool,
+    pub direct: bool,
+    pub truncate: bool,
+}
+
+impl OpenFlags {
+    /// From the flags of open(2).
+    pub fn new(flags: i32) -> OpenFlags {
+        OpenFlags {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            append: flags & libc::O_APPEND != 0,
+            direct: flags & libc::O_DIRECT != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+        }
+    }
+}
+
+/// One open file or directory.
+pub struct Handle {
+    pub node: Arc<Node>,
+    pub write: bool,
+}
+
+/// All handles of a mount.
+#[derive(Default)]
+pub struct Handles {
+    table: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Handles {
+    fn add(&self, fh: u64, handle: Handle) {
+        self.table.write().insert(fh, Arc::new(handle));
+    }
+
+    fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.table.write().remove(&fh)
+    }
+}
+
+impl Core {
+    /// Open an inode whose lock is pinned; takes its iopen lock for as long as a handle is open.
+    pub(super) fn open_handle(&self, op: &mut Op<'_>, ino: InodeNo, flags: OpenFlags) -> Step<OpenReply> {
+        let node = self.nodes.get(ino);
+        let mut held = node.iopen.lock();
+        if held.is_none() {
+            op.need(LockName::IOpen(ino), Mode::S)?;
+        }
+        let mut state = node.state.lock();
+        let attr = self.load(&node, &mut state)?;
+        if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
+            return Err(Error::Stale.into());
+        }
+        drop(state);
+        if held.is_none() {
+            let open = LockSet::one(LockName::IOpen(ino), Mode::S);
+            *held = Some(self.locks.try_pin(&open).ok_or(Stop::Again)?);
+        }
+        node.opens.fetch_add(1, Ordering::AcqRel);
+        if flags.write {
+            node.writers.fetch_add(1, Ordering::AcqRel);
+        }
+        drop(held);
+        let keep_cache = !node.stale_pages.swap(false, Ordering::AcqRel);
+        let fh = self.id();
+        self.handles.add(fh, Handle { node, write: flags.write });
+        // The kernel places appends by its cached size, which another host may have outgrown.
+        let direct_io = flags.append || flags.direct;
+        Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: flags.direct && !flags.append })
+    }
+}
+
+impl Fs {
+    /// Open a file.
+    pub fn open(&self, nodeid: u64, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+        let ino = self.core.ino(nodeid);
+        let flags = OpenFlags::new(flags);
+        if flags.write && self.core.read_only {
+            return reply(Err(Error::ReadOnly));
+        }
+        // For writing under X: pages that an earlier reader left in the kernel's cache are then known
+        // to be current, and a store into a shared mapping of them needs no asking.
+        let mode = if flags.write { Mode::X } else { Mode::S };
+        let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
+            let core = op.core.clone();
+            core.open_handle(op, ino, flags)
+        };
+        op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
+    }
+
+    /// Close a file's last reference to a handle.
+    pub fn release(&self, fh: u64) {
+        let core = &self.core;
+        let Some(handle) = core.handles.remove(fh) else { return };
+        let node = &handle.node;
+        if handle.write {
+            node.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        let mut held = node.iopen.lock();
+        if node.opens.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        *held = None;
+        drop(held);
+        let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
+        if dead {
+            core.reaper.push(node.ino);
+        }
+    }
+
+    /// Open a directory. Its handle only keeps the node in memory.
+    pub fn opendir(&self, nodeid: u64, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+        let core = &self.core;
+        let node = core.nodes.get(core.ino(nodeid));
+        let fh = core.id();
+        core.handles.add(fh, Handle { node, write: false });
+        reply(Ok(OpenReply { fh, direct_io: false, keep_cache: false, parallel_direct: false }));
+    }
+
+    /// Close a directory.
+    pub fn releasedir(&self, fh: u64) {
+        self.core.handles.remove(fh);
+    }
+}

@@ -1,0 +1,259 @@
+//! read, write, fsync, and how their requests behave while the inode's lock is being taken away.
+//!
+//! A READ or WRITE that waits for a lock holds page locks in the kernel; a demotion must not wait
+//! for those (`coherence`). So such a request is listed in its node as *parked* while it waits.
+//! Laundering writes and setattr never wait behind a demotion that may wait for them: while the
+//! lock is still held they are served under it.
+
+use super::*;
+use crate::alloc::Want;
+use node::ParkedRange;
+use op::{Body, Reply};
+
+const PAGE: u64 = 4096;
+/// How long a writer waits for dirty data to be written before it goes on regardless.
+const THROTTLE_MAX: Duration = Duration::from_secs(30);
+
+/// Removes the entry when the request goes on.
+struct Parked {
+    node: Arc<Node>,
+    id: u64,
+}
+
+impl Parked {
+    fn new(core: &Core, ino: InodeNo, (start, end): (u64, u64)) -> Parked {
+        let (node, id) = (core.nodes.get(ino), core.id());
+        node.parked.lock().push(ParkedRange { id, start, end });
+        Parked { node, id }
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.node.parked.lock().retain(|r| r.id != self.id);
+    }
+}
+
+impl Fs {
+    /// Like `op::run` on one inode, but served under a lock that is being taken away, as long as it
+    /// is still held: for requests that the demotion itself may be waiting for.
+    pub(super) fn run_serving<T: 'static>(&self, ino: InodeNo, mode: Mode, mut body: Body<T>, reply: Reply<T>) {
+        let core = &self.core;
+        if let Some(pins) = core.locks.try_pin_revoked(LockName::Inode(ino), mode) {
+            let outcome = op::attempt(core, &inode(ino, mode), &mut body);
+            drop(pins);
+            match outcome {
+                Ok(value) => return reply(Ok(value)),
+                Err(Stop::Fail(e)) => return reply(Err(e)),
+                Err(_) => {}
+            }
+        }
+        op::run(core, inode(ino, mode), body, reply);
+    }
+
+    /// `op::run` for a request that keeps the pages of `range` locked while it waits.
+    fn run_parkable<T: 'static>(
+        &self,
+        ino: InodeNo,
+        mode: Mode,
+        range: (u64, u64),
+        mut body: Body<T>,
+        reply: Reply<T>,
+    ) {
+        let core = &self.core;
+        let locks = inode(ino, mode);
+        if let Some(pins) = core.locks.try_pin(&locks) {
+            match op::attempt(core, &locks, &mut body) {
+                Ok(value) => {
+                    reply(Ok(value));
+                    return drop(pins);
+                }
+                Err(Stop::Fail(e)) => return reply(Err(e)),
+                Err(_) => drop(pins),
+            }
+        }
+        let mut parked = Some(Parked::new(core, ino, range));
+        let body = move |op: &mut Op<'_>| -> Step<T> {
+            let outcome = body(op);
+            if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
+                parked = None;
+            }
+            outcome
+        };
+        op::run(core, locks, Box::new(body), reply);
+    }
+
+    /// Read up to `size` bytes.
+    pub fn read(
+        &self,
+        node: NodeId,
+        offset: u64,
+        size: u32,
+        reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static,
+    ) {
+        let ino = self.core.ino(node);
+        // A store into a shared mapping never asks: pages of a file open for writing are filled under X.
+        let writable = self.core.nodes.get(ino).has_writers();
+        let mode = if writable { Mode::X } else { Mode::S };
+        let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
+            let core = op.core.clone();
+            let node = core.nodes.get(ino);
+            if node.has_writers() {
+                op.need_inode(ino, Mode::X)?;
+            }
+            let _io = node.gate.read();
+            let plan = {
+                let mut state = node.state.lock();
+                core.file(&node, &mut state)?.plan_read(&*core.store, offset, size as usize)?
+            };
+            Ok(plan.read(&*core.store)?)
+        };
+        let end = offset.saturating_add(size.into());
+        self.run_parkable(ino, mode, (offset, end), Box::new(body), Box::new(reply));
+    }
+
+    /// Write `data`; with O_APPEND at the true end, whatever `offset` is.
+    pub fn write(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: Vec<u8>,
+        flags: WriteFlags,
+        reply: impl FnOnce(Result<u32>) + Send + 'static,
+    ) {
+        let ino = self.core.ino(node);
+        let core = self.core.clone();
+        if !flags.from_cache && core.pool.dirty_bytes() >= core.pool.limit() {
+            core.writeback.flush_all_soon();
+            core.pool.wait_for_room(THROTTLE_MAX);
+        }
+        let length = data.len() as u64;
+        let append = flags.open & libc::O_APPEND != 0 && !flags.from_cache;
+        let sync = flags.open & (libc::O_SYNC | libc::O_DSYNC) != 0 && !flags.from_cache;
+        let direct = flags.open & libc::O_DIRECT != 0 && !flags.from_cache;
+        let body = move |op: &mut Op<'_>| -> Step<u32> {
+            let core = op.core.clone();
+            core.write_data(op, ino, offset, &data, append, direct)?;
+            Ok(data.len() as u32)
+        };
+        let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
+        let reply = move |done: Result<u32>| {
+            let durable = if sync && done.is_ok() { core.sync_node(ino) } else { Ok(()) };
+            reply(durable.and(done));
+            if append || waited {
+                core.invalidate_later(ino, offset, length);
+            }
+        };
+        if flags.from_cache {
+            return self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
+        }
+        // Of a waiting WRITE only the last page can be locked, and only if it is written in part.
+        let last = (offset + length).saturating_sub(1) / PAGE * PAGE;
+        self.run_parkable(ino, Mode::X, (last, last + PAGE), Box::new(body), Box::new(reply));
+    }
+
+    /// Close of a descriptor: tells an error of write-back that nobody has heard yet.
+    pub fn flush(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let error = match self.core.nodes.find(self.core.ino(node)) {
+            Some(node) => node.state.lock().write_error.take(),
+            None => None,
+        };
+        reply(error.map_or(Ok(()), Err));
+    }
+
+    /// Make an inode's data and attributes durable.
+    pub fn fsync(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let ino = self.core.ino(node);
+        let core = self.core.clone();
+        let clean = core.nodes.get(ino).state.lock().is_clean();
+        if clean {
+            return reply(core.commit_node(ino));
+        }
+        // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let node = op.core.nodes.get(ino);
+            Ok(op.core.flush_node(&node)?)
+        };
+        let finish = move |flushed: Result<()>| reply(flushed.and_then(|()| core.commit_node(ino)));
+        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(finish));
+    }
+}
+
+impl Core {
+    /// Flush and commit an inode whose lock is pinned X.
+    fn sync_node(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
+        let node = self.nodes.get(ino);
+        self.flush_node(&node)?;
+        self.commit_node(ino)
+    }
+
+    /// Wait for what changed the inode to be durable; everything of it has been flushed.
+    fn commit_node(&self, ino: InodeNo) -> Result<()> {
+        let node = self.nodes.get(ino);
+        let (last, in_place, error) = {
+            let mut state = node.state.lock();
+            (state.last_txn, std::mem::take(&mut state.wrote_in_place), state.write_error.take())
+        };
+        if self.journal.durable() < last {
+            self.journal.commit(last)?;
+        } else if in_place {
+            self.store.device().flush()?;
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    /// The write itself. The inode is pinned X.
+    fn write_data(
+        self: &Arc<Self>,
+        op: &mut Op<'_>,
+        ino: InodeNo,
+        offset: u64,
+        data: &[u8],
+        append: bool,
+        direct: bool,
+    ) -> Step<()> {
+        self.check_writable()?;
+        let node = self.nodes.get(ino);
+        let _io = node.gate.read();
+        let mut state = node.state.lock();
+        let state = &mut *state;
+        self.finish_truncation(&node, state)?;
+        let file = self.file(&node, state)?;
+        let offset = if append { file.size() } else { offset };
+        if direct && let Some(plan) = file.plan_direct(&*self.store, offset, data.len())? {
+            self.note_write(&node, state);
+            plan.write(&*self.store, data)?;
+            state.wrote_in_place = true;
+            return Ok(());
+        }
+        let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
+        let space = if plan.need.is_zero() {
+            None
+        } else {
+            Some(op.space(Want { data: plan.need.data, meta: plan.need.meta, near: self.group(ino) })?)
+        };
+        let file = self.file(&node, state)?;
+        file.write(plan, &*self.store, &*self.store, data)?;
+        if let Some(space) = space {
+            state.space.get_or_insert_with(|| Reservation::empty(self.alloc.clone())).merge(space);
+        }
+        self.note_write(&node, state);
+        if direct {
+            self.flush_locked(&node, state)?;
+        } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
+            self.writeback.flush_soon(ino);
+        }
+        Ok(())
+    }
+
+    /// A write changes the times.
+    pub(super) fn note_write(&self, node: &Node, state: &mut NodeState) {
+        let now = self.now();
+        if let Some(attr) = &mut state.attr {
+            touch(attr, now);
+            state.attr_dirty = true;
+            state.dirty_since.get_or_insert(self.clock.now());
+        }
+        self.writeback.dirtied(node.ino);
+    }
+}

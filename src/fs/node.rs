@@ -1,0 +1,171 @@
+//! The in-memory inode: what this host knows of an inode while it holds its lock.
+//!
+//! A node exists while the kernel knows the inode, a handle is open, or something in it is dirty.
+//! `state` is the local exclusion of operations on one inode; several are locked in ascending inode
+//! order. `gate` keeps truncation away from data I/O that runs without `state`; it is taken first.
+
+use crate::alloc::Reservation;
+use crate::base::{Error, Generation, InodeNo, Result, TxnId};
+use crate::file::FileState;
+use crate::inode::Attr;
+use crate::lock::Pins;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A request of the kernel that waits for a cluster lock and holds page locks meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParkedRange {
+    /// Tells equal ranges apart.
+    pub id: u64,
+    /// First byte whose page may be locked.
+    pub start: u64,
+    /// First byte behind it.
+    pub end: u64,
+}
+
+/// What the lock covers, as far as it is in memory.
+#[derive(Default)]
+pub struct NodeState {
+    /// The attributes, while the inode lock is cached and they have been read.
+    pub attr: Option<Attr>,
+    /// File data, of a regular file that was read or written.
+    pub file: Option<FileState>,
+    /// What is reserved for the dirty data.
+    pub space: Option<Reservation>,
+    /// `attr` has changes that no transaction carries yet (times after writes).
+    pub attr_dirty: bool,
+    /// When the oldest dirty data or attribute came (boot time).
+    pub dirty_since: Option<Duration>,
+    /// The last transaction that changed the inode; fsync waits for it.
+    pub last_txn: TxnId,
+    /// Data went straight to the device since the last flush of it.
+    pub wrote_in_place: bool,
+    /// An error of write-back that nobody has been told yet.
+    pub write_error: Option<Error>,
+}
+
+impl NodeState {
+    /// Is there nothing that the disk lacks?
+    pub fn is_clean(&self) -> bool {
+        !self.attr_dirty && !self.file.as_ref().is_some_and(FileState::is_dirty)
+    }
+}
+
+/// An inode in memory.
+pub struct Node {
+    pub ino: InodeNo,
+    /// Generation the kernel knows the inode by; 0 until first looked up.
+    pub generation: AtomicU64,
+    pub state: Mutex<NodeState>,
+    pub gate: RwLock<()>,
+    /// Lookups the kernel has not yet forgotten.
+    lookups: AtomicU64,
+    pub opens: AtomicU32,
+    pub writers: AtomicU32,
+    /// The kernel may hold pages that are not known to be current: the next open drops them.
+    pub stale_pages: AtomicBool,
+    pub parked: Mutex<Vec<ParkedRange>>,
+    /// Held shared while a handle is open on this host.
+    pub iopen: Mutex<Option<Pins>>,
+}
+
+impl Node {
+    fn new(ino: InodeNo) -> Node {
+        Node {
+            ino,
+            generation: AtomicU64::new(0),
+            state: Mutex::new(NodeState::default()),
+            gate: RwLock::new(()),
+            lookups: AtomicU64::new(0),
+            opens: AtomicU32::new(0),
+            writers: AtomicU32::new(0),
+            stale_pages: AtomicBool::new(true),
+            parked: Mutex::new(Vec::new()),
+            iopen: Mutex::new(None),
+        }
+    }
+
+    /// Lookups the kernel has not forgotten.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Acquire)
+    }
+
+    /// Open for writing on this host: page fills need X then, because a store into a shared mapping
+    /// never asks.
+    pub fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::Acquire) > 0
+    }
+
+    /// Has a handle open on this host.
+    pub fn is_open(&self) -> bool {
+        self.opens.load(Ordering::Acquire) > 0
+    }
+
+    /// Compare with the generation the kernel knows.
+    ///
+    /// # Errors
+    /// `Stale` if the number belongs to another inode by now.
+    pub fn check_generation(&self, found: Generation) -> Result<()> {
+        let known = self.generation.load(Ordering::Acquire);
+        if known != 0 && known != found.0 { Err(Error::Stale) } else { Ok(()) }
+    }
+}
+
+/// The nodes by inode number.
+#[derive(Default)]
+pub struct NodeTable {
+    shards: [Mutex<HashMap<InodeNo, Arc<Node>>>; 16],
+}
+
+impl NodeTable {
+    fn shard(&self, ino: InodeNo) -> &Mutex<HashMap<InodeNo, Arc<Node>>> {
+        &self.shards[(ino.0 % 16) as usize]
+    }
+
+    /// The node if it is in memory.
+    pub fn find(&self, ino: InodeNo) -> Option<Arc<Node>> {
+        self.shard(ino).lock().get(&ino).cloned()
+    }
+
+    /// The node, made if need be.
+    pub fn get(&self, ino: InodeNo) -> Arc<Node> {
+        self.shard(ino).lock().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))).clone()
+    }
+
+    /// Count a lookup that is about to be answered.
+    pub fn remember(&self, ino: InodeNo, generation: Generation) {
+        let mut shard = self.shard(ino).lock();
+        let node = shard.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
+        node.generation.store(generation.0, Ordering::Release);
+        node.lookups.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The kernel forgets `n` lookups. Returns the node if none is left.
+    pub fn forget(&self, ino: InodeNo, n: u64) -> Option<Arc<Node>> {
+        let shard = self.shard(ino).lock();
+        let node = shard.get(&ino)?;
+        let left = node.lookups().saturating_sub(n);
+        node.lookups.store(left, Ordering::Release);
+        (left == 0).then(|| node.clone())
+    }
+
+    /// Drop the node if nothing needs it any more.
+    pub fn shed(&self, ino: InodeNo) {
+        let mut shard = self.shard(ino).lock();
+        let Some(node) = shard.get(&ino) else { return };
+        if Arc::strong_count(node) > 1 || node.lookups() > 0 || node.is_open() {
+            return;
+        }
+        if node.state.try_lock().is_some_and(|state| state.is_clean()) {
+            shard.remove(&ino);
+        }
+    }
+
+    /// Every node in memory.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.shards.iter().flat_map(|s| s.lock().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}

@@ -1,0 +1,185 @@
+//! How an operation runs: with a set of pinned locks and a space reservation, restarted from the
+//! beginning when it finds that it needs more.
+//!
+//! An operation is a closure that may run several times. It asks for what it needs
+//! ([`Op::need`], [`Op::space`]); what is not at hand makes it unwind with [`Stop`], everything
+//! undone, and the engine gets the larger set in lock order (or the space, holding nothing) before
+//! it runs the closure again. So no thread ever blocks on a cluster lock inside an operation, and
+//! an operation that is waited for by a demotion never waits for that demotion.
+
+use crate::alloc::{Reservation, Want};
+use crate::base::{Error, LockName, Mode, Result};
+use crate::fs::Core;
+use crate::lock::{LockSet, Pins};
+use std::sync::Arc;
+
+/// Why an operation's closure gave up.
+#[derive(Debug)]
+pub enum Stop {
+    /// Run again with this lock as well.
+    Need(LockName, Mode),
+    /// Run again with space for this.
+    Space(Want),
+    /// What was learned is out of date; run again as it is.
+    Again,
+    /// The operation's own result.
+    Fail(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Stop {
+        Stop::Fail(e)
+    }
+}
+
+/// Result inside an operation.
+pub type Step<T> = std::result::Result<T, Stop>;
+
+/// How often an operation may restart before we call it a livelock of our own making.
+const RESTARTS_MAX: u32 = 10_000;
+
+/// What an operation's closure works with.
+pub struct Op<'a> {
+    pub core: &'a Arc<Core>,
+    locks: &'a LockSet,
+    extra: Vec<Pins>,
+    space: &'a mut Option<Reservation>,
+}
+
+impl Op<'_> {
+    /// Go on only with `name` pinned in at least `mode`.
+    pub fn need(&mut self, name: LockName, mode: Mode) -> Step<()> {
+        if self.locks.covers(name, mode) {
+            return Ok(());
+        }
+        // Out of lock order, but it never waits: most locks are mastered here and free.
+        let one = LockSet::one(name, mode);
+        if self.locks.mode(name) == Mode::N
+            && let Some(pins) = self.core.locks.try_pin(&one)
+        {
+            self.extra.push(pins);
+            return Ok(());
+        }
+        Err(Stop::Need(name, mode))
+    }
+
+    /// The operation's reservation: what was got for it over restarts, filled up to `want`.
+    pub fn space(&mut self, want: Want) -> Step<Reservation> {
+        let mut have = self.space.take().unwrap_or_else(|| Reservation::empty(self.core.alloc.clone()));
+        let more = Want {
+            data: want.data.saturating_sub(have.data()),
+            meta: want.meta.saturating_sub(u32::try_from(have.meta()).unwrap_or(u32::MAX)),
+            near: want.near,
+        };
+        match self.core.alloc.reserve(more) {
+            Ok(rest) => {
+                have.merge(rest);
+                Ok(have)
+            }
+            Err(Error::NeedSpace) => {
+                // Asked for as a whole: what we have may be what keeps a group from us.
+                Err(Stop::Space(want))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// A closure that is an operation.
+pub type Body<T> = Box<dyn FnMut(&mut Op<'_>) -> Step<T> + Send>;
+/// Where its result goes. Called while the locks are still pinned.
+pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// Run `body` once with what the caller has pinned (`locks` names it). It may stop.
+pub fn attempt<T>(core: &Arc<Core>, locks: &LockSet, body: &mut Body<T>) -> Step<T> {
+    let mut space = None;
+    let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
+    body(&mut op)
+}
+
+struct Job<T> {
+    core: Arc<Core>,
+    locks: LockSet,
+    space: Option<Reservation>,
+    body: Body<T>,
+    reply: Reply<T>,
+    restarts: u32,
+}
+
+/// Run `body` with `locks` pinned; `reply` hears the result, on this thread if nothing has to be
+/// waited for, else on a thread of the lock manager's pool.
+pub fn run<T: 'static>(core: &Arc<Core>, locks: LockSet, body: Body<T>, reply: Reply<T>) {
+    let job = Job { core: core.clone(), locks, space: None, body, reply, restarts: 0 };
+    job.start();
+}
+
+impl<T: 'static> Job<T> {
+    fn start(self) {
+        match self.core.locks.try_pin(&self.locks) {
+            Some(pins) => self.go(pins),
+            None => self.acquire(),
+        }
+    }
+
+    fn acquire(self) {
+        let core = self.core.clone();
+        core.locks.acquire(
+            self.locks.clone(),
+            Box::new(move |pins| match pins {
+                Ok(pins) => self.go(pins),
+                Err(e) => (self.reply)(Err(e)),
+            }),
+        );
+    }
+
+    fn go(mut self, pins: Pins) {
+        let mut op = Op { core: &self.core, locks: &self.locks, extra: Vec::new(), space: &mut self.space };
+        let outcome = (self.body)(&mut op);
+        let extra = std::mem::take(&mut op.extra);
+        match outcome {
+            Ok(value) => {
+                (self.reply)(Ok(value));
+                drop((extra, pins));
+            }
+            Err(Stop::Fail(e)) => {
+                drop((extra, pins));
+                (self.reply)(Err(e));
+            }
+            Err(stop) => {
+                drop((extra, pins));
+                self.again(stop);
+            }
+        }
+    }
+
+    fn again(mut self, stop: Stop) {
+        self.restarts += 1;
+        if self.restarts > RESTARTS_MAX {
+            let why = format!("an operation restarted {RESTARTS_MAX} times ({stop:?})");
+            tracing::error!("{why}");
+            return (self.reply)(Err(Error::TimedOut(why)));
+        }
+        match stop {
+            Stop::Need(name, mode) => {
+                self.locks.add(name, mode);
+                self.start();
+            }
+            Stop::Space(want) => {
+                let core = self.core.clone();
+                crate::fs::space::acquire(
+                    &core,
+                    want,
+                    Box::new(move |got| match got {
+                        Ok(reservation) => {
+                            self.space = Some(reservation);
+                            self.start();
+                        }
+                        Err(e) => (self.reply)(Err(e)),
+                    }),
+                );
+            }
+            Stop::Again => self.start(),
+            Stop::Fail(e) => (self.reply)(Err(e)),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! unlink and rmdir. The last link gone, the inode becomes an orphan in the same transaction; the
+//! reaper frees it when nobody anywhere holds it open.
+
+use super::*;
+use crate::inode::tree_costs;
+
+/// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
+const REMOVE_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS;
+
+impl Core {
+    /// Make an orphan of an inode whose last link goes in `txn`. The slot inode is locked.
+    fn orphan(&self, change: &mut FreeingChange<'_>, ino: InodeNo, generation: Generation) -> Result<()> {
+        reap::insert_orphan(&self.slot_tree, &mut change.txn, ino, generation)
+    }
+
+    /// One name of `ino` goes: count links, orphan the inode if it was the last.
+    pub(super) fn drop_link(
+        &self,
+        change: &mut FreeingChange<'_>,
+        attr: &mut Attr,
+        now: Timestamp,
+    ) -> Result<()> {
+        attr.nlink = if attr.kind == FileKind::Directory { 0 } else { attr.nlink.saturating_sub(1) };
+        touch_ctime(attr, now);
+        if attr.nlink == 0 {
+            self.orphan(change, attr.ino, attr.generation)?;
+        }
+        self.tree(attr.ino).write_attr(&mut change.txn, attr)
+    }
+
+    /// Shared by unlink and rmdir. Returns the inode if it has become an orphan.
+    fn remove_name(&self, op: &mut Op<'_>, dir: InodeNo, name: &[u8], directory: bool) -> Step<Option<InodeNo>> {
+        check_name(name)?;
+        let parent = self.nodes.get(dir);
+        let found = {
+            let mut state = parent.state.lock();
+            self.load_dir(&parent, &mut state)?;
+            self.dir(dir).lookup(&*self.store, name)?.ok_or(Error::NotFound)?
+        };
+        op.need_inode(found.ino, Mode::X)?;
+        let child = self.nodes.get(found.ino);
+        let mut states = lock_states(&[&parent, &child]);
+        if self.dir(dir).lookup(&*self.store, name)?.map(|e| e.ino) != Some(found.ino) {
+            return Err(Stop::Again);
+        }
+        let mut child_attr = self.load(&child, state_of(&mut states, found.ino))?.clone();
+        match (directory, child_attr.kind == FileKind::Directory) {
+            (true, false) => return Err(Error::NotDirectory.into()),
+            (false, true) => return Err(Error::IsDirectory.into()),
+            (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => return Err(Error::NotEmpty.into()),
+            _ => {}
+        }
+        let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();
+        let now = self.now();
+        let mut change = self.change_freeing(None, REMOVE_BLOCKS)?;
+        self.dir(dir).remove(&mut change.txn, name)?;
+        self.drop_link(&mut change, &mut child_attr, now)?;
+        if directory {
+            dir_attr.nlink -= 1;
+        }
+        touch(&mut dir_attr, now);
+        self.tree(dir).write_attr(&mut change.txn, &dir_attr)?;
+        let id = change.txn.finish()?;
+        let orphaned = (child_attr.nlink == 0).then_some(found.ino);
+        for (ino, attr) in [(dir, dir_attr), (found.ino, child_attr)] {
+            let state = state_of(&mut states, ino);
+            state.attr = Some(attr);
+            state.last_txn = id;
+        }
+        Ok(orphaned)
+    }
+}
+
+impl Fs {
+    fn remove(
+        &self,
+        parent: u64,
+        name: Vec<u8>,
+        directory: bool,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let dir = self.core.ino(parent);
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let core = op.core.clone();
+            if let Some(ino) = core.remove_name(op, dir, &name, directory)? {
+                core.reaper.unlinked(&core, ino);
+            }
+            Ok(())
+        };
+        op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));
+    }
+
+    /// Remove a name that is not a directory's.
+    pub fn unlink(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        self.remove(parent, name, false, reply);
+    }
+
+    /// Remove an empty directory.
+    pub fn rmdir(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        self.remove(parent, name, true, reply);
+    }
+}

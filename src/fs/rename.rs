@@ -1,0 +1,261 @@
+//! rename, with NOREPLACE and EXCHANGE.
+//!
+//! A directory that moves between parents changes its `..`, so the cluster's rename lock is held:
+//! under it ancestry stands still, and the new parent's ancestors can be walked to make sure that
+//! the directory does not move below itself.
+
+use super::*;
+use crate::alloc::Want;
+use crate::dir::DirEntry;
+use crate::inode::tree_costs;
+use node::NodeState;
+
+const RENAME_BLOCKS: u32 = 8 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
+/// Deeper than any path the kernel lets a program name; a longer chain is a loop on the disk.
+const ANCESTORS_MAX: usize = 100_000;
+
+/// The arguments.
+struct Rename {
+    from: InodeNo,
+    name: Vec<u8>,
+    to: InodeNo,
+    new_name: Vec<u8>,
+    no_replace: bool,
+    exchange: bool,
+}
+
+/// The attributes of the up to four inodes, under their locked states.
+struct Parties {
+    from: Attr,
+    to: Attr,
+    source: Attr,
+    target: Option<Attr>,
+}
+
+impl Rename {
+    fn find(&self, core: &Core) -> Step<(DirEntry, Option<DirEntry>)> {
+        let look = |dir: InodeNo, name: &[u8]| -> Result<Option<DirEntry>> {
+            let node = core.nodes.get(dir);
+            let mut state = node.state.lock();
+            core.load_dir(&node, &mut state)?;
+            core.dir(dir).lookup(&*core.store, name)
+        };
+        let source = look(self.from, &self.name)?.ok_or(Error::NotFound)?;
+        let target = look(self.to, &self.new_name)?;
+        match (&target, self.no_replace, self.exchange) {
+            (Some(_), true, _) => Err(Error::Exists.into()),
+            (None, _, true) => Err(Error::NotFound.into()),
+            _ => Ok((source, target)),
+        }
+    }
+
+    /// Would `moved` become its own ancestor? The rename lock is held.
+    fn check_ancestors(&self, op: &mut Op<'_>, moved: InodeNo, new_parent: InodeNo) -> Step<()> {
+        let core = op.core.clone();
+        let mut at = new_parent;
+        for _ in 0..ANCESTORS_MAX {
+            if at == moved {
+                return Err(Error::Invalid("a directory cannot move below itself").into());
+            }
+            if at == core.root {
+                return Ok(());
+            }
+            op.need_inode(at, Mode::S)?;
+            let node = core.nodes.get(at);
+            let next = core.load_dir(&node, &mut node.state.lock())?.parent;
+            at = next;
+        }
+        Err(Error::Damaged { inode: new_parent, what: "its chain of parents does not end at the root".into() }.into())
+    }
+
+    fn prepare(&self, op: &mut Op<'_>) -> Step<(DirEntry, Option<DirEntry>)> {
+        let core = op.core.clone();
+        let (source, target) = self.find(&core)?;
+        let crosses = self.from != self.to;
+        let moves_directory = |e: &DirEntry| e.kind == FileKind::Directory && crosses;
+        if moves_directory(&source) || (self.exchange && target.as_ref().is_some_and(moves_directory)) {
+            op.need(LockName::Rename, Mode::X)?;
+        }
+        op.need_inode(source.ino, Mode::X)?;
+        if let Some(t) = &target {
+            op.need_inode(t.ino, Mode::X)?;
+        }
+        if moves_directory(&source) {
+            self.check_ancestors(op, source.ino, self.to)?;
+        }
+        if let Some(t) = target.as_ref().filter(|t| self.exchange && moves_directory(t)) {
+            self.check_ancestors(op, t.ino, self.from)?;
+        }
+        Ok((source, target))
+    }
+
+    fn check_kinds(&self, core: &Core, p: &Parties) -> Result<()> {
+        let Some(target) = p.target.as_ref().filter(|_| !self.exchange) else { return Ok(()) };
+        match (p.source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
+            (true, false) => Err(Error::NotDirectory),
+            (false, true) => Err(Error::IsDirectory),
+            (true, true) if !core.dir(target.ino).is_empty(&*core.store)? => Err(Error::NotEmpty),
+            _ => Ok(()),
+        }
+    }
+
+    fn execute(&self, op: &mut Op<'_>) -> Step<Option<InodeNo>> {
+        check_name(&self.name)?;
+        check_name(&self.new_name)?;
+        let core = op.core.clone();
+        let space = op.space(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
+        let (source, target) = self.prepare(op)?;
+        if target.as_ref().is_some_and(|t| t.ino == source.ino) {
+            return Ok(None);
+        }
+        let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
+        let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();
+        let refs: Vec<&Arc<Node>> = nodes.iter().collect();
+        let mut states = lock_states(&refs);
+        for (dir, name, expected) in
+            [(self.from, &self.name, Some(source.ino)), (self.to, &self.new_name, target.as_ref().map(|t| t.ino))]
+        {
+            if core.dir(dir).lookup(&*core.store, name)?.map(|e| e.ino) != expected {
+                return Err(Stop::Again);
+            }
+        }
+        let mut attr = |ino: InodeNo| -> Result<Attr> {
+            let node = core.nodes.get(ino);
+            core.load(&node, state_of(&mut states, ino)).cloned()
+        };
+        let mut parties = Parties {
+            from: attr(self.from)?,
+            to: attr(self.to)?,
+            source: attr(source.ino)?,
+            target: target.as_ref().map(|t| attr(t.ino)).transpose()?,
+        };
+        if parties.to.nlink == 0 {
+            return Err(Error::NotFound.into());
+        }
+        self.check_kinds(&core, &parties)?;
+        let mut change = core.change_freeing(Some(space), RENAME_BLOCKS)?;
+        if self.exchange {
+            self.swap(&core, &mut change, &mut parties)?;
+        } else {
+            self.replace(&core, &mut change, &mut parties)?;
+        }
+        let id = change.txn.finish()?;
+        drop(change._slot);
+        let orphan = parties.target.as_ref().filter(|t| t.nlink == 0).map(|t| t.ino);
+        self.keep(&mut states, parties, id);
+        Ok(orphan)
+    }
+
+    /// The ordinary case: the name moves, what stood at the new name loses a link.
+    fn replace(&self, core: &Core, change: &mut FreeingChange<'_>, p: &mut Parties) -> Result<()> {
+        let now = core.now();
+        core.dir(self.from).remove(&mut change.txn, &self.name)?;
+        if let Some(target) = &mut p.target {
+            core.dir(self.to).remove(&mut change.txn, &self.new_name)?;
+            if target.kind == FileKind::Directory {
+                p.to.nlink -= 1;
+                if self.from == self.to {
+                    p.from.nlink -= 1;
+                }
+            }
+            core.drop_link(change, target, now)?;
+        }
+        let s = &mut p.source;
+        core.dir(self.to).insert(&mut change.txn, &self.new_name, s.ino, s.generation, s.kind)?;
+        touch_ctime(s, now);
+        if s.kind == FileKind::Directory && self.from != self.to {
+            p.from.nlink -= 1;
+            p.to.nlink += 1;
+            s.parent = self.to;
+        }
+        core.tree(s.ino).write_attr(&mut change.txn, s)?;
+        self.write_parents(core, change, p, now)
+    }
+
+    /// RENAME_EXCHANGE: both names stay, their inodes change places.
+    fn swap(&self, core: &Core, change: &mut FreeingChange<'_>, p: &mut Parties) -> Result<()> {
+        let now = core.now();
+        let target = p.target.as_mut().expect("find() insists on it for an exchange");
+        let s = &mut p.source;
+        core.dir(self.from).replace(&mut change.txn, &self.name, target.ino, target.generation, target.kind)?;
+        core.dir(self.to).replace(&mut change.txn, &self.new_name, s.ino, s.generation, s.kind)?;
+        if self.from != self.to {
+            for (moved, parent) in [(&mut *s, self.to), (&mut *target, self.from)] {
+                if moved.kind == FileKind::Directory {
+                    moved.parent = parent;
+                }
+            }
+            let gain = i64::from(s.kind == FileKind::Directory) - i64::from(target.kind == FileKind::Directory);
+            p.to.nlink = (i64::from(p.to.nlink) + gain) as u32;
+            p.from.nlink = (i64::from(p.from.nlink) - gain) as u32;
+        }
+        for moved in [s, target] {
+            touch_ctime(moved, now);
+            core.tree(moved.ino).write_attr(&mut change.txn, moved)?;
+        }
+        self.write_parents(core, change, p, now)
+    }
+
+    fn write_parents(&self, core: &Core, change: &mut FreeingChange<'_>, p: &mut Parties, now: Timestamp) -> Result<()> {
+        touch(&mut p.from, now);
+        core.tree(self.from).write_attr(&mut change.txn, &p.from)?;
+        if self.from == self.to {
+            return Ok(());
+        }
+        touch(&mut p.to, now);
+        core.tree(self.to).write_attr(&mut change.txn, &p.to)
+    }
+
+    /// The new attributes enter memory.
+    fn keep(
+        &self,
+        states: &mut [(InodeNo, MutexGuard<'_, NodeState>)],
+        p: Parties,
+        id: crate::base::TxnId,
+    ) {
+        let same = self.from == self.to;
+        let all = [Some(p.from), (!same).then_some(p.to), Some(p.source), p.target];
+        for attr in all.into_iter().flatten() {
+            let state = state_of(states, attr.ino);
+            state.attr = Some(attr);
+            state.last_txn = id;
+        }
+    }
+}
+
+impl Fs {
+    /// Rename or exchange. An existing target is replaced atomically.
+    #[allow(clippy::too_many_arguments)]
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: Vec<u8>,
+        new_parent: u64,
+        new_name: Vec<u8>,
+        flags: u32,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+            return reply(Err(Error::Invalid("rename flags")));
+        }
+        let core = &self.core;
+        let job = Rename {
+            from: core.ino(parent),
+            name,
+            to: core.ino(new_parent),
+            new_name,
+            no_replace: flags & libc::RENAME_NOREPLACE != 0,
+            exchange: flags & libc::RENAME_EXCHANGE != 0,
+        };
+        let mut locks = inode(job.from, Mode::X);
+        locks.add(LockName::Inode(job.to), Mode::X);
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            if let Some(orphan) = job.execute(op)? {
+                let core = op.core.clone();
+                core.reaper.unlinked(&core, orphan);
+            }
+            Ok(())
+        };
+        op::run(core, locks, Box::new(body), Box::new(reply));
+    }
+}

@@ -1,0 +1,246 @@
+//! Write-back: flushing one inode, and the thread that does it in time.
+
+use super::*;
+use crate::file::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
+use crate::inode::tree_costs;
+use parking_lot::Condvar;
+use std::collections::BTreeSet;
+
+/// Dirty bytes of one file above which it is flushed at once.
+pub const FILE_DIRTY_MAX: u64 = 8 << 20;
+/// Age at which dirty data is flushed.
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// How often ages are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Extents one flush transaction may change, and its other blocks.
+const CHANGES: u32 = 16;
+const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
+
+/// What the write-back thread is asked for.
+#[derive(Default)]
+pub struct Signal {
+    state: Mutex<Asked>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Asked {
+    dirty: BTreeSet<InodeNo>,
+    soon: BTreeSet<InodeNo>,
+    all: bool,
+    stop: bool,
+}
+
+impl Signal {
+    /// An inode has something dirty.
+    pub fn dirtied(&self, ino: InodeNo) {
+        self.state.lock().dirty.insert(ino);
+    }
+
+    /// Flush this inode now.
+    pub fn flush_soon(&self, ino: InodeNo) {
+        if self.state.lock().soon.insert(ino) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Flush everything now.
+    pub fn flush_all_soon(&self) {
+        let mut asked = self.state.lock();
+        if !asked.all {
+            asked.all = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// End the thread.
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.wake.notify_all();
+    }
+}
+
+impl Core {
+    /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
+    pub(super) fn flush_node(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        let _io = node.gate.read();
+        loop {
+            let mut state = node.state.lock();
+            if state.is_clean() {
+                return Ok(());
+            }
+            if !self.flush_batch(node, &mut state)? {
+                break;
+            }
+        }
+        let mut state = node.state.lock();
+        self.flush_attr(node, &mut state)
+    }
+
+    /// The same with the state locked throughout; the gate is held.
+    pub(super) fn flush_locked(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<()> {
+        while self.flush_one(node, state)? {}
+        self.flush_attr(node, state)
+    }
+
+    fn flush_attr(&self, node: &Node, state: &mut NodeState) -> Result<()> {
+        match state.attr.clone() {
+            Some(attr) if state.attr_dirty => self.store_attr(node, state, attr),
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&self, node: &Node, state: &mut NodeState) -> Result<Option<(FlushBatch, Option<PendingRuns>)>> {
+        let promised = state.space.as_ref().map_or(0, Reservation::data);
+        let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: promised, changes: CHANGES };
+        let Some(file) = &mut state.file else { return Ok(None) };
+        let Some(mut batch) = file.flush_take(&*self.store, limit)? else { return Ok(None) };
+        let wanted = batch.blocks_wanted();
+        if wanted == 0 {
+            return Ok(Some((batch, None)));
+        }
+        let near = batch.near().or(Some(node.ino.block()));
+        let space = state.space.as_mut().expect("new blocks are bounded by it");
+        match self.alloc.take_data(space, wanted, near) {
+            Ok(pending) => {
+                file.flush_place(&mut batch, pending.runs());
+                Ok(Some((batch, Some(pending))))
+            }
+            Err(e) => {
+                file.flush_failed(batch);
+                Err(e)
+            }
+        }
+    }
+
+    fn settle(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        batch: FlushBatch,
+        pending: Option<PendingRuns>,
+        written: Result<()>,
+    ) -> Result<()> {
+        let applied = written.and_then(|()| self.apply(node, state, &batch, pending));
+        let Some(file) = &mut state.file else { return applied };
+        match &applied {
+            Ok(()) => {
+                file.flush_done(batch);
+                let want = file.space_want();
+                if let Some(space) = &mut state.space {
+                    space.shrink(want.data, want.meta.into());
+                }
+                if state.is_clean() {
+                    state.dirty_since = None;
+                }
+            }
+            Err(e) => {
+                file.flush_failed(batch);
+                state.write_error = Some(e.clone());
+            }
+        }
+        applied
+    }
+
+    fn apply(&self, node: &Node, state: &mut NodeState, batch: &FlushBatch, pending: Option<PendingRuns>) -> Result<()> {
+        state.wrote_in_place = true;
+        if !batch.needs_txn() {
+            return Ok(());
+        }
+        let Some(mut attr) = state.attr.clone() else {
+            return Err(Error::Damaged { inode: node.ino, what: "dirty data without attributes".into() });
+        };
+        let Some(file) = &state.file else { return Ok(()) };
+        let mut space = Reservation::empty(self.alloc.clone());
+        if let Some(held) = &mut state.space {
+            space = held.split(0, batch.space().meta.into());
+        }
+        let mut change = self.change_freeing(Some(space), FLUSH_BLOCKS)?;
+        file.flush_apply(batch, &mut change.txn, &mut attr)?;
+        if let Some(pending) = pending {
+            change.txn.use_data(pending);
+        }
+        state.last_txn = change.txn.finish()?;
+        state.attr = Some(attr);
+        state.attr_dirty = false;
+        Ok(())
+    }
+
+    /// Flush one batch with the state locked. `false` if there was nothing to take.
+    fn flush_one(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<bool> {
+        let Some((batch, pending)) = self.take(node, state)? else { return Ok(false) };
+        let written = batch.write_data(&self.pool, &*self.store);
+        self.settle(node, state, batch, pending, written)?;
+        Ok(true)
+    }
+
+    /// Flush one batch, the state unlocked while the data goes out.
+    fn flush_batch(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        state: &mut MutexGuard<'_, NodeState>,
+    ) -> Result<bool> {
+        let Some((batch, pending)) = self.take(node, state)? else { return self.flights_over(node, state) };
+        let written = MutexGuard::unlocked(state, || batch.write_data(&self.pool, &*self.store));
+        self.settle(node, state, batch, pending, written)?;
+        Ok(true)
+    }
+
+    /// Nothing to take: either all is clean, or another flush has it; then wait for that one.
+    fn flights_over(&self, _node: &Node, state: &mut MutexGuard<'_, NodeState>) -> Result<bool> {
+        let in_flight = state.file.as_ref().is_some_and(|f| f.flushes_in_flight() > 0);
+        if in_flight {
+            MutexGuard::unlocked(state, || std::thread::sleep(Duration::from_micros(300)));
+        }
+        Ok(in_flight)
+    }
+
+    /// The write-back thread.
+    pub(super) fn run_writeback(self: &Arc<Self>) {
+        loop {
+            let due = {
+                let mut asked = self.writeback.state.lock();
+                if !asked.stop && !asked.all && asked.soon.is_empty() {
+                    self.writeback.wake.wait_for(&mut asked, LOOK);
+                }
+                if asked.stop {
+                    return;
+                }
+                let all = std::mem::take(&mut asked.all);
+                let soon = std::mem::take(&mut asked.soon);
+                let dirty: Vec<InodeNo> = asked.dirty.iter().copied().collect();
+                dirty.into_iter().map(|i| (i, all || soon.contains(&i))).collect::<Vec<_>>()
+            };
+            let now = self.clock.now();
+            for (ino, at_once) in due {
+                self.flush_if_due(ino, at_once, now);
+            }
+        }
+    }
+
+    fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {
+        let forget = || {
+            self.writeback.state.lock().dirty.remove(&ino);
+        };
+        let Some(node) = self.nodes.find(ino) else { return forget() };
+        let (clean, old) = {
+            let state = node.state.lock();
+            (state.is_clean(), state.dirty_since.is_none_or(|t| now.saturating_sub(t) >= AGE_MAX))
+        };
+        if clean {
+            forget();
+            drop(node);
+            return self.nodes.shed(ino);
+        }
+        if !at_once && !old {
+            return;
+        }
+        // Not pinned: it is being given up, and flushed by that.
+        let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) else { return };
+        if let Err(e) = self.flush_node(&node) {
+            tracing::error!(inode = ino.0, "write-back failed: {e}");
+            node.state.lock().write_error.get_or_insert(e);
+        }
+        drop(pins);
+    }
+}

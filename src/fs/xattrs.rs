@@ -1,0 +1,85 @@
+//! Extended attributes.
+
+use super::*;
+use crate::alloc::Want;
+use crate::inode::tree_costs;
+use crate::xattr;
+
+const XATTR_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
+
+impl Fs {
+    /// One attribute's value.
+    pub fn getxattr(&self, nodeid: u64, name: Vec<u8>, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+        let ino = self.core.ino(nodeid);
+        let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
+            let node = op.core.nodes.get(ino);
+            let mut state = node.state.lock();
+            op.core.load(&node, &mut state)?;
+            Ok(xattr::get(&op.core.tree(ino), &*op.core.store, &op.core.seed, &name)?)
+        };
+        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+
+    /// All names, each followed by a zero byte.
+    pub fn listxattr(&self, nodeid: u64, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+        let ino = self.core.ino(nodeid);
+        let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
+            let node = op.core.nodes.get(ino);
+            let mut state = node.state.lock();
+            op.core.load(&node, &mut state)?;
+            Ok(xattr::list(&op.core.tree(ino), &*op.core.store)?)
+        };
+        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+
+    /// Set an attribute. `flags`: 0, XATTR_CREATE or XATTR_REPLACE.
+    pub fn setxattr(
+        &self,
+        nodeid: u64,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        flags: i32,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
+            let how = xattr::SetHow::from_flags(flags)?;
+            xattr::set(&core.tree(ino), txn, &core.seed, &name, &value, how)
+        };
+        self.change_xattr(nodeid, Box::new(change), reply);
+    }
+
+    /// Remove an attribute.
+    pub fn removexattr(&self, nodeid: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let change =
+            move |core: &Core, ino: InodeNo, txn: &mut Transaction| xattr::remove(&core.tree(ino), txn, &core.seed, &name);
+        self.change_xattr(nodeid, Box::new(change), reply);
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn change_xattr(
+        &self,
+        nodeid: u64,
+        mut change: Box<dyn FnMut(&Core, InodeNo, &mut Transaction) -> Result<()> + Send>,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let ino = self.core.ino(nodeid);
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let core = op.core.clone();
+            let meta = tree_costs::NEW_BLOCKS + xattr::VALUE_BLOCKS_MAX;
+            let space = op.space(Want { data: 0, meta, near: core.group(ino) })?;
+            let node = core.nodes.get(ino);
+            let mut state = node.state.lock();
+            core.load(&node, &mut state)?;
+            let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
+            change(&core, ino, &mut freeing.txn)?;
+            // An ACL may have changed the mode bits through the kernel's own setattr; ours are current.
+            let mut attr = core.load(&node, &mut state)?.clone();
+            touch_ctime(&mut attr, core.now());
+            core.tree(ino).write_attr(&mut freeing.txn, &attr)?;
+            state.last_txn = freeing.txn.finish()?;
+            state.attr = Some(attr);
+            Ok(())
+        };
+        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+    }
+}

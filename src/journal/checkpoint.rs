@@ -1,0 +1,143 @@
+//! Writing durable images in place, and moving the tail behind them.
+//!
+//! Needs no cluster lock: a block that is dirty is covered by a lock this host still holds. Only
+//! durable images are written, never one of a transaction that could still be lost.
+
+use super::Journal;
+use super::ring::Mark;
+use super::state::InPlace;
+use crate::base::{BlockNo, Error, LockName, Result, TxnId};
+use crate::format::Block;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Blocks written in place before others (a release) get their turn.
+const BATCH_BLOCKS: usize = 1024;
+/// Rounds a release makes before it concludes that its blocks are still being changed.
+const RELEASE_ROUNDS: u32 = 8;
+
+impl Journal {
+    /// Handing locks over: commit what touches blocks under `covers`, write them in place, FLUSH.
+    /// Afterwards none of them is dirty, and each is on disk at least as new as in this journal.
+    /// No I/O if nothing was dirty and nothing written in place awaits its flush. Nobody may change
+    /// blocks under `covers` meanwhile.
+    ///
+    /// # Errors
+    /// `Halted`; `Busy` if blocks under `covers` went on being changed.
+    pub fn release(&self, covers: &BTreeSet<LockName>) -> Result<()> {
+        for _ in 0..RELEASE_ROUNDS {
+            let newest = self.state.lock().newest_under(covers);
+            let Some(newest) = newest else {
+                return self.flush_in_place();
+            };
+            self.commit(newest)?;
+            let one_at_a_time = self.in_place.lock();
+            let batch = {
+                let s = self.state.lock();
+                s.to_write(s.dirty_under(covers))
+            };
+            self.write_in_place(batch)?;
+            drop(one_at_a_time);
+        }
+        Err(Error::Busy(format!("blocks under {} locks being given up are still changed", covers.len())))
+    }
+
+    /// Write `batch` (ascending) in place. The caller holds `in_place`, under which `batch` was collected:
+    /// otherwise an older image could overtake a newer one.
+    fn write_in_place(&self, batch: Vec<InPlace>) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let blocks: Vec<(BlockNo, Arc<Block>)> = batch.iter().map(|w| (w.block, w.image.clone())).collect();
+        self.store().write_blocks(&blocks)?;
+        let done = self.state.lock().became_in_place(&batch);
+        for block in done {
+            self.store().cache().unpin(block);
+        }
+        Ok(())
+    }
+
+    /// FLUSH, unless one has followed the last write in place already.
+    fn flush_in_place(&self) -> Result<()> {
+        let wanted = self.state.lock().in_place_written;
+        let _one_at_a_time = self.flushing.lock();
+        let (written, flushed) = {
+            let s = self.state.lock();
+            (s.in_place_written, s.in_place_flushed)
+        };
+        if flushed >= wanted {
+            return Ok(());
+        }
+        self.store().flush()?;
+        let mut s = self.state.lock();
+        s.in_place_flushed = s.in_place_flushed.max(written);
+        Ok(())
+    }
+
+    /// Write everything durable in place and move the tail behind it. Frees log space; what is not
+    /// durable yet stays.
+    ///
+    /// # Errors
+    /// `Halted`.
+    pub fn checkpoint_durable(&self) -> Result<()> {
+        let due = self.state.lock().logged_blocks();
+        for blocks in due.chunks(BATCH_BLOCKS) {
+            let one_at_a_time = self.in_place.lock();
+            let batch = self.state.lock().to_write(blocks.iter().copied());
+            self.write_in_place(batch)?;
+            // Fair: a release that waits meanwhile goes first.
+            parking_lot::MutexGuard::unlock_fair(one_at_a_time);
+        }
+        self.advance_tail()
+    }
+
+    /// Commit everything and write it in place. Blocks of freeing transactions are reusable then.
+    ///
+    /// # Errors
+    /// `Halted`.
+    pub fn checkpoint_all(&self) -> Result<()> {
+        let upto = self.running();
+        self.commit(upto)?;
+        self.checkpoint_durable()
+    }
+
+    /// FLUSH what was written in place, then say so in the header; only then is log space free.
+    pub(super) fn advance_tail(&self) -> Result<()> {
+        let mut header = self.header.lock();
+        let (to, from, written) = {
+            let s = self.state.lock();
+            (s.tail_candidate(), s.ring.tail(), s.in_place_written)
+        };
+        if to == from {
+            return Ok(());
+        }
+        self.store().flush()?;
+        {
+            let mut s = self.state.lock();
+            s.in_place_flushed = s.in_place_flushed.max(written);
+            s.checkpointed = s.checkpointed.max(TxnId(to.txn.0 - 1));
+        }
+        header.write(self, to)?;
+        self.state.lock().ring.move_tail(to);
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+/// The one writer of the header copies.
+pub(super) struct HeaderWriter {
+    /// Of the last header written.
+    pub sequence: u64,
+}
+
+impl HeaderWriter {
+    /// Copy A, FLUSH, copy B. B becomes durable with the next flush, which comes before the next
+    /// copy A: so at any time one copy is whole, and a lost one is not missed.
+    pub fn write(&mut self, journal: &Journal, tail: Mark) -> Result<()> {
+        self.sequence += 1;
+        let block = journal.place.header(self.sequence, tail.txn, tail.position);
+        journal.store().write_critical(journal.place.start, &block.0)?;
+        journal.store().flush()?;
+        journal.store().write_critical(journal.place.start.plus(1), &block.0)
+    }
+}

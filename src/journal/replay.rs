@@ -1,0 +1,393 @@
+//! What a journal left behind by a crash still has to say, and saying it: order-free, idempotent.
+//!
+//! An image is applied if its version is above the one on disk ([`decide`]). So replaying twice,
+//! or several journals in any order, or after other hosts have gone on changing blocks whose locks
+//! they were given, ends with the newest image everywhere.
+
+use super::record;
+use super::ring::Mark;
+use super::skip;
+use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, SlotId, TxnId, Version};
+use crate::format::Block;
+use crate::format::block::crc32c;
+use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
+use crate::store::{AlignedBuf, Store};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at a torn block.
+const TORN_PAUSE: Duration = Duration::from_millis(10);
+/// Blocks written in one batch.
+const WRITE_BATCH: usize = 1024;
+
+/// What to do with one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Write it.
+    Apply,
+    /// The disk is as new or newer.
+    Skip,
+    /// The block on disk is torn; a live writer may be at it: look again.
+    ReadAgain,
+}
+
+/// The rule. `on_disk`: the version there, `None` if torn; `settled`: nobody can be writing it any
+/// more, the time has passed.
+pub fn decide(on_disk: Option<Version>, image: Version, settled: bool) -> Decision {
+    match on_disk {
+        Some(there) if image > there => Decision::Apply,
+        Some(_) => Decision::Skip,
+        None if settled => Decision::Apply,
+        None => Decision::ReadAgain,
+    }
+}
+
+/// Where replay reads and writes blocks in place: the device, or a memory overlay over it.
+pub trait ReplaySink {
+    /// The block as it stands, whatever it is.
+    fn read(&mut self, block: BlockNo) -> Result<Block>;
+    /// Sealed blocks, ascending.
+    fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()>;
+    /// Does it reach the disk? Then the journal is marked empty afterwards.
+    fn is_persistent(&self) -> bool;
+    /// How long a torn block may still be under a live writer's hands.
+    fn settle(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Go on behind a transaction that is committed but damaged (and report it)?
+    fn tolerates_damage(&self) -> bool {
+        false
+    }
+}
+
+/// Writes to the device through the store.
+pub struct DeviceSink<'a> {
+    store: &'a Store,
+    settle: Duration,
+}
+
+impl<'a> DeviceSink<'a> {
+    /// `settle`: the longest time a write of a host that may still live can take to land; zero when
+    /// no other host lives.
+    pub fn new(store: &'a Store, settle: Duration) -> DeviceSink<'a> {
+        DeviceSink { store, settle }
+    }
+}
+
+impl ReplaySink for DeviceSink<'_> {
+    fn read(&mut self, block: BlockNo) -> Result<Block> {
+        let mut b = Block::zeroed();
+        self.store.device().read(block.byte(), &mut b.0)?;
+        Ok(b)
+    }
+    fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
+        self.store.write_blocks(blocks)?;
+        blocks.iter().for_each(|(b, _)| self.store.forget(*b));
+        Ok(())
+    }
+    fn is_persistent(&self) -> bool {
+        true
+    }
+    fn settle(&self) -> Duration {
+        self.settle
+    }
+}
+
+/// Keeps what replay would write in memory; several journals may be replayed into one overlay.
+pub struct OverlaySink<'a> {
+    store: &'a Store,
+    /// What replay has written.
+    pub blocks: BTreeMap<BlockNo, Arc<Block>>,
+    /// Go on behind damaged transactions.
+    pub tolerate_damage: bool,
+}
+
+impl<'a> OverlaySink<'a> {
+    /// An empty overlay over the store's device.
+    pub fn new(store: &'a Store) -> OverlaySink<'a> {
+        OverlaySink { store, blocks: BTreeMap::new(), tolerate_damage: false }
+    }
+}
+
+impl ReplaySink for OverlaySink<'_> {
+    fn read(&mut self, block: BlockNo) -> Result<Block> {
+        match self.blocks.get(&block) {
+            Some(b) => Ok((**b).clone()),
+            None => DeviceSink::new(self.store, Duration::ZERO).read(block),
+        }
+    }
+    fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
+        self.blocks.extend(blocks.iter().cloned());
+        Ok(())
+    }
+    fn is_persistent(&self) -> bool {
+        false
+    }
+    fn tolerates_damage(&self) -> bool {
+        self.tolerate_damage
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplayReport {
+    /// Transactions found.
+    pub txns: u64,
+    /// Distinct blocks in them.
+    pub blocks: u64,
+    /// Blocks written.
+    pub applied: u64,
+    /// Of these, blocks that were torn on disk.
+    pub torn: u64,
+    /// Committed transactions whose images are damaged (only if the sink tolerates that).
+    pub damaged: Vec<TxnId>,
+    /// The highest version of any image: fsck keeps group clocks above it.
+    pub version_max: Version,
+}
+
+/// Replay the journal in `extent` of `slot`, whose host is gone, into `sink`; FLUSH, and mark it
+/// empty (if the sink is persistent). May be repeated at any point.
+///
+/// # Errors
+/// `Corrupt` if no header copy is valid, or a committed transaction is damaged or names a block
+/// that cannot be; `Io`; `Halted`.
+pub fn replay(
+    store: &Store,
+    extent: (BlockNo, u64),
+    slot: SlotId,
+    sink: &mut dyn ReplaySink,
+) -> Result<ReplayReport> {
+    let place = place(store, extent, slot);
+    let header = read_header(store, &place)?;
+    let mut report = ReplayReport::default();
+    let mut newest: BTreeMap<BlockNo, Block> = BTreeMap::new();
+    let tolerant = sink.tolerates_damage();
+    let end = scan(store, &place, &header, &mut |txn, images| {
+        report.txns += 1;
+        let images = match images.and_then(|i| check_targets(store, &place, &i).map(|()| i)) {
+            Ok(images) => images,
+            Err(what) if tolerant => {
+                tracing::error!("transaction {txn} in the journal of slot {slot} is damaged: {what}");
+                report.damaged.push(txn);
+                return Ok(());
+            }
+            Err(what) => {
+                let kind = format_args!("transaction {txn} in the journal of slot {slot}").to_string();
+                return Err(Error::corrupt(place.start, kind, "whole images", what));
+            }
+        };
+        for image in images {
+            let block = BlockNo(image.entry.block.get());
+            report.version_max = report.version_max.max(image.entry.version());
+            if newest.get(&block).is_none_or(|b| b.version() < image.entry.version()) {
+                newest.insert(block, image.block);
+            }
+        }
+        Ok(())
+    })?;
+    report.blocks = newest.len() as u64;
+    apply(store, newest, sink, &mut report)?;
+    if sink.is_persistent() {
+        store.flush()?;
+        mark_empty(store, &place, &header, end)?;
+    }
+    if report.txns > 0 {
+        tracing::info!(
+            "journal of slot {slot}: {} transactions, {} of {} blocks written, {} torn",
+            report.txns,
+            report.applied,
+            report.blocks,
+            report.torn
+        );
+    }
+    Ok(report)
+}
+
+/// Does the journal hold no committed transaction?
+///
+/// # Errors
+/// `Corrupt` if no header copy is valid; `Io`; `Halted`.
+pub fn journal_is_clean(store: &Store, extent: (BlockNo, u64), slot: SlotId) -> Result<bool> {
+    let place = place(store, extent, slot);
+    let header = read_header(store, &place)?;
+    is_empty(store, &place, &header)
+}
+
+fn place(store: &Store, extent: (BlockNo, u64), slot: SlotId) -> JournalPlace {
+    JournalPlace { format_id: store.format_id(), slot, start: extent.0, blocks: extent.1 }
+}
+
+/// The valid header copy with the higher sequence.
+pub(super) fn read_header(store: &Store, place: &JournalPlace) -> Result<JournalHeader> {
+    let mut best: Option<JournalHeader> = None;
+    for copy in 0..2 {
+        let mut b = Block::zeroed();
+        store.read_data(place.start.plus(copy), &mut b.0)?;
+        if let Some(h) = place.read_header(&b)
+            && best.is_none_or(|o| o.sequence.get() < h.sequence.get())
+        {
+            best = Some(h);
+        }
+    }
+    best.ok_or_else(|| {
+        let kind = format!("journal header of slot {}", place.slot);
+        Error::corrupt(place.start, kind, "a valid copy", "none")
+    })
+}
+
+/// Is there no committed transaction at the tail?
+pub(super) fn is_empty(store: &Store, place: &JournalPlace, header: &JournalHeader) -> Result<bool> {
+    let tail = Mark { txn: TxnId(header.tail_txn.get()), position: header.tail_position.get() };
+    Ok(read_txn(store, place, tail)?.is_none())
+}
+
+/// A committed transaction as found in the ring.
+struct Found {
+    header: TxnHeader,
+    stream: AlignedBuf,
+    crc_right: bool,
+}
+
+/// The transaction at `at`, if its commit block stands behind it.
+fn read_txn(store: &Store, place: &JournalPlace, at: Mark) -> Result<Option<Found>> {
+    let mut first = Block::zeroed();
+    store.read_data(place.block_at(at.position), &mut first.0)?;
+    let Some(header) = place.read_txn_header(&first.0, at.position) else { return Ok(None) };
+    if header.txn.get() != at.txn.0 {
+        return Ok(None);
+    }
+    let blocks = u64::from(header.stream_blocks.get());
+    let mut commit = Block::zeroed();
+    store.read_data(place.block_at(at.position + blocks), &mut commit.0)?;
+    let Some(commit) = place.read_commit(&commit.0, at.txn, at.position) else { return Ok(None) };
+    let mut stream = AlignedBuf::new(blocks as usize);
+    read_ring(store, place, at.position, stream.bytes_mut())?;
+    let crc_right = crc32c(stream.bytes()) == commit.stream_crc.get();
+    Ok(Some(Found { header, stream, crc_right }))
+}
+
+/// Ring blocks from `position` on, around the end.
+fn read_ring(store: &Store, place: &JournalPlace, position: u64, buf: &mut [u8]) -> Result<()> {
+    let ring = place.ring_blocks();
+    let until_wrap = ((ring - position % ring) as usize * BLOCK_SIZE).min(buf.len());
+    let (before, behind) = buf.split_at_mut(until_wrap);
+    store.read_data(place.block_at(position), before)?;
+    if !behind.is_empty() {
+        store.read_data(place.block_at(0), behind)?;
+    }
+    Ok(())
+}
+
+type Visit<'a> = dyn FnMut(TxnId, std::result::Result<Vec<record::Image>, String>) -> Result<()> + 'a;
+
+/// All committed transactions from the tail on. Returns where the next one would stand.
+fn scan(store: &Store, place: &JournalPlace, header: &JournalHeader, visit: &mut Visit) -> Result<Mark> {
+    let start = header.tail_position.get();
+    let mut at = Mark { txn: TxnId(header.tail_txn.get()), position: start };
+    while let Some(found) = read_txn(store, place, at)? {
+        let images = match found.crc_right {
+            true => record::decode(&found.header, found.stream.bytes()),
+            // Its commit block was written after the stream had been flushed: the medium lost it.
+            false => Err("the checksum of its images is wrong".into()),
+        };
+        visit(at.txn, images)?;
+        at.position += u64::from(found.header.stream_blocks.get()) + 1;
+        at.txn.0 += 1;
+        if at.position - start > place.ring_blocks() {
+            return Err(Error::corrupt(place.start, "journal", "one turn of the ring", "more"));
+        }
+    }
+    Ok(at)
+}
+
+/// A replay target lies in a group, and never in the journal itself.
+fn check_targets(
+    store: &Store,
+    place: &JournalPlace,
+    images: &[record::Image],
+) -> std::result::Result<(), String> {
+    for image in images {
+        let block = BlockNo(image.entry.block.get());
+        if store.geometry().ag_of(block).is_none() || place.contains(block) {
+            return Err(format!("an image of block {block}, which no transaction changes"));
+        }
+        if image.block.header().format_id.get() != store.format_id() {
+            return Err(format!("an image of block {block} of another volume"));
+        }
+    }
+    Ok(())
+}
+
+fn apply(
+    store: &Store,
+    newest: BTreeMap<BlockNo, Block>,
+    sink: &mut dyn ReplaySink,
+    report: &mut ReplayReport,
+) -> Result<()> {
+    let settled_at = Instant::now() + sink.settle();
+    let mut batch = Vec::new();
+    for (block, mut image) in newest {
+        let (decision, torn) = look(store, block, image.version(), settled_at, sink)?;
+        if decision == Decision::Apply {
+            report.applied += 1;
+            report.torn += u64::from(torn);
+            image.seal();
+            batch.push((block, Arc::new(image)));
+            if batch.len() == WRITE_BATCH {
+                sink.write(&batch)?;
+                batch.clear();
+            }
+        }
+    }
+    sink.write(&batch)
+}
+
+/// Compare with the disk until the rule decides. The flag: it was torn.
+fn look(
+    store: &Store,
+    block: BlockNo,
+    image: Version,
+    settled_at: Instant,
+    sink: &mut dyn ReplaySink,
+) -> Result<(Decision, bool)> {
+    loop {
+        let on_disk = sink.read(block)?.replay_version(store.format_id(), block);
+        let decision = decide(on_disk, image, Instant::now() >= settled_at);
+        if decision != Decision::ReadAgain {
+            return Ok((decision, on_disk.is_none()));
+        }
+        std::thread::sleep(TORN_PAUSE);
+    }
+}
+
+/// Copy A, FLUSH, copy B, FLUSH. Numbers are skipped so that what the dead host had begun to write
+/// is never taken for a transaction.
+fn mark_empty(store: &Store, place: &JournalPlace, header: &JournalHeader, end: Mark) -> Result<()> {
+    let block = place.header(header.sequence.get() + 1, skip(end.txn), end.position);
+    for copy in 0..2 {
+        store.write_critical(place.start.plus(copy), &block.0)?;
+        store.flush()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_rule() {
+        use Decision::*;
+        for (disk, image, settled, want) in [
+            (Some(0), 1, false, Apply),
+            (Some(0), 1, true, Apply),
+            (Some(1), 1, false, Skip),
+            (Some(2), 1, true, Skip),
+            (None, 1, false, ReadAgain),
+            (None, 1, true, Apply),
+        ] {
+            assert_eq!(decide(disk.map(Version), Version(image), settled), want);
+        }
+    }
+}

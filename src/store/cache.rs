@@ -1,0 +1,392 @@
+//! The buffer cache: the newest image of metadata blocks, found by block number.
+//!
+//! A buffer is *pinned* once per reason for which its image must not be forgotten: it belongs to the
+//! running transaction, to one whose log is being written, or it is in the log but not yet in place.
+//! The journal keeps the older images it still needs itself (they are shared, copied on change).
+//! Unpinned buffers are forgotten by the CLOCK rule when the cache is full.
+//!
+//! Cached images of changed blocks do not have a valid crc: it is set in the copy that is written.
+
+use crate::base::{BlockNo, Error, LockName, Result, TxnId, Version};
+use crate::format::{Block, BlockKind};
+use crate::store::index::{BlockHash, CoverIndex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+const SHARDS: usize = 64;
+/// What one cached block takes: image, reference counts, entry, index.
+const BYTES_PER_BUFFER: usize = 4096 + 384;
+/// A shard holds at least so many clean buffers, whatever the limit.
+const SHARD_BUFFERS_MIN: usize = 16;
+
+pub(crate) struct Buffer {
+    newest: Arc<Block>,
+    cover: LockName,
+    /// The running transaction that `newest` belongs to; 0 if it has not been changed in it.
+    running: TxnId,
+    pins: u32,
+    /// Read since the clock hand last passed.
+    used: bool,
+    /// In the clock queue.
+    queued: bool,
+}
+
+enum Entry {
+    /// Somebody is reading it from the device; `doomed` if the image must not be kept.
+    Loading {
+        cover: LockName,
+        doomed: bool,
+    },
+    Ready(Buffer),
+}
+
+#[derive(Default)]
+struct ShardState {
+    map: HashMap<BlockNo, Entry, BlockHash>,
+    clock: VecDeque<BlockNo>,
+}
+
+#[derive(Default)]
+struct Shard {
+    state: Mutex<ShardState>,
+    loaded: Condvar,
+}
+
+/// How to put a block back as it was before a handle first changed it.
+pub(crate) struct Undo {
+    pub block: BlockNo,
+    /// Covers the block now.
+    pub cover: LockName,
+    /// This change made the block a member of the running transaction.
+    pub joined: bool,
+    before: Option<(Arc<Block>, LockName, TxnId)>,
+}
+
+pub(crate) struct Cache {
+    shards: Vec<Shard>,
+    covers: CoverIndex,
+    buffers_per_shard_max: usize,
+}
+
+fn is_block(image: &Block, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
+    if image.kind() != Some(kind) {
+        let found = image.kind().map_or_else(|| "unknown kind".to_string(), |k| k.to_string());
+        return Err(Error::corrupt(block, kind, kind, found));
+    }
+    if image.cover() != Some(cover) {
+        let expected = format!("covered by {cover:?}");
+        return Err(Error::corrupt(block, kind, expected, format_args!("covered by {:?}", image.cover())));
+    }
+    Ok(())
+}
+
+impl Cache {
+    pub fn new(bytes_max: usize) -> Cache {
+        Cache {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            covers: CoverIndex::default(),
+            buffers_per_shard_max: (bytes_max / BYTES_PER_BUFFER / SHARDS).max(SHARD_BUFFERS_MIN),
+        }
+    }
+
+    #[inline]
+    fn shard(&self, block: BlockNo) -> &Shard {
+        &self.shards[(block.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % SHARDS]
+    }
+
+    /// The newest image; `load` reads and verifies it if it is not cached. Callers that come while
+    /// it is being read wait for that one read.
+    pub fn get(
+        &self,
+        block: BlockNo,
+        kind: BlockKind,
+        cover: LockName,
+        load: &dyn Fn() -> Result<Arc<Block>>,
+    ) -> Result<Arc<Block>> {
+        let shard = self.shard(block);
+        let mut s = shard.state.lock();
+        loop {
+            match s.map.get_mut(&block) {
+                Some(Entry::Ready(b)) => {
+                    is_block(&b.newest, block, kind, cover)?;
+                    b.used = true;
+                    return Ok(b.newest.clone());
+                }
+                Some(Entry::Loading { .. }) => shard.loaded.wait(&mut s),
+                None => break,
+            }
+        }
+        self.load(shard, s, block, cover, load)
+    }
+
+    fn load(
+        &self,
+        shard: &Shard,
+        mut s: MutexGuard<'_, ShardState>,
+        block: BlockNo,
+        cover: LockName,
+        load: &dyn Fn() -> Result<Arc<Block>>,
+    ) -> Result<Arc<Block>> {
+        s.map.insert(block, Entry::Loading { cover, doomed: false });
+        self.covers.insert(cover, block);
+        drop(s);
+        let loaded = load();
+        let mut s = shard.state.lock();
+        let doomed = !matches!(s.map.remove(&block), Some(Entry::Loading { doomed: false, .. }));
+        match &loaded {
+            Ok(image) if !doomed => {
+                let buffer = Buffer {
+                    newest: image.clone(),
+                    cover,
+                    running: TxnId(0),
+                    pins: 0,
+                    used: false,
+                    queued: true,
+                };
+                s.map.insert(block, Entry::Ready(buffer));
+                s.clock.push_back(block);
+                self.evict(&mut s);
+            }
+            _ => self.covers.remove(cover, block),
+        }
+        shard.loaded.notify_all();
+        loaded
+    }
+
+    /// Change a block of transaction `txn`. `keep` says whether this handle already has an undo for
+    /// it; if not one is pushed before `change` runs. `change` runs under the shard's lock and must
+    /// not read other blocks.
+    #[allow(clippy::too_many_arguments)]
+    pub fn change(
+        &self,
+        block: BlockNo,
+        kind: BlockKind,
+        cover: LockName,
+        txn: TxnId,
+        undo: Option<&mut Vec<Undo>>,
+        load: &dyn Fn() -> Result<Arc<Block>>,
+        change: &mut dyn FnMut(&mut Block),
+    ) -> Result<()> {
+        let shard = self.shard(block);
+        let mut s = shard.state.lock();
+        let b = loop {
+            // Looked up twice for the borrow checker's sake; the miss path reads the device anyway.
+            if let Some(Entry::Ready(_)) = s.map.get(&block) {
+                match s.map.get_mut(&block) {
+                    Some(Entry::Ready(b)) => break b,
+                    _ => unreachable!("found just before under the same lock"),
+                }
+            }
+            drop(s);
+            self.get(block, kind, cover, load)?;
+            s = shard.state.lock();
+        };
+        is_block(&b.newest, block, kind, cover)?;
+        let joined = b.running != txn;
+        if let Some(undo) = undo {
+            let before = Some((b.newest.clone(), b.cover, b.running));
+            undo.push(Undo { block, cover, joined, before });
+        } else {
+            debug_assert!(!joined, "a block that the handle changed left its transaction");
+        }
+        let image = Arc::make_mut(&mut b.newest);
+        if joined {
+            let version = image.version().0 + 1;
+            image.header_mut().version.set(version);
+            b.running = txn;
+            b.pins += 1;
+        }
+        b.used = true;
+        let header = *image.header();
+        change(image);
+        // The header is the transaction's alone: whatever the change did to it is taken back.
+        *image.header_mut() = header;
+        Ok(())
+    }
+
+    /// Put a whole new image in place of whatever the block was.
+    pub fn install(
+        &self,
+        block: BlockNo,
+        image: Block,
+        txn: TxnId,
+        undo: Option<&mut Vec<Undo>>,
+    ) -> Result<()> {
+        let cover = image.cover().expect("images are built with a lock name");
+        let shard = self.shard(block);
+        let mut s = shard.state.lock();
+        while let Some(Entry::Loading { .. }) = s.map.get(&block) {
+            shard.loaded.wait(&mut s);
+        }
+        let old = match s.map.get(&block) {
+            Some(Entry::Ready(b)) => Some((b.newest.clone(), b.cover, b.running, b.pins, b.queued)),
+            _ => None,
+        };
+        if let Some((o, ..)) = &old
+            && o.version() >= image.version()
+        {
+            return Err(version_falls(block, &image, o.version()));
+        }
+        let (running, pins, queued) = old.as_ref().map_or((TxnId(0), 0, false), |o| (o.2, o.3, o.4));
+        let joined = running != txn;
+        if let Some(undo) = undo {
+            let before = old.as_ref().map(|o| (o.0.clone(), o.1, o.2));
+            undo.push(Undo { block, cover, joined, before });
+        }
+        if let Some((_, old_cover, ..)) = &old
+            && *old_cover != cover
+        {
+            self.covers.remove(*old_cover, block);
+        }
+        self.covers.insert(cover, block);
+        let pins = pins + u32::from(joined);
+        let buffer = Buffer { newest: Arc::new(image), cover, running: txn, pins, used: true, queued };
+        s.map.insert(block, Entry::Ready(buffer));
+        Ok(())
+    }
+
+    /// Put a block back as it was. Undos of a handle are applied in reverse order.
+    pub fn undo(&self, undo: Undo) {
+        let shard = self.shard(undo.block);
+        let mut s = shard.state.lock();
+        let Some(Entry::Ready(b)) = s.map.get_mut(&undo.block) else {
+            debug_assert!(false, "a block of a running transaction left the cache");
+            return;
+        };
+        b.pins -= u32::from(undo.joined);
+        let now_cover = b.cover;
+        match undo.before {
+            Some((image, cover, running)) => {
+                b.newest = image;
+                b.cover = cover;
+                b.running = running;
+                if cover != now_cover {
+                    self.covers.remove(now_cover, undo.block);
+                    self.covers.insert(cover, undo.block);
+                }
+                self.enqueue_if_clean(&mut s, undo.block);
+            }
+            None => {
+                debug_assert_eq!(b.pins, 0, "a block that was not cached was dirty");
+                s.map.remove(&undo.block);
+                self.covers.remove(now_cover, undo.block);
+            }
+        }
+    }
+
+    /// The image of a block of the sealed transaction `txn`; later changes belong to the next one.
+    /// The pin stays: it is the committing transaction's now.
+    pub fn seal(&self, block: BlockNo, txn: TxnId) -> Arc<Block> {
+        let mut s = self.shard(block).state.lock();
+        match s.map.get_mut(&block) {
+            Some(Entry::Ready(b)) => {
+                assert_eq!(b.running, txn, "block {block} of a sealed transaction is not its member");
+                b.running = TxnId(0);
+                b.newest.clone()
+            }
+            _ => panic!("block {block} of a sealed transaction is not cached"),
+        }
+    }
+
+    /// One reason less to keep the block.
+    pub fn unpin(&self, block: BlockNo) {
+        let mut s = self.shard(block).state.lock();
+        if let Some(Entry::Ready(b)) = s.map.get_mut(&block) {
+            b.pins -= 1;
+            self.enqueue_if_clean(&mut s, block);
+        }
+    }
+
+    fn enqueue_if_clean(&self, s: &mut ShardState, block: BlockNo) {
+        if let Some(Entry::Ready(b)) = s.map.get_mut(&block)
+            && b.pins == 0
+            && !b.queued
+        {
+            b.queued = true;
+            s.clock.push_back(block);
+            self.evict(s);
+        }
+    }
+
+    /// Forget clean blocks until the shard is within its limit. Pinned ones leave the queue; they
+    /// come back when they are clean.
+    fn evict(&self, s: &mut ShardState) {
+        while s.clock.len() > self.buffers_per_shard_max {
+            let Some(block) = s.clock.pop_front() else { return };
+            let Some(Entry::Ready(b)) = s.map.get_mut(&block) else { continue };
+            if b.pins > 0 {
+                b.queued = false;
+            } else if b.used {
+                b.used = false;
+                s.clock.push_back(block);
+            } else {
+                let cover = b.cover;
+                s.map.remove(&block);
+                self.covers.remove(cover, block);
+            }
+        }
+    }
+
+    /// Forget everything under `cover`.
+    ///
+    /// # Errors
+    /// The first block that is dirty; the others are forgotten all the same.
+    pub fn drop_cover(&self, cover: LockName) -> std::result::Result<(), BlockNo> {
+        let mut dirty = Ok(());
+        for block in self.covers.blocks(cover) {
+            if !self.forget(block, Some(cover)) {
+                dirty = dirty.and(Err(block));
+            }
+        }
+        dirty
+    }
+
+    /// Forget one block (if it is under `cover`, when given). False if it is dirty.
+    pub fn forget(&self, block: BlockNo, under: Option<LockName>) -> bool {
+        let mut s = self.shard(block).state.lock();
+        match s.map.get_mut(&block) {
+            Some(Entry::Ready(b)) if under.is_none_or(|c| c == b.cover) => {
+                if b.pins > 0 {
+                    return false;
+                }
+                let (cover, queued) = (b.cover, b.queued);
+                s.map.remove(&block);
+                self.covers.remove(cover, block);
+                if queued {
+                    trim_queue(&mut s);
+                }
+            }
+            Some(Entry::Loading { cover, doomed }) if under.is_none_or(|c| c == *cover) => *doomed = true,
+            _ => {}
+        }
+        true
+    }
+
+    /// Cached blocks, pinned blocks.
+    pub fn counts(&self) -> (usize, usize) {
+        let mut counts = (0, 0);
+        for shard in &self.shards {
+            for e in shard.state.lock().map.values() {
+                counts.0 += 1;
+                counts.1 += usize::from(matches!(e, Entry::Ready(b) if b.pins > 0));
+            }
+        }
+        counts
+    }
+}
+
+/// Forgotten blocks stay in the queue until the hand passes; a block that is read again would stand
+/// there twice. Rebuild the queue when half of it is such rests.
+fn trim_queue(s: &mut ShardState) {
+    if s.clock.len() > 2 * s.map.len() + SHARD_BUFFERS_MIN {
+        let map = &s.map;
+        let mut seen = std::collections::HashSet::with_hasher(BlockHash::default());
+        s.clock.retain(|b| matches!(map.get(b), Some(Entry::Ready(x)) if x.queued) && seen.insert(*b));
+    }
+}
+
+fn version_falls(block: BlockNo, image: &Block, old: Version) -> Error {
+    let kind = image.kind().map_or_else(|| "block".to_string(), |k| k.to_string());
+    Error::corrupt(block, kind, format_args!("a version above {old}"), image.version())
+}
