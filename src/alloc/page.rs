@@ -110,11 +110,7 @@ impl PageMap {
         Ok(map)
     }
 
-    /// Chunks of this page.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
+    #[cfg(test)]
     pub fn sums(&self) -> Sums {
         self.sums
     }
