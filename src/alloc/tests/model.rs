@@ -73,7 +73,8 @@ fn compare(rig: &Rig, model: &Model) {
 }
 
 fn settle_deferred(rig: &Rig) {
-    for d in std::mem::take(&mut *rig.keeper.0.lock()) {
+    let deferred = std::mem::take(&mut *rig.keeper.0.lock());
+    for d in deferred {
         let mut txn = rig.alloc.begin_for_free(2).unwrap();
         match txn.free_deferred(&d) {
             Ok(()) => {

@@ -54,12 +54,12 @@ fn pages_are_made_as_chunks_are_needed() {
 fn an_emptied_metadata_chunk_is_free_when_the_oracle_says_so() {
     let rig = Rig::granted(1, 10);
     let (mut inodes, _) = rig.create(40, 0);
-    for _ in 0..20 {
-        inodes.extend(rig.create(60, 0).0);
+    for _ in 0..40 {
+        inodes.extend(rig.create(30, 0).0);
     }
     let chunks = rig.audit_group(AgNo(0)).count(ChunkKind::Metadata);
     assert_eq!(chunks, 3);
-    for part in inodes.chunks(60) {
+    for part in inodes.chunks(30) {
         rig.free(part, &[]).unwrap();
     }
     assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Draining), 3);
