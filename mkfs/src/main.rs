@@ -1,49 +1,72 @@
-//! mkfs.shoal: make a Shoal volume.
+//! `mkfs.shoal`: the command line around the library.
 
 use clap::Parser;
-use shoal::base::{BLOCK_SIZE, Error, Result};
-use shoal::device::{Access, BlockDevice, FileDevice};
+use shoal::base::Error;
+use shoal::device::{Access, FileDevice};
 use shoal::format::superblock::TimingProfile;
-use shoal_mkfs::{Options, Plan, check_overwrite, parse_size, plan, write};
+use shoal_mkfs::{Options, Summary, guard};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Make a Shoal volume on a device that several machines attach, or in an image file.
-#[derive(Parser)]
+/// Make a Shoal cluster filesystem on a block device or in an image file.
+#[derive(Parser, Debug)]
 #[command(name = "mkfs.shoal", version)]
-struct Args {
-    /// Show what would be made and write nothing.
+struct Arguments {
+    /// Show what would be made, write nothing.
     #[arg(short = 'n')]
     dry_run: bool,
-    /// Overwrite another filesystem. A mounted Shoal volume is never overwritten.
-    #[arg(short, long)]
+    /// Overwrite a filesystem or partition table that is found there.
+    #[arg(short = 'f')]
     force: bool,
     /// Print nothing but errors.
-    #[arg(short, long)]
+    #[arg(short = 'q')]
     quiet: bool,
-    /// Name of the volume, at most 64 bytes.
-    #[arg(short = 'L', long, default_value = "")]
+    /// Label of the volume, at most 64 bytes.
+    #[arg(short = 'L', value_name = "LABEL", default_value = "")]
     label: String,
-    /// UUID of the volume (default: random).
-    #[arg(short = 'U', long)]
+    /// UUID of the volume; made up if not given.
+    #[arg(short = 'U', value_name = "UUID")]
     uuid: Option<uuid::Uuid>,
-    /// Hosts that can mount at once, 1 to 64 (default: 64 from 4 GiB, 16 from 512 MiB, else 4; 2 below 128 MiB).
-    #[arg(short = 'N', long)]
+    /// How many hosts can mount (more can be added later).
+    #[arg(short = 'N', value_name = "SLOTS")]
     slots: Option<u16>,
-    /// Size of each host's journal (default: 1/32 of the volume over all, 4 to 128 MiB each).
-    #[arg(short = 'J', long, value_parser = parse_size)]
+    /// Size of each host's journal: 4M to 4G.
+    #[arg(short = 'J', value_name = "SIZE", value_parser = size)]
     journal: Option<u64>,
-    /// Heartbeat and lease times: default (cloud disks), san (slow failover), test (one machine).
-    #[arg(long, default_value = "default", value_parser = timing)]
+    /// Heartbeat and lease times: default, san (slow failover), test (one machine).
+    #[arg(long, value_name = "PROFILE", value_parser = timing, default_value = "default")]
     timing: TimingProfile,
-    /// The device or image file.
+    /// Bytes between single-writer cells, 512 or 4096; 4096 for an image that will be copied to a
+    /// disk with 4 KiB blocks.
+    #[arg(long, value_name = "BYTES")]
+    cell_pitch: Option<u32>,
+    /// Do not discard the old content.
+    #[arg(short = 'K')]
+    keep_content: bool,
+    /// Block device or image file.
     device: PathBuf,
-    /// Size of the volume (default: the whole device). An image file is made or grown to it.
-    #[arg(value_parser = parse_size)]
+    /// Size of the volume; creates or extends an image file.
+    #[arg(value_parser = size)]
     size: Option<u64>,
 }
 
-fn timing(text: &str) -> std::result::Result<TimingProfile, String> {
+/// A number with K, M, G, T or P behind it, as the other mkfs programs take them.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches("ib") {
+        "" | "b" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        unit => return Err(format!("unknown unit '{unit}': use K, M, G, T or P")),
+    };
+    let n: u64 = digits.parse().map_err(|e| format!("{e}"))?;
+    n.checked_mul(1 << shift).filter(|b| *b < 1 << 60).ok_or_else(|| "too large".into())
+}
+
+fn timing(text: &str) -> Result<TimingProfile, String> {
     match text {
         "default" => Ok(TimingProfile::Default),
         "san" => Ok(TimingProfile::San),
@@ -52,74 +75,93 @@ fn timing(text: &str) -> std::result::Result<TimingProfile, String> {
     }
 }
 
-/// Make an image file, or grow it to the size asked for.
-fn prepare_image(args: &Args) -> Result<()> {
-    let Some(size) = args.size else { return Ok(()) };
-    let at = |e: std::io::Error| Error::Device(format!("{}: {e}", args.device.display()));
-    match std::fs::metadata(&args.device) {
-        Ok(meta) if !meta.is_file() || meta.len() >= size => return Ok(()),
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(at(e)),
+/// An image of a size that does not exist yet, for `-n`.
+fn plan_only(a: &Arguments, options: &Options) -> Result<Summary, Error> {
+    let bytes = a.size.unwrap_or(0);
+    let existing = std::fs::metadata(&a.device).ok().filter(|m| !m.is_file() || m.len() >= bytes);
+    match existing {
+        Some(_) => shoal_mkfs::dry_run(&FileDevice::open(&a.device, Access::Read)?, options),
+        None if a.size.is_none() => Err(Error::Device(format!(
+            "{}: does not exist; give a size to make an image",
+            a.device.display()
+        ))),
+        None => shoal_mkfs::dry_run(&Imagined { name: a.device.display().to_string(), bytes }, options),
     }
-    if args.dry_run {
-        return Err(Error::Device(format!(
-            "{}: is smaller than {size} bytes or does not exist",
-            args.device.display()
-        )));
-    }
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&args.device)
-        .map_err(at)?;
-    file.set_len(size).map_err(at)
 }
 
-fn show(plan: &Plan) {
-    let (sb, g) = (&plan.superblock, &plan.superblock.geometry);
-    let mib = |blocks: u64| blocks * BLOCK_SIZE as u64 >> 20;
-    println!("uuid      {}", uuid::Uuid::from_bytes(sb.uuid));
-    if !plan.volume.label.is_empty() {
-        println!("label     {}", plan.volume.label);
-    }
-    println!("size      {} MiB", mib(g.total_blocks));
-    println!("hosts     {} at once", plan.volume.slots.len());
-    println!("groups    {} of {} MiB", g.ag_count, mib(g.ag_blocks));
-    println!("journals  {} MiB each", mib(plan.volume.slots[0].journal_blocks));
-    println!("timing    {}", format!("{:?}", sb.timing).to_lowercase());
+/// A device of a size, for planning.
+struct Imagined {
+    name: String,
+    bytes: u64,
 }
 
-fn run(args: &Args) -> Result<()> {
+impl shoal::device::BlockDevice for Imagined {
+    fn read(&self, _: u64, _: &mut [u8]) -> shoal::base::Result<()> {
+        Err(Error::Device(format!("{}: does not exist", self.name)))
+    }
+    fn write(&self, _: u64, _: &[u8]) -> shoal::base::Result<()> {
+        Err(Error::Device(format!("{}: does not exist", self.name)))
+    }
+    fn flush(&self) -> shoal::base::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> shoal::base::Result<()> {
+        Ok(())
+    }
+    fn size(&self) -> u64 {
+        self.bytes
+    }
+    fn logical_block(&self) -> u32 {
+        512
+    }
+    fn physical_block(&self) -> u32 {
+        4096
+    }
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+fn run(a: &Arguments) -> Result<Summary, Error> {
     let options = Options {
-        size: args.size,
-        label: args.label.clone(),
-        uuid: args.uuid.map(|u| *u.as_bytes()),
-        slots: args.slots,
-        journal: args.journal,
-        timing: args.timing,
+        size: a.size,
+        label: a.label.clone(),
+        uuid: a.uuid.map(uuid::Uuid::into_bytes),
+        slots: a.slots,
+        journal: a.journal,
+        timing: a.timing,
+        cell_pitch: a.cell_pitch,
+        keep_content: a.keep_content,
+        identity: None,
     };
-    prepare_image(args)?;
-    let access = if args.dry_run { Access::Read } else { Access::Exclusive };
-    let dev = FileDevice::open(&args.device, access)?;
-    let plan = plan(&dev, &options)?;
-    check_overwrite(&dev, &options, args.force)?;
-    if !args.dry_run {
-        write(&dev, &plan)?;
+    if a.dry_run {
+        return plan_only(a, &options);
     }
-    if !args.quiet || args.dry_run {
-        show(&plan);
+    let is_device = std::fs::metadata(&a.device).is_ok_and(|m| !m.is_file());
+    if !is_device {
+        let Some(bytes) = a.size.or_else(|| std::fs::metadata(&a.device).ok().map(|m| m.len())) else {
+            let what = "does not exist; give a size to make an image";
+            return Err(Error::Device(format!("{}: {what}", a.device.display())));
+        };
+        // Before the file is made, so that a wish that cannot be met leaves nothing behind.
+        shoal_mkfs::dry_run(&Imagined { name: a.device.display().to_string(), bytes }, &options)?;
+        FileDevice::create_image(&a.device, bytes)?;
     }
-    if !args.quiet && !args.dry_run {
-        println!("Mount it on each host: mount -t fuse.shoal {} DIR", dev.name());
-    }
-    Ok(())
+    guard::check_unused(&a.device)?;
+    let dev = FileDevice::open(&a.device, Access::Exclusive)?;
+    guard::check(&dev, a.force)?;
+    shoal_mkfs::make(&dev, &options)
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let a = Arguments::parse();
+    match run(&a) {
+        Ok(summary) => {
+            if !a.quiet {
+                print!("{summary}");
+            }
+            ExitCode::SUCCESS
+        }
         Err(e) => {
             eprintln!("mkfs.shoal: {e}");
             ExitCode::FAILURE

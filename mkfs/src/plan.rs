@@ -1,252 +1,358 @@
-//! The sizes of a new volume.
+//! From a size and a few wishes to the whole layout. Pure: reads and writes nothing.
 
+use crate::Options;
 use shoal::base::{AgNo, BLOCK_SIZE, BlockNo, Error, InodeNo, Result, SlotId};
-use shoal::device::BlockDevice;
 use shoal::format::Geometry;
+use shoal::format::group::{self, ChunkEntry, ChunkKind};
+use shoal::format::journal::EXTENT_BLOCKS_MIN;
 use shoal::format::layout::{
-    BACKUP_SUPERBLOCK, CHUNK_BLOCKS, GROUPS_MAX, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX,
+    BACKUP_SUPERBLOCK, CHUNK_BLOCKS, CHUNKS_PER_PAGE, GROUPS_MAX, LEDGER_ENTRIES_PER_PAGE,
 };
-use shoal::format::superblock::{Superblock, TimingProfile};
-use shoal::format::volume::{LABEL_MAX, SlotExtents, Volume};
+use shoal::format::volume::SlotExtents;
 use std::collections::BTreeMap;
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-/// Smallest volume.
-pub const SIZE_MIN: u64 = 64 * MIB;
-const AG_MIN: u64 = 8 * MIB;
-const AG_MAX: u64 = 64 * GIB;
-const JOURNAL_MIN: u64 = 4 * MIB;
-const JOURNAL_MAX: u64 = 128 * MIB;
-/// Groups that each host should be able to call its own.
+/// Smallest volume: 64 MiB.
+pub const SIZE_MIN: u64 = 64 << 20;
+/// Smallest and largest group, in blocks: 8 MiB and 64 GiB.
+const AG_BLOCKS: (u64, u64) = (2048, 1 << 24);
+/// Smallest journal, in blocks: 4 MiB.
+const JOURNAL_BLOCKS_MIN: u64 = 1024;
+/// Largest journal that is chosen without being asked for: 128 MiB.
+const JOURNAL_BLOCKS_AUTO_MAX: u64 = 32768;
+/// Largest journal at all: 4 GiB.
+const JOURNAL_BLOCKS_MAX: u64 = 1 << 20;
+/// Groups per slot where the size allows, so that no host depends on one group only.
 const GROUPS_PER_SLOT: u64 = 4;
+/// Room in the ledgers for a volume that grows to this many times its size.
+const GROWTH: u64 = 16;
+/// The first version that the group clocks give out is one more.
+const FIRST_VCLOCK: u64 = 1;
 
-/// What the user asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Bytes of the volume; `None`: the whole device.
-    pub size: Option<u64>,
-    pub label: String,
-    /// `None`: random.
-    pub uuid: Option<[u8; 16]>,
-    /// Hosts that can mount at once; `None`: by size.
-    pub slots: Option<u16>,
-    /// Bytes of each journal; `None`: by size.
-    pub journal: Option<u64>,
-    pub timing: TimingProfile,
+/// A group as mkfs writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupPlan {
+    pub ag: AgNo,
+    /// Counts versions: one per metadata block given out.
+    pub vclock: u64,
+    /// Chunks that are not free, by number.
+    pub kinds: BTreeMap<u64, ChunkKind>,
+    /// Used blocks of metadata chunks, counted from the group's first block.
+    pub used: Vec<u64>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            size: None,
-            label: String::new(),
-            uuid: None,
-            slots: None,
-            journal: None,
-            timing: TimingProfile::Default,
-        }
+/// A metadata block given out by mkfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    pub ino: InodeNo,
+    /// Its version, and the generation of the inode in it.
+    pub version: u64,
+}
+
+/// Everything that is decided before the first write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub geometry: Geometry,
+    pub groups: Vec<GroupPlan>,
+    pub slots: Vec<SlotExtents>,
+    pub root: Given,
+    pub slot_inodes: Vec<Given>,
+}
+
+fn refuse<T>(what: String) -> Result<T> {
+    Err(Error::Device(what))
+}
+
+/// Slots that a volume of this size has coordination cells for.
+pub fn max_slots(size: u64) -> u16 {
+    match size {
+        s if s >= 4 << 30 => 64,
+        s if s >= 512 << 20 => 16,
+        _ => 4,
     }
 }
 
-/// What a used chunk of the new volume holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Journals, backup superblock.
-    System,
-    /// The first inodes; so many blocks of it are used.
-    Inodes(u64),
-}
-
-/// A volume to be.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub superblock: Superblock,
-    pub volume: Volume,
-    /// Per group: chunk number and use, the group's own chunks aside.
-    pub chunks: BTreeMap<AgNo, BTreeMap<u64, Use>>,
-}
-
-/// Read a size such as `512M`, `2T` or plain bytes.
-///
-/// # Errors
-/// A sentence for the user.
-pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size (a number, with K, M, G or T for KiB to TiB)");
-    let trimmed = text.trim().trim_end_matches("iB").trim_end_matches('B');
-    let (digits, shift) = match trimmed.char_indices().last() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => {
-            let shift = "KMGT".find(unit.to_ascii_uppercase()).ok_or_else(wrong)?;
-            (&trimmed[..at], 10 * (shift as u32 + 1))
-        }
-        _ => (trimmed, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_shl(shift).filter(|n| n >> shift == number).ok_or_else(wrong)
-}
-
+/// Slots with a journal, unless asked otherwise.
 fn default_slots(size: u64) -> u16 {
     match size {
-        s if s >= 4 * GIB => 64,
-        s if s >= 512 * MIB => 16,
-        s if s >= 128 * MIB => 4,
+        s if s >= 4 << 30 => 16,
+        s if s >= 512 << 20 => 8,
+        s if s >= 128 << 20 => 4,
         _ => 2,
     }
 }
 
-fn geometry(dev: &dyn BlockDevice, size: u64, slots: u16) -> Result<Geometry> {
+/// Plan a volume of `size` bytes whose single-writer cells stand `cell_pitch` bytes apart.
+///
+/// # Errors
+/// `Device` in words: too small, too large, wishes that do not fit.
+pub fn plan(size: u64, cell_pitch: u32, options: &Options) -> Result<Layout> {
+    if size < SIZE_MIN {
+        return refuse(format!("{size} bytes are too small: a volume has at least 64 MiB"));
+    }
+    if !matches!(cell_pitch, 512 | 4096) {
+        return refuse(format!("a cell pitch of {cell_pitch} bytes: 512 or 4096 are possible"));
+    }
     let total_blocks = size / BLOCK_SIZE as u64;
-    let target =
-        (size / (u64::from(slots) * GROUPS_PER_SLOT)).clamp(AG_MIN, AG_MAX).max(size / u64::from(GROUPS_MAX));
-    let ag_bytes = if target.is_power_of_two() { target } else { target.next_power_of_two() / 2 };
-    let ag_bytes = ag_bytes.max((size / u64::from(GROUPS_MAX)).next_power_of_two()).clamp(AG_MIN, AG_MAX);
-    let ag_blocks = ag_bytes / BLOCK_SIZE as u64;
-    let about = total_blocks.div_ceil(ag_blocks);
-    let growth = (about * 16).clamp(LEDGER_ENTRIES_PER_PAGE, GROUPS_MAX.into());
+    let most = max_slots(size);
+    let slots = options.slots.unwrap_or_else(|| default_slots(size));
+    if slots == 0 || slots > most {
+        return refuse(format!("{slots} slots: a volume of this size can have 1 to {most}"));
+    }
+    let journal = journal_blocks(total_blocks, slots, options.journal)?;
+    let geometry = geometry(total_blocks, cell_pitch, most, slots, journal)?;
+    place(geometry, slots, journal)
+}
+
+/// Blocks of one journal: whole chunks.
+fn journal_blocks(total_blocks: u64, slots: u16, asked: Option<u64>) -> Result<u64> {
+    const _: () = assert!(JOURNAL_BLOCKS_MIN >= EXTENT_BLOCKS_MIN);
+    let auto = total_blocks / 32 / u64::from(slots);
+    let blocks = match asked {
+        None => auto.clamp(JOURNAL_BLOCKS_MIN, JOURNAL_BLOCKS_AUTO_MAX),
+        Some(bytes) => bytes / BLOCK_SIZE as u64,
+    };
+    if !(JOURNAL_BLOCKS_MIN..=JOURNAL_BLOCKS_MAX).contains(&blocks) {
+        return refuse(format!("a journal of {} MiB: 4 to 4096 MiB are possible", blocks >> 8));
+    }
+    Ok(blocks.next_multiple_of(CHUNK_BLOCKS))
+}
+
+/// Group size and count, ledger size.
+fn geometry(
+    total_blocks: u64,
+    cell_pitch: u32,
+    max_slots: u16,
+    slots: u16,
+    journal: u64,
+) -> Result<Geometry> {
+    let wanted = (total_blocks / (GROUPS_PER_SLOT * u64::from(slots))).max(1);
+    // Its own chunks, one of metadata and the journal must fit a group; a large group's own chunks
+    // are three at most.
+    let least = (journal + 4 * CHUNK_BLOCKS).next_power_of_two().max(AG_BLOCKS.0);
+    let least = if journal == JOURNAL_BLOCKS_MIN { AG_BLOCKS.0 } else { least };
+    let ag_blocks = (1 << wanted.ilog2()).clamp(least, AG_BLOCKS.1.max(least));
+    let groups = total_blocks.div_ceil(ag_blocks);
+    let for_growth = (groups * GROWTH).min(GROUPS_MAX.into());
     let mut g = Geometry {
         total_blocks,
-        max_slots: slots,
-        cell_pitch: dev.physical_block().max(dev.logical_block()),
-        ledger_pages: growth.div_ceil(LEDGER_ENTRIES_PER_PAGE) as u32,
+        max_slots,
+        cell_pitch,
+        ledger_pages: for_growth.div_ceil(LEDGER_ENTRIES_PER_PAGE) as u32,
         ag_blocks,
         ag_count: 1,
     };
-    let start = g.groups_start().0;
-    let room = total_blocks.saturating_sub(start);
-    // A rest too small for its own header and some use is left alone.
-    let rest = room % ag_blocks;
-    let count = room / ag_blocks + u64::from(rest >= 2 * CHUNK_BLOCKS);
+    let room = total_blocks.saturating_sub(g.groups_start().0);
+    // A rest that is not worth a group of its own is left unused.
+    let count = room / ag_blocks + u64::from(room % ag_blocks >= 2 * CHUNK_BLOCKS);
     if count == 0 {
-        return Err(Error::Device(format!(
-            "{}: {slots} slots leave no room for data on {size} bytes; ask for fewer with -N",
-            dev.name()
-        )));
+        return refuse("the volume is too small for journals of this size".into());
     }
-    g.ag_count = u32::try_from(count).ok().filter(|n| *n <= GROUPS_MAX).ok_or_else(|| {
-        Error::Device(format!("{}: {size} bytes are more than {GROUPS_MAX} groups of 64 GiB", dev.name()))
-    })?;
+    if count > GROUPS_MAX.into() {
+        return refuse(format!("{} TiB are too large: a volume has at most 1 PiB", total_blocks >> 28));
+    }
+    g.ag_count = count as u32;
     Ok(g)
 }
 
-/// Places chunks one after the other in the groups.
-struct Placer<'a> {
-    geometry: &'a Geometry,
-    chunks: BTreeMap<AgNo, BTreeMap<u64, Use>>,
-}
-
-impl Placer<'_> {
-    fn is_free(&self, ag: AgNo, chunk: u64) -> bool {
-        chunk >= self.geometry.ag_own_chunks(ag)
-            && !self.chunks.get(&ag).is_some_and(|c| c.contains_key(&chunk))
+impl GroupPlan {
+    fn new(g: &Geometry, ag: AgNo) -> GroupPlan {
+        let mut kinds: BTreeMap<_, _> = (0..g.ag_own_chunks(ag)).map(|c| (c, ChunkKind::System)).collect();
+        if g.ag_of(BACKUP_SUPERBLOCK) == Some(ag) {
+            let chunk = (BACKUP_SUPERBLOCK.0 - g.ag_start(ag).0) / CHUNK_BLOCKS;
+            kinds.insert(chunk, ChunkKind::System);
+        }
+        kinds.retain(|c, _| *c < g.ag_chunks(ag));
+        GroupPlan { ag, vclock: FIRST_VCLOCK, kinds, used: Vec::new() }
     }
 
-    /// `count` neighbouring chunks in `ag`.
-    fn in_group(&mut self, ag: AgNo, count: u64, what: Use) -> Option<BlockNo> {
-        let last = self.geometry.ag_chunks(ag).checked_sub(count)?;
-        let first = (0..=last).find(|c| (*c..c + count).all(|c| self.is_free(ag, c)))?;
-        let used = self.chunks.entry(ag).or_default();
-        used.extend((first..first + count).map(|c| (c, what)));
-        Some(shoal::format::group::chunk_start(self.geometry, ag, first))
+    /// First of `count` free chunks in a row.
+    fn free_run(&self, g: &Geometry, count: u64) -> Option<u64> {
+        let last = g.ag_chunks(self.ag).checked_sub(count)?;
+        let is_free = |first: &u64| self.kinds.range(*first..first + count).next().is_none();
+        // Only a few chunks are ever taken, all near the start.
+        (0..=last).find(is_free)
     }
 
-    /// `count` neighbouring chunks, in `near` or the next group that has them.
-    fn near(&mut self, near: u32, count: u64, what: Use) -> Option<BlockNo> {
-        let groups = self.geometry.ag_count;
-        (0..groups).find_map(|i| self.in_group(AgNo((near + i) % groups), count, what))
+    fn metadata_chunk(&self) -> Option<u64> {
+        self.kinds.iter().find(|(_, kind)| **kind == ChunkKind::Metadata).map(|(c, _)| *c)
     }
-}
 
-/// Choose all sizes and places.
-///
-/// # Errors
-/// `Device` in words for the user.
-pub fn plan(dev: &dyn BlockDevice, options: &Options) -> Result<Plan> {
-    let refuse = |what: String| Error::Device(format!("{}: {what}", dev.name()));
-    let size = options.size.unwrap_or(dev.size()) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
-    if size > dev.size() {
-        return Err(refuse(format!("{size} bytes asked for, the device has {}", dev.size())));
+    /// See to it that there is a metadata chunk.
+    fn ensure_metadata(&mut self, g: &Geometry) -> Option<u64> {
+        self.metadata_chunk().or_else(|| {
+            let chunk = self.free_run(g, 1)?;
+            self.kinds.insert(chunk, ChunkKind::Metadata);
+            Some(chunk)
+        })
     }
-    if size < SIZE_MIN {
-        return Err(refuse(format!("too small: {size} bytes, a volume needs at least {SIZE_MIN} (64 MiB)")));
+
+    /// Give out a metadata block, as an allocation does: the clock ticks.
+    fn give(&mut self, g: &Geometry) -> Option<Given> {
+        let chunk = self.ensure_metadata(g)?;
+        let block = chunk * CHUNK_BLOCKS + self.used.len() as u64;
+        self.used.push(block);
+        self.vclock += 1;
+        Some(Given { ino: InodeNo(g.ag_start(self.ag).0 + block), version: self.vclock })
     }
-    if options.label.len() > LABEL_MAX {
-        return Err(refuse(format!("the label has {} bytes, {LABEL_MAX} at most", options.label.len())));
+
+    /// Take chunks in a row for a journal, leaving room for metadata.
+    fn take_journal(&mut self, g: &Geometry, chunks: u64) -> Option<BlockNo> {
+        let mut trial = self.clone();
+        trial.ensure_metadata(g)?;
+        let first = trial.free_run(g, chunks)?;
+        trial.kinds.extend((first..first + chunks).map(|c| (c, ChunkKind::System)));
+        *self = trial;
+        Some(group::chunk_start(g, self.ag, first))
     }
-    let slots = options.slots.unwrap_or_else(|| default_slots(size));
-    if !(1..=SLOTS_MAX).contains(&slots) {
-        return Err(refuse(format!("{slots} slots asked for, 1 to {SLOTS_MAX} are possible")));
+
+    /// Chunks with an entry on disk: those of all pages up to the last chunk that is not free.
+    pub fn init_chunks(&self, g: &Geometry) -> u64 {
+        let pages = self.kinds.keys().next_back().map_or(0, |last| last / CHUNKS_PER_PAGE + 1);
+        (pages * CHUNKS_PER_PAGE).min(g.ag_chunks(self.ag))
     }
-    let geometry = geometry(dev, size, slots)?;
-    let journal = options.journal.unwrap_or((size / 32 / u64::from(slots)).clamp(JOURNAL_MIN, JOURNAL_MAX));
-    let chunk_bytes = CHUNK_BLOCKS * BLOCK_SIZE as u64;
-    if journal < JOURNAL_MIN {
-        return Err(refuse(format!(
-            "a journal of {journal} bytes asked for, {JOURNAL_MIN} (4 MiB) at least"
-        )));
-    }
-    let mut placer = Placer { geometry: &geometry, chunks: BTreeMap::new() };
-    if let Some(ag) = geometry.ag_of(BACKUP_SUPERBLOCK) {
-        let chunk = (BACKUP_SUPERBLOCK.0 - geometry.ag_start(ag).0) / CHUNK_BLOCKS;
-        if chunk >= geometry.ag_own_chunks(ag) && chunk < geometry.ag_chunks(ag) {
-            placer.chunks.entry(ag).or_default().insert(chunk, Use::System);
+
+    /// The entry of a chunk.
+    pub fn entry(&self, chunk: u64) -> ChunkEntry {
+        match self.kinds.get(&chunk) {
+            None => ChunkEntry::empty(ChunkKind::Free),
+            Some(ChunkKind::Metadata) => {
+                let mut entry = ChunkEntry::empty(ChunkKind::Metadata);
+                for block in self.used.iter().filter(|b| **b / CHUNK_BLOCKS == chunk) {
+                    entry.set((block % CHUNK_BLOCKS) as usize, true);
+                }
+                entry.free.set(CHUNK_BLOCKS as u16 - entry.used() as u16);
+                entry
+            }
+            Some(kind) => ChunkEntry::full(*kind),
         }
     }
-    let inodes = placer
-        .in_group(AgNo(0), 1, Use::Inodes(1 + u64::from(slots)))
-        .ok_or_else(|| refuse("no room for the first inodes".into()))?;
-    let mut table = Vec::new();
-    for slot in 0..slots {
-        let start =
-            placer.near(u32::from(slot), journal.div_ceil(chunk_bytes), Use::System).ok_or_else(|| {
-                refuse(format!(
-                    "no room for {slots} journals of {journal} bytes; ask for fewer (-N) or smaller ones (-J)"
-                ))
-            })?;
-        table.push(SlotExtents {
-            journal_start: start,
-            journal_blocks: journal.div_ceil(chunk_bytes) * CHUNK_BLOCKS,
-            inode: InodeNo(inodes.0 + 1 + u64::from(SlotId(slot).0)),
-        });
+
+    /// Free chunks, those without an entry included.
+    pub fn free_chunks(&self, g: &Geometry) -> u64 {
+        g.ag_chunks(self.ag) - self.kinds.len() as u64
     }
-    let random = || *uuid::Uuid::new_v4().as_bytes();
-    let [a, b] = [random(), random()];
-    let format_id = u64::from_le_bytes(a[..8].try_into().expect("8 of 16 bytes")) | 1;
-    let created =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let superblock = Superblock {
-        format_id,
-        uuid: options.uuid.unwrap_or_else(random),
-        hash_seed: b,
-        compat: 0,
-        ro_compat: 0,
-        incompat: 0,
-        geometry,
-        timing: options.timing,
-        created,
-        root_inode: inodes.0,
-    };
-    let volume = Volume {
-        sequence: 1,
-        features: 0,
-        ag_count: geometry.ag_count,
-        label: options.label.clone(),
-        slots: table,
-    };
-    Ok(Plan { superblock, volume, chunks: placer.chunks })
+
+    /// Free blocks in metadata chunks.
+    pub fn free_meta(&self) -> u64 {
+        let chunks = self.kinds.values().filter(|k| **k == ChunkKind::Metadata).count() as u64;
+        chunks * CHUNK_BLOCKS - self.used.len() as u64
+    }
+}
+
+/// Root inode, journals and slot inodes: each slot's in a group that it owns at first, if one has
+/// room; groups before others so that journals spread over the volume.
+fn place(geometry: Geometry, slots: u16, journal: u64) -> Result<Layout> {
+    let mut groups: Vec<GroupPlan> =
+        (0..geometry.ag_count).map(|ag| GroupPlan::new(&geometry, AgNo(ag))).collect();
+    let full = || Error::Device("the volume is too small for journals of this size".into());
+    let root = groups.iter_mut().find_map(|g| g.give(&geometry)).ok_or_else(full)?;
+    let (mut extents, mut slot_inodes) = (Vec::new(), Vec::new());
+    for slot in (0..slots).map(SlotId) {
+        let stride = usize::from(slots);
+        let own = (usize::from(slot.0)..groups.len()).step_by(stride);
+        let order: Vec<usize> = own.chain(0..groups.len()).collect();
+        let chunks = journal / CHUNK_BLOCKS;
+        let (at, start) = order
+            .into_iter()
+            .find_map(|i| Some((i, groups[i].take_journal(&geometry, chunks)?)))
+            .ok_or_else(full)?;
+        let inode = groups[at].give(&geometry).ok_or_else(full)?;
+        slot_inodes.push(inode);
+        extents.push(SlotExtents { journal_start: start, journal_blocks: journal, inode: inode.ino });
+    }
+    let free: u64 = groups.iter().map(|g| g.free_chunks(&geometry)).sum();
+    if free < u64::from(slots) {
+        return Err(full());
+    }
+    Ok(Layout { geometry, groups, slots: extents, root, slot_inodes })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::*;
+
+    fn planned(size: u64, pitch: u32, options: &Options) -> Layout {
+        let l = plan(size, pitch, options).unwrap_or_else(|e| panic!("{size} {options:?}: {e}"));
+        check(&l);
+        l
+    }
+
+    /// What must hold of every layout.
+    fn check(l: &Layout) {
+        let g = &l.geometry;
+        let last = AgNo(g.ag_count - 1);
+        assert!(g.ag_start(last).0 + g.ag_len(last) <= g.total_blocks);
+        assert!(u64::from(g.ledger_pages) * LEDGER_ENTRIES_PER_PAGE >= g.ag_count.into());
+        let mut system = 0;
+        for p in &l.groups {
+            assert!(g.ag_own_chunks(p.ag) < g.ag_chunks(p.ag), "group {} has no usable chunk", p.ag);
+            assert!(p.kinds.keys().all(|c| *c < p.init_chunks(g)));
+            assert!(p.vclock > p.used.len() as u64);
+            system += p.kinds.values().filter(|k| **k == ChunkKind::System).count() as u64;
+        }
+        let own: u64 = l.groups.iter().map(|p| g.ag_own_chunks(p.ag)).sum();
+        // The backup may share a chunk with its group's header, never a block.
+        let backup = g.ag_of(BACKUP_SUPERBLOCK).map_or(0, |ag| {
+            let within = BACKUP_SUPERBLOCK.0 - g.ag_start(ag).0;
+            assert!(within >= 2 + g.chunk_pages(ag));
+            u64::from(within / CHUNK_BLOCKS >= g.ag_own_chunks(ag))
+        });
+        let journals: u64 = l.slots.iter().map(|s| s.journal_blocks / CHUNK_BLOCKS).sum();
+        assert_eq!(system, own + backup + journals, "journals, headers and the backup do not overlap");
+        let mut inodes: Vec<u64> = l.slot_inodes.iter().chain([&l.root]).map(|i| i.ino.0).collect();
+        inodes.sort_unstable();
+        inodes.dedup();
+        assert_eq!(inodes.len(), l.slots.len() + 1);
+        for s in &l.slots {
+            let first = g.ag_of(s.journal_start).unwrap();
+            assert_eq!(g.ag_of(s.journal_start.plus(s.journal_blocks - 1)), Some(first));
+        }
+    }
 
     #[test]
-    fn sizes_as_people_write_them() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("64M"), Ok(64 << 20));
-        assert_eq!(parse_size("1g"), Ok(1 << 30));
-        assert_eq!(parse_size("2TiB"), Ok(2 << 40));
-        for bad in ["", "M", "12Q", "-1", "1.5G", "99999999999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
+    fn every_size_has_a_layout() {
+        let sizes =
+            (26..50).flat_map(|e| [0, 4096, 1 << 20, (1 << e) / 3, (1 << e) - 4096].map(|d| (1 << e) + d));
+        for size in sizes {
+            for pitch in [512, 4096] {
+                let l = planned(size, pitch, &Options::default());
+                assert_eq!(l.geometry.max_slots, max_slots(size));
+                let used = l.geometry.groups_start().0 * 100 / l.geometry.total_blocks;
+                assert!(used < 5, "{used} % of {size} bytes go to coordination");
+            }
+        }
+    }
+
+    #[test]
+    fn any_slot_count_and_journal_that_fits() {
+        for size in [64u64 << 20, 512 << 20, 1 << 30, 4 << 30, 1 << 40] {
+            for slots in 1..=max_slots(size) {
+                let options = Options { slots: Some(slots), ..Options::default() };
+                match plan(size, 512, &options) {
+                    Ok(l) => check(&l),
+                    Err(e) => assert!(size < 1 << 30, "{size} {slots}: {e}"),
+                }
+            }
+        }
+        let options = Options { journal: Some(1 << 30), slots: Some(2), ..Options::default() };
+        assert_eq!(planned(16 << 30, 512, &options).slots[1].journal_blocks, 1 << 18);
+    }
+
+    #[test]
+    fn refusals() {
+        let asks = |slots, journal| Options { slots, journal, ..Options::default() };
+        for (size, pitch, options, why) in [
+            (SIZE_MIN - 1, 512, asks(None, None), "too small"),
+            (SIZE_MIN, 1024, asks(None, None), "pitch"),
+            (SIZE_MIN, 512, asks(Some(0), None), "1 to 4"),
+            (SIZE_MIN, 512, asks(Some(5), None), "1 to 4"),
+            (SIZE_MIN, 512, asks(None, Some(1 << 20)), "4 to 4096"),
+            (SIZE_MIN, 512, asks(None, Some(48 << 20)), "too small for journals"),
+            (SIZE_MIN, 512, asks(None, Some(8 << 30)), "4 to 4096"),
+            (1 << 52, 512, asks(None, None), "too large"),
+        ] {
+            let e = plan(size, pitch, &options).unwrap_err().to_string();
+            assert!(e.contains(why), "{e}");
         }
     }
 }

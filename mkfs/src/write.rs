@@ -1,138 +1,211 @@
-//! Writing the empty volume. The superblock goes last: until then the device is no Shoal volume.
+//! The writes of mkfs, in the order that makes a cut harmless.
 
-use crate::plan::{Plan, Use};
-use shoal::base::{AgNo, BlockNo, Generation, InodeNo, LockName, Result, SlotId, Version};
+use crate::Summary;
+use crate::plan::{Given, GroupPlan};
+use shoal::base::{BLOCK_SIZE, BlockNo, LockName, Result, SlotId, Version};
 use shoal::device::BlockDevice;
-use shoal::format::block::{Block, BlockKind};
-use shoal::format::cluster::initial_regions;
-use shoal::format::group::{self, ChunkEntry, ChunkKind, ChunkPage, GroupHeader};
-use shoal::format::journal::JournalPlace;
-use shoal::format::layout::{BACKUP_SUPERBLOCK, CHUNK_BLOCKS, CHUNKS_PER_PAGE, SUPERBLOCK};
-use shoal::inode::{Attr, FileKind, Timestamp, init_inode};
-use std::time::Duration;
-use zerocopy::little_endian::{U16, U32, U64};
+use shoal::device::probe;
+use shoal::format::group::{self, ChunkKind, ChunkPage, GroupHeader};
+use shoal::format::inode::{DiskAttr, DiskTime, ROOT_PAGE};
+use shoal::format::item::PageMut;
+use shoal::format::journal::{HEADER_BLOCKS, JournalPlace};
+use shoal::format::layout::{BACKUP_SUPERBLOCK, CHUNK_BLOCKS, CHUNKS_PER_PAGE, SUPERBLOCK, VOLUME_BLOCKS};
+use shoal::format::superblock::Superblock;
+use shoal::format::volume::Volume;
+use shoal::format::{Block, BlockKind, Geometry, cluster};
+use zerocopy::little_endian::{I64, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
 
-/// Version of every block that mkfs writes, and the first generation.
-const FIRST: u64 = 1;
+const DIRECTORY: u32 = 0o040_755;
+const SYSTEM_FILE: u32 = 0o100_600;
 
-/// Write the volume.
+/// Write the volume that `summary` describes.
 ///
 /// # Errors
-/// `Io`.
-pub fn write(dev: &dyn BlockDevice, plan: &Plan) -> Result<()> {
-    let sb = &plan.superblock;
-    let g = &sb.geometry;
-    // Nothing of an older life may be taken for this one while we write.
-    dev.write_zeros(0, BlockNo(3).byte())?;
+/// `Io`: the device holds no volume then, neither the old nor the new.
+pub fn write(dev: &dyn BlockDevice, summary: &Summary, keep_content: bool) -> Result<()> {
+    let maker =
+        Maker { dev, summary, geometry: &summary.layout.geometry, format_id: summary.identity.format_id };
+    maker.wipe(keep_content)?;
+    maker.regions()?;
+    for plan in &summary.layout.groups {
+        maker.group(plan)?;
+    }
+    maker.journals()?;
+    maker.inodes()?;
     dev.flush()?;
-    let _ = dev.discard(BlockNo(3).byte(), BlockNo(g.total_blocks - 3).byte());
-    initial_regions(sb.format_id, g, plan.volume.slots.len() as u16, &mut |offset, bytes| {
-        dev.write(offset, bytes)
-    })?;
-    for ag in (0..g.ag_count).map(AgNo) {
-        write_group(dev, plan, ag)?;
-    }
-    write_inodes(dev, plan)?;
-    write_journals(dev, plan)?;
-    for sequence in [0, 1] {
-        let (place, block) =
-            shoal::format::volume::Volume { sequence, ..plan.volume.clone() }.to_block(sb.format_id);
-        put(dev, place, &block)?;
-    }
-    for place in [Some(BACKUP_SUPERBLOCK), g.group_backup_superblock()].into_iter().flatten() {
-        put(dev, place, &sb.to_block(place))?;
-    }
-    dev.flush()?;
-    put(dev, SUPERBLOCK, &sb.to_block(SUPERBLOCK))?;
-    dev.flush()
+    maker.superblocks()
 }
 
-fn put(dev: &dyn BlockDevice, place: BlockNo, block: &Block) -> Result<()> {
-    dev.write(place.byte(), &block.0)
+struct Maker<'a> {
+    dev: &'a dyn BlockDevice,
+    summary: &'a Summary,
+    geometry: &'a Geometry,
+    format_id: u64,
 }
 
-/// The entries of a group's chunks up to the last one used.
-fn entries(plan: &Plan, ag: AgNo) -> Vec<ChunkEntry> {
-    let own = plan.superblock.geometry.ag_own_chunks(ag);
-    let mut entries = vec![ChunkEntry::full(ChunkKind::System); own as usize];
-    for (chunk, what) in plan.chunks.get(&ag).into_iter().flatten() {
-        let chunk = *chunk as usize;
-        if entries.len() <= chunk {
-            entries.resize(chunk + 1, ChunkEntry::empty(ChunkKind::Free));
+impl Maker<'_> {
+    /// Whatever was here before is not to be found any more, neither by us nor by `blkid`.
+    fn wipe(&self, keep_content: bool) -> Result<()> {
+        let found = probe::signatures(self.dev)?;
+        for place in self.superblock_places() {
+            self.dev.write(place.byte(), &Block::zeroed().0)?;
         }
-        entries[chunk] = match what {
-            Use::System => ChunkEntry::full(ChunkKind::System),
-            Use::Inodes(used) => {
-                let mut entry = ChunkEntry::empty(ChunkKind::Metadata);
-                (0..*used as usize).for_each(|i| entry.set(i, true));
-                entry.free = U16::new((CHUNK_BLOCKS - used) as u16);
-                entry
+        for signature in &found {
+            let (start, length) = signature.sectors(self.dev.logical_block());
+            self.dev.write(start, &vec![0; length as usize])?;
+        }
+        self.dev.flush()?;
+        if !keep_content {
+            self.discard()?;
+            // What a device answers for a discarded block is its own affair.
+            for place in self.superblock_places() {
+                self.dev.write(place.byte(), &Block::zeroed().0)?;
             }
-        };
-    }
-    entries
-}
-
-fn write_group(dev: &dyn BlockDevice, plan: &Plan, ag: AgNo) -> Result<()> {
-    let sb = &plan.superblock;
-    let g = &sb.geometry;
-    let entries = entries(plan, ag);
-    let count = |kind: ChunkKind| entries.iter().filter(move |e| e.kind == kind as u8);
-    let free_of = |kind| count(kind).map(|e| u64::from(e.free.get())).sum::<u64>();
-    let mut header = group::header_block(sb.format_id, g, ag, Version(FIRST));
-    let body = header.body_as_mut::<GroupHeader>();
-    body.vclock = U64::new(FIRST);
-    body.init_chunks = U32::new(entries.len() as u32);
-    let untouched = g.ag_chunks(ag) - entries.len() as u64;
-    body.free_chunks = U64::new(untouched + count(ChunkKind::Free).count() as u64);
-    body.free_data = U64::new(0);
-    body.free_meta = U64::new(free_of(ChunkKind::Metadata));
-    for (page, part) in entries.chunks(CHUNKS_PER_PAGE as usize).enumerate() {
-        let mut block = group::page_block(sb.format_id, g, ag, page as u64, Version(FIRST));
-        block.body_as_mut::<ChunkPage>().entries[..part.len()].copy_from_slice(part);
-        block.seal();
-        put(dev, g.chunk_page(ag, page as u64), &block)?;
-    }
-    header.seal();
-    put(dev, g.ag_header(ag), &header)
-}
-
-fn inode_block(plan: &Plan, ino: InodeNo, cover: LockName, mode: u32, parent: InodeNo) -> Block {
-    let sb = &plan.superblock;
-    let now = Timestamp::from(Duration::from_secs(sb.created));
-    let mut attr = Attr::new(ino, Generation(FIRST), FileKind::Directory, mode, now);
-    attr.nlink = 2;
-    attr.parent = parent;
-    let mut block = Block::init(sb.format_id, ino.block(), BlockKind::Inode, ino.0, cover, Version(FIRST));
-    init_inode(&mut block, &attr.to_disk());
-    block.seal();
-    block
-}
-
-/// The root directory and one system inode per slot, in a chunk that was zeroed first: what it held
-/// before must not look like a version.
-fn write_inodes(dev: &dyn BlockDevice, plan: &Plan) -> Result<()> {
-    let root = InodeNo(plan.superblock.root_inode);
-    dev.write_zeros(root.block().byte(), BlockNo(CHUNK_BLOCKS).byte())?;
-    put(dev, root.block(), &inode_block(plan, root, LockName::Inode(root), 0o755, root))?;
-    for (slot, extents) in plan.volume.slots.iter().enumerate() {
-        let cover = LockName::Slot(SlotId(slot as u16));
-        put(dev, extents.inode.block(), &inode_block(plan, extents.inode, cover, 0, extents.inode))?;
-    }
-    Ok(())
-}
-
-fn write_journals(dev: &dyn BlockDevice, plan: &Plan) -> Result<()> {
-    for (slot, extents) in plan.volume.slots.iter().enumerate() {
-        let place = JournalPlace {
-            format_id: plan.superblock.format_id,
-            slot: SlotId(slot as u16),
-            start: extents.journal_start,
-            blocks: extents.journal_blocks,
-        };
-        for (i, block) in place.empty().iter().enumerate() {
-            put(dev, place.start.plus(i as u64), block)?;
         }
+        self.dev.flush()
     }
-    Ok(())
+
+    /// In steps, so that a large device answers in between.
+    fn discard(&self) -> Result<()> {
+        const STEP: u64 = 64 << 30;
+        let end = self.geometry.total_blocks * BLOCK_SIZE as u64;
+        let mut at = 0;
+        while at < end {
+            let length = STEP.min(end - at);
+            self.dev.discard(at, length)?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    fn superblock_places(&self) -> impl Iterator<Item = BlockNo> {
+        [SUPERBLOCK, BACKUP_SUPERBLOCK].into_iter().chain(self.geometry.group_backup_superblock())
+    }
+
+    /// Volume block and coordination regions.
+    fn regions(&self) -> Result<()> {
+        let layout = &self.summary.layout;
+        let slots = layout.slots.len() as u16;
+        // Copies alternate by sequence; both are written so that neither is ever anything else.
+        for sequence in 1..=VOLUME_BLOCKS.len() as u64 {
+            let volume = Volume {
+                sequence,
+                features: 0,
+                total_blocks: self.geometry.total_blocks,
+                ag_count: self.geometry.ag_count,
+                timing: self.summary.timing,
+                label: self.summary.label.clone(),
+                slots: layout.slots.clone(),
+            };
+            let (place, block) = volume.to_block(self.format_id);
+            self.dev.write(place.byte(), &block.0)?;
+        }
+        cluster::initial_regions(self.format_id, self.geometry, slots, &mut |at, bytes| {
+            self.dev.write(at, bytes)
+        })
+    }
+
+    /// Header and chunk pages of one group, in one write.
+    fn group(&self, plan: &GroupPlan) -> Result<()> {
+        let g = self.geometry;
+        let init_chunks = plan.init_chunks(g);
+        let mut header = group::header_block(self.format_id, g, plan.ag, Version(1));
+        let h = header.body_as_mut::<GroupHeader>();
+        h.vclock = U64::new(plan.vclock);
+        h.init_chunks = U32::new(init_chunks as u32);
+        h.free_chunks = U64::new(plan.free_chunks(g));
+        h.free_meta = U64::new(plan.free_meta());
+        header.seal();
+        let mut bytes = header.0.to_vec();
+        for page in 0..init_chunks.div_ceil(CHUNKS_PER_PAGE) {
+            let mut block = group::page_block(self.format_id, g, plan.ag, page, Version(1));
+            let entries = &mut block.body_as_mut::<ChunkPage>().entries;
+            let first = page * CHUNKS_PER_PAGE;
+            for (entry, chunk) in entries.iter_mut().zip(first..g.ag_chunks(plan.ag)) {
+                *entry = plan.entry(chunk);
+            }
+            block.seal();
+            bytes.extend_from_slice(&block.0);
+        }
+        self.dev.write(g.ag_header(plan.ag).byte(), &bytes)?;
+        // No block of a metadata chunk may look as if it had a version already.
+        let metadata = plan.kinds.iter().filter(|(_, kind)| **kind == ChunkKind::Metadata);
+        for (chunk, _) in metadata {
+            let start = group::chunk_start(g, plan.ag, *chunk).byte();
+            self.dev.write_zeros(start, CHUNK_BLOCKS * BLOCK_SIZE as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Empty journals. The ring needs no content: records of an earlier life bear another format id.
+    fn journals(&self) -> Result<()> {
+        for (i, slot) in self.summary.layout.slots.iter().enumerate() {
+            let place = JournalPlace {
+                format_id: self.format_id,
+                slot: SlotId(i as u16),
+                start: slot.journal_start,
+                blocks: slot.journal_blocks,
+            };
+            let headers: [Block; HEADER_BLOCKS as usize] = place.empty();
+            let bytes: Vec<u8> = headers.iter().flat_map(|b| b.0).collect();
+            self.dev.write(slot.journal_start.byte(), &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The root directory, and each slot's system inode.
+    fn inodes(&self) -> Result<()> {
+        let layout = &self.summary.layout;
+        self.inode(layout.root, LockName::Inode(layout.root.ino), DIRECTORY, 2, layout.root.ino.0)?;
+        for (i, given) in layout.slot_inodes.iter().enumerate() {
+            self.inode(*given, LockName::Slot(SlotId(i as u16)), SYSTEM_FILE, 1, 0)?;
+        }
+        Ok(())
+    }
+
+    fn inode(&self, given: Given, cover: LockName, mode: u32, nlink: u32, parent: u64) -> Result<()> {
+        let place = given.ino.block();
+        let version = Version(given.version);
+        let mut block = Block::init(self.format_id, place, BlockKind::Inode, given.ino.0, cover, version);
+        let now = DiskTime { seconds: I64::new(self.summary.identity.created as i64), nanos: U32::new(0) };
+        let attr = DiskAttr {
+            generation: U64::new(given.version),
+            mode: U32::new(mode),
+            nlink: U32::new(nlink),
+            parent: U64::new(parent),
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            ..DiskAttr::new_zeroed()
+        };
+        block.body_mut()[..size_of::<DiskAttr>()].copy_from_slice(attr.as_bytes());
+        PageMut::new(&mut block.0[ROOT_PAGE..]).reset(0);
+        block.seal();
+        self.dev.write(place.byte(), &block.0)
+    }
+
+    /// Backups, then the superblock: with it the volume exists.
+    fn superblocks(&self) -> Result<()> {
+        let identity = &self.summary.identity;
+        let superblock = Superblock {
+            format_id: self.format_id,
+            uuid: identity.uuid,
+            hash_seed: identity.hash_seed,
+            compat: 0,
+            ro_compat: 0,
+            incompat: 0,
+            geometry: *self.geometry,
+            timing: self.summary.timing,
+            created: identity.created,
+            root_inode: self.summary.layout.root.ino.0,
+        };
+        for place in self.superblock_places().skip(1) {
+            self.dev.write(place.byte(), &superblock.to_block(place).0)?;
+        }
+        self.dev.flush()?;
+        self.dev.write(SUPERBLOCK.byte(), &superblock.to_block(SUPERBLOCK).0)?;
+        self.dev.flush()
+    }
 }

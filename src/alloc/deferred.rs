@@ -51,7 +51,8 @@ impl DeferredFree {
 
 /// Keeps deferred frees in the own slot inode. Implemented above the item tree.
 pub trait DeferredFrees: Send + Sync {
-    /// Insert `frees` into the slot inode's tree as part of `txn`. The allocator holds the slot
+    /// Insert `frees`, at most [`DEFERRED_PER_ITEM`] and all of one group, into the slot inode's tree
+    /// as part of `txn`. No block is in two of them, over all calls. The allocator holds the slot
     /// inode's mutex ([`super::Transaction::lock_slot_inode`]). Must not begin a transaction.
     ///
     /// # Errors

@@ -301,8 +301,9 @@ impl Transaction {
             self.emergency = true;
             let keeper = self.alloc.deferred.clone();
             let frees = std::mem::take(&mut self.deferred);
-            for part in frees.chunks(DEFERRED_PER_ITEM) {
-                keeper.add(self, part)?;
+            let geometry = self.alloc.store.geometry();
+            for group in frees.chunk_by(|a, b| geometry.ag_of(a.start) == geometry.ag_of(b.start)) {
+                group.chunks(DEFERRED_PER_ITEM).try_for_each(|part| keeper.add(self, part))?;
             }
         }
         Err(Error::Invalid("deferring frees frees blocks that must be deferred without end"))

@@ -1,1 +1,6 @@
-fn main() {}
+//! `shoal`, and under the names `mount.fuse.shoal` and `umount.fuse.shoal` the helpers of mount(8) and
+//! umount(8).
+
+fn main() -> std::process::ExitCode {
+    shoal::fuse::cli::main(std::env::args_os())
+}

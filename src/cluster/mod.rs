@@ -10,16 +10,30 @@
 //! only after a renewal that no exclusion can have missed; a group has one owner under its highest
 //! token; every place is written by one host.
 
+pub mod disk;
+pub mod driver;
+mod first_mount;
+pub mod groups;
+pub mod join;
 pub mod ledger;
+mod lobby;
 pub mod mailbox;
 pub mod member;
 pub mod membership;
+pub mod node;
 pub mod paxos;
+mod registers;
+pub mod status;
 pub mod timing;
 pub mod view;
 
 pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
+pub use disk::Disk;
+pub use driver::Cluster;
+pub use join::{JoinOptions, JoinReport};
 pub use membership::{Membership, Owner};
+pub use node::HostReport;
+pub use status::{ClusterStatus, HostStatus, read_status};
 pub use timing::Timing;
 
 use crate::base::{Result, SlotId};
@@ -57,3 +71,6 @@ pub trait SlotClaim: Send + Sync {
     /// Give it back.
     fn release(&self, offset: u64, length: u64) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

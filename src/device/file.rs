@@ -147,6 +147,26 @@ impl FileDevice {
         })
     }
 
+    /// Make an image file of `size` bytes without allocating them, or extend one that is smaller.
+    /// One that is larger is left as it is.
+    ///
+    /// # Errors
+    /// `Device` if there is something else at `path`, or the filesystem refuses.
+    pub fn create_image(path: impl AsRef<Path>, size: u64) -> Result<()> {
+        let path = path.as_ref();
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
+        let file = options.open(path).map_err(|e| refuse(path, e))?;
+        let meta = file.metadata().map_err(|e| refuse(path, e))?;
+        if !meta.is_file() {
+            return Err(refuse(path, "is not a regular file: only an image can be given a size"));
+        }
+        if meta.len() < size {
+            file.set_len(size).map_err(|e| refuse(path, e))?;
+        }
+        Ok(())
+    }
+
     /// Block device or image.
     pub fn medium(&self) -> Medium {
         self.medium
@@ -221,10 +241,31 @@ impl FileDevice {
         self.direct && !(at as usize).is_multiple_of(self.logical as usize)
     }
 
+    /// Clear a range: by this ioctl of a block device, by a hole in an image (which reads as zeros).
+    fn clear(&self, ioctl: u64, offset: u64, length: u64) -> io::Result<()> {
+        let range = [offset, length];
+        let fd = self.file.as_raw_fd();
+        let done = match self.medium {
+            // SAFETY: both ioctls that we pass read two u64 (linux/fs.h).
+            Medium::Block => unsafe { libc::ioctl(fd, ioctl as _, &range) },
+            // SAFETY: no pointers.
+            Medium::File => unsafe {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                libc::fallocate(fd, mode, offset as i64, length as i64)
+            },
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     fn check(&self, offset: u64, len: usize) {
         let unit = u64::from(self.logical);
         assert!(offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit), "{len} bytes at {offset}");
     }
+}
+
+/// The device or filesystem has no such operation.
+fn cannot(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS))
 }
 
 /// Size in bytes, logical and physical block size of a block device.
@@ -287,24 +328,20 @@ impl BlockDevice for FileDevice {
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         const BLKDISCARD: u64 = 0x1277;
-        let range = [offset, length];
-        let fd = self.file.as_raw_fd();
-        let done = match self.medium {
-            // SAFETY: BLKDISCARD reads two u64 (linux/fs.h).
-            Medium::Block => unsafe { libc::ioctl(fd, BLKDISCARD as _, &range) },
-            // SAFETY: no pointers.
-            Medium::File => unsafe {
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                libc::fallocate(fd, mode, offset as i64, length as i64)
-            },
-        };
-        // A device that cannot is as good as one that need not.
-        match done {
-            0 => Ok(()),
-            _ => match io::Error::last_os_error() {
-                e if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(()),
-                e => Err(Error::io("discard", offset, length as usize, &e)),
-            },
+        match self.clear(BLKDISCARD, offset, length) {
+            Ok(()) => Ok(()),
+            // A device that cannot is as good as one that need not.
+            Err(e) if cannot(&e) => Ok(()),
+            Err(e) => Err(Error::io("discard", offset, length as usize, &e)),
+        }
+    }
+
+    fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
+        const BLKZEROOUT: u64 = 0x127f;
+        match self.clear(BLKZEROOUT, offset, length) {
+            Ok(()) => Ok(()),
+            Err(e) if cannot(&e) => super::write_zeros_by_hand(self, offset, length),
+            Err(e) => Err(Error::io("write zeros", offset, length as usize, &e)),
         }
     }
 
@@ -324,3 +361,6 @@ impl BlockDevice for FileDevice {
         self.path.display().to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;

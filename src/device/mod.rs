@@ -6,10 +6,11 @@
 use crate::base::Result;
 
 mod file;
-mod signature;
+pub mod local;
+pub mod mountinfo;
+pub mod probe;
 
 pub use file::{Access, FileDevice, Medium};
-pub use signature::foreign_signature;
 
 /// The shared device. Several requests may be in flight; the caller orders what must be ordered.
 ///
@@ -26,15 +27,7 @@ pub trait BlockDevice: Send + Sync {
     fn discard(&self, offset: u64, length: u64) -> Result<()>;
     /// Write zeros to the range.
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        const STEP: u64 = 1 << 20;
-        let zeros = vec![0u8; STEP.min(length) as usize];
-        let mut done = 0;
-        while done < length {
-            let n = STEP.min(length - done);
-            self.write(offset + done, &zeros[..n as usize])?;
-            done += n;
-        }
-        Ok(())
+        write_zeros_by_hand(self, offset, length)
     }
     /// Usable bytes.
     fn size(&self) -> u64;
@@ -44,4 +37,17 @@ pub trait BlockDevice: Send + Sync {
     fn physical_block(&self) -> u32;
     /// How messages name it: the path as the user gave it.
     fn name(&self) -> String;
+}
+
+/// Zeros by ordinary writes, for devices that know nothing better.
+fn write_zeros_by_hand<D: BlockDevice + ?Sized>(dev: &D, offset: u64, length: u64) -> Result<()> {
+    const STEP: u64 = 1 << 20;
+    let zeros = vec![0u8; STEP.min(length) as usize];
+    let mut done = 0;
+    while done < length {
+        let n = STEP.min(length - done);
+        dev.write(offset + done, &zeros[..n as usize])?;
+        done += n;
+    }
+    Ok(())
 }

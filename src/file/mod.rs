@@ -49,6 +49,7 @@ pub use write::WritePlan;
 
 use crate::base::{BlockNo, Result};
 use crate::format::layout::{CHUNK_BLOCKS, CHUNKS_PER_PAGE};
+use crate::store::Store;
 
 pub use crate::format::extent::FILE_SIZE_MAX;
 
@@ -58,6 +59,16 @@ pub trait DataDevice: Send + Sync {
     fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()>;
     /// Writes `data`, a whole number of blocks, from `start` on.
     fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()>;
+}
+
+impl DataDevice for Store {
+    fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()> {
+        Store::read_data(self, start, buf)
+    }
+
+    fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        Store::write_data(self, start, data)
+    }
 }
 
 /// Space that must be reserved before a change is accepted.

@@ -1,6 +1,7 @@
 //! Every on-disk record, its checksum and its place. Level 1. `docs/FORMAT.md` tells every byte.
 pub mod block;
 pub mod cluster;
+pub mod codec;
 pub mod extent;
 pub mod group;
 pub mod inode;

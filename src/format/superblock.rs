@@ -1,9 +1,11 @@
 //! The superblock: what never changes while anybody has the volume mounted.
 
-use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
+use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
 use crate::device::BlockDevice;
 use crate::format::block::{Block, BlockKind, MAGIC};
-use crate::format::layout::{BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, SLOTS_MAX, SUPERBLOCK};
+use crate::format::layout::{
+    BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK,
+};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -138,7 +140,7 @@ impl Superblock {
             ag_blocks: d.ag_blocks.get(),
             ag_count: d.ag_count.get(),
         };
-        check_geometry(&geometry).map_err(|what| bad(what))?;
+        check_geometry(&geometry).map_err(bad)?;
         Ok(Superblock {
             format_id,
             uuid: d.uuid,
@@ -173,7 +175,8 @@ impl Superblock {
     }
 }
 
-fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
+/// Can a volume have these sizes?
+pub(super) fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
     if g.max_slots == 0 || g.max_slots > SLOTS_MAX {
         return Err("1 to 64 slots");
     }
@@ -183,10 +186,18 @@ fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static str> {
     if !g.ag_blocks.is_power_of_two() || !(2048..=1 << 24).contains(&g.ag_blocks) {
         return Err("groups of 8 MiB to 64 GiB");
     }
-    if g.ag_count == 0 || g.ag_count > GROUPS_MAX || g.ledger_pages == 0 || g.ledger_pages > 128 {
+    if g.ag_count == 0 || g.ag_count > GROUPS_MAX {
         return Err("1 to 16384 groups");
     }
-    if g.total_blocks > 1 << 52 || g.ag_start(crate::base::AgNo(g.ag_count - 1)).0 >= g.total_blocks {
+    let ledger = u64::from(g.ledger_pages) * LEDGER_ENTRIES_PER_PAGE;
+    if g.ledger_pages > 128 || ledger < g.ag_count.into() {
+        return Err("ledgers with room for every group");
+    }
+    let last = AgNo(g.ag_count - 1);
+    if g.total_blocks > 1 << 52
+        || g.ag_start(last).0 >= g.total_blocks
+        || g.ag_chunks(last) <= g.ag_own_chunks(last)
+    {
         return Err("groups within the volume");
     }
     Ok(())
@@ -207,23 +218,30 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
     if dev.size() < (BACKUP_SUPERBLOCK.0 + 1) * BLOCK_SIZE as u64 {
         return Err(Error::Device(format!("{name}: not a Shoal volume (only {} bytes)", dev.size())));
     }
-    let primary = read(dev, SUPERBLOCK).and_then(|b| Ok((Superblock::from_block(&b, SUPERBLOCK)?, b)));
-    let (sb, from) = match primary {
-        Ok((sb, _)) => (sb, LoadedFrom::Primary),
-        Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
-        Err(damage) => match from_backup(dev) {
-            Some((sb, place)) => (sb, LoadedFrom::Backup(place)),
-            None => {
-                let seen = read(dev, SUPERBLOCK).is_ok_and(|b| b.0[..4] == MAGIC);
-                let what = if seen {
-                    format!("its superblocks are damaged: {damage}")
-                } else {
-                    "not a Shoal volume".into()
-                };
-                return Err(Error::Device(format!("{name}: {what}")));
-            }
+    let (sb, from) = match read(dev, SUPERBLOCK) {
+        // Without our magic this is somebody else's by now: a backup that survived the making of
+        // another filesystem must not bring the old volume back to life over it.
+        Ok(block) if block.0[..4] != MAGIC => return Err(Error::Device(format!("{name}: {}", foreign(dev)))),
+        Ok(block) => match Superblock::from_block(&block, SUPERBLOCK) {
+            Ok(sb) => (sb, LoadedFrom::Primary),
+            Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
+            Err(damage) => backup_instead(dev, &damage)?,
         },
+        Err(unreadable) => backup_instead(dev, &unreadable)?,
     };
+    fits(dev, &sb)?;
+    Ok((sb, from))
+}
+
+fn backup_instead(dev: &dyn BlockDevice, damage: &Error) -> Result<(Superblock, LoadedFrom)> {
+    let (sb, place) = load_backup(dev)
+        .ok_or_else(|| Error::Device(format!("{}: its superblocks are damaged: {damage}", dev.name())))?;
+    Ok((sb, LoadedFrom::Backup(place)))
+}
+
+/// Is the device as long as the volume, and can it write a cell without its neighbours?
+fn fits(dev: &dyn BlockDevice, sb: &Superblock) -> Result<()> {
+    let name = dev.name();
     let wanted = sb.geometry.total_blocks * BLOCK_SIZE as u64;
     if dev.size() < wanted {
         return Err(Error::Device(format!(
@@ -231,16 +249,38 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
             dev.size()
         )));
     }
-    Ok((sb, from))
+    let (pitch, logical) = (sb.geometry.cell_pitch, dev.logical_block());
+    if pitch < logical {
+        return Err(Error::Device(format!(
+            "{name}: the volume was made for blocks of {pitch} bytes, the device has blocks of {logical}; \
+             copy it to a device that can write {pitch} bytes"
+        )));
+    }
+    Ok(())
 }
 
-/// The fixed backup, else the one at the start of group 1, looked for at every possible place.
-fn from_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
-    let try_at = |place: BlockNo| {
-        let block = read(dev, place).ok()?;
-        (block.0[..4] == MAGIC).then_some(())?;
-        Some((Superblock::from_block(&block, place).ok()?, place))
-    };
+/// What to say of a device without our superblock. Looks at the fixed backup only: this is every
+/// blank disk's way, and a search over the disk takes minutes where seeks are slow.
+fn foreign(dev: &dyn BlockDevice) -> String {
+    match superblock_at(dev, BACKUP_SUPERBLOCK) {
+        None => "not a Shoal volume".into(),
+        Some(_) => format!(
+            "not a Shoal volume; one was here before, its backup superblock is at block {BACKUP_SUPERBLOCK}: \
+             if nothing else has been made here since, fsck.shoal can restore it"
+        ),
+    }
+}
+
+fn superblock_at(dev: &dyn BlockDevice, place: BlockNo) -> Option<Superblock> {
+    let block = read(dev, place).ok()?;
+    (block.0[..4] == MAGIC).then_some(())?;
+    Superblock::from_block(&block, place).ok()
+}
+
+/// The fixed backup, else the one at the start of group 1, looked for at every possible place. For
+/// fsck: what stands there may be the remains of a volume that was overwritten on purpose.
+pub fn load_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
+    let try_at = |place| Some((superblock_at(dev, place)?, place));
     try_at(BACKUP_SUPERBLOCK).or_else(|| {
         let blocks = dev.size() / BLOCK_SIZE as u64;
         // Group starts are whole chunks; group 1 begins within the first 64 GiB and a bit.
@@ -250,3 +290,6 @@ fn from_backup(dev: &dyn BlockDevice) -> Option<(Superblock, BlockNo)> {
             .find_map(try_at)
     })
 }
+
+#[cfg(test)]
+mod tests;

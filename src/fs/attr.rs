@@ -2,37 +2,42 @@
 
 use super::*;
 use crate::alloc::Want;
+use crate::file::{Progress, StepLimit};
 use crate::inode::tree_costs;
 
-/// Blocks one bounded step of a truncation may change.
-const TRUNCATE_BLOCKS: u32 = 8 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS;
+/// Blocks one bounded step of a truncation or another long change may touch.
+pub const STEP_BLOCKS: u32 = 64 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS;
+/// What such a step may do.
+pub const STEP: StepLimit = StepLimit::within(64);
 
 impl SetAttr {
+    /// Is there anything but the size to change?
+    fn changes_more_than_size(&self) -> bool {
+        SetAttr { size: None, ..*self } != SetAttr::default()
+    }
+
     /// Apply everything but the size.
     fn apply(&self, attr: &mut Attr, now: Timestamp) {
-        if let Some(mode) = self.mode {
-            attr.mode = mode & 0o7777;
+        if let Some(perm) = self.perm {
+            attr.mode = u32::from(perm) & 0o7777;
         }
         let owner_changes = self.uid.is_some() || self.gid.is_some();
-        if owner_changes && self.mode.is_none() && attr.kind == FileKind::Regular {
+        if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
             // chown takes the privileges along (POSIX); setgid without group execute is not one.
             attr.mode &= !libc::S_ISUID;
             if attr.mode & libc::S_IXGRP != 0 {
                 attr.mode &= !libc::S_ISGID;
             }
         }
-        if let Some(uid) = self.uid {
-            attr.uid = uid;
-        }
-        if let Some(gid) = self.gid {
-            attr.gid = gid;
-        }
-        if let Some(atime) = self.atime {
-            attr.atime = atime.or(now);
-        }
-        if let Some(mtime) = self.mtime {
-            attr.mtime = mtime.or(now);
-        }
+        attr.uid = self.uid.unwrap_or(attr.uid);
+        attr.gid = self.gid.unwrap_or(attr.gid);
+        let time = |set: Option<SetTime>, old: Timestamp| match set {
+            None => old,
+            Some(SetTime::Now) => now,
+            Some(SetTime::At(t)) => t,
+        };
+        attr.atime = time(self.atime, attr.atime);
+        attr.mtime = time(self.mtime, attr.mtime);
         touch_ctime(attr, now);
     }
 }
@@ -40,8 +45,7 @@ impl SetAttr {
 impl Core {
     /// Write changed attributes of an inode whose state is locked.
     pub(super) fn store_attr(&self, node: &Node, state: &mut NodeState, attr: Attr) -> Result<()> {
-        let space = self.alloc.reserve(Want { data: 0, meta: 0, near: None })?;
-        let mut txn = self.change(space, 2)?;
+        let mut txn = self.change(Reservation::empty(), 2)?;
         self.tree(node.ino).write_attr(&mut txn, &attr)?;
         state.last_txn = txn.finish()?;
         state.attr = Some(attr);
@@ -49,25 +53,93 @@ impl Core {
         Ok(())
     }
 
-    /// Change the size of a regular file, in as many bounded transactions as it takes. The inode is
-    /// pinned X and its gate is held exclusively.
-    fn resize(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, size: u64) -> Step<()> {
-        let now = self.now();
+    /// One change of a file in a transaction that may free: `work` gets the transaction and the
+    /// attributes, which become the inode's when it is finished.
+    pub(super) fn change_file<T>(
+        &self,
+        state: &mut NodeState,
+        space: Option<Reservation>,
+        work: impl FnOnce(&FileState, &mut Transaction, &mut Attr) -> Result<T>,
+    ) -> Result<T> {
+        let (Some(file), Some(mut attr)) = (&state.file, state.attr.clone()) else {
+            return Err(Error::Invalid("no file data loaded"));
+        };
+        let mut change = self.change_freeing(space, STEP_BLOCKS)?;
+        let result = work(file, &mut change.txn, &mut attr)?;
+        state.last_txn = change.txn.finish()?;
+        state.attr = Some(attr);
+        Ok(result)
+    }
+
+    /// Finish a truncation that a crash or a lost lock interrupted.
+    pub(super) fn finish_truncation(&self, node: &Node, state: &mut NodeState) -> Result<()> {
+        match self.load(node, state)?.truncating {
+            Some(target) => self.shrink(node, state, target),
+            None => Ok(()),
+        }
+    }
+
+    /// Cut to `size` bytes in as many bounded transactions as it takes.
+    pub(super) fn shrink(&self, node: &Node, state: &mut NodeState, size: u64) -> Result<()> {
         loop {
-            let near = self.group(node.ino);
-            let space = op.space(Want { data: 2, meta: tree_costs::NEW_BLOCKS, near })?;
-            let mut attr = self.load(node, state)?.clone();
-            touch(&mut attr, now);
-            let mut change = self.change_freeing(Some(space), TRUNCATE_BLOCKS)?;
-            let done = state.file.truncate(&self.files, &mut change.txn, &mut attr, size)?;
-            self.tree(node.ino).write_attr(&mut change.txn, &attr)?;
-            state.last_txn = change.txn.finish()?;
-            state.attr = Some(attr);
-            state.attr_dirty = false;
-            if done {
+            self.file(node, state)?;
+            let progress =
+                self.change_file(state, None, |file, txn, attr| file.truncate_apply(txn, attr, size, STEP))?;
+            self.file(node, state)?.truncate_done(size, progress);
+            if progress == Progress::Done {
+                self.trim_space(state);
                 return Ok(());
             }
         }
+    }
+
+    /// Give back what is reserved beyond what the dirty data needs.
+    pub(super) fn trim_space(&self, state: &mut NodeState) {
+        let want = state.file.as_ref().map(FileState::space_want).unwrap_or_default();
+        if let Some(space) = &mut state.space {
+            space.shrink(want.data, want.meta.into());
+        }
+    }
+
+    /// Grow by a hole; the disk learns of it with the next flush.
+    pub(super) fn grow(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, size: u64) -> Step<()> {
+        let plan = self.file(node, state)?.plan_grow(&*self.store, size)?;
+        self.write_planned(op, node, state, plan, &[])
+    }
+
+    /// Reserve what a write needs and do it.
+    pub(super) fn write_planned(
+        &self,
+        op: &mut Op<'_>,
+        node: &Node,
+        state: &mut NodeState,
+        plan: WritePlan,
+        data: &[u8],
+    ) -> Step<()> {
+        let space = if plan.need.is_zero() {
+            None
+        } else {
+            let near = self.group(node.ino);
+            Some(op.space(Want { data: plan.need.data, meta: plan.need.meta, near })?)
+        };
+        self.file(node, state)?.write(plan, &*self.store, &*self.store, data)?;
+        if let Some(space) = space {
+            state.space.get_or_insert_default().merge(space);
+        }
+        Ok(())
+    }
+
+    /// Change the size of a regular file. The inode is pinned X and its gate is held alone.
+    fn resize(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, size: u64) -> Step<()> {
+        self.finish_truncation(node, state)?;
+        let old = self.file(node, state)?.size();
+        if size > old {
+            self.grow(op, node, state, size)?;
+        } else if size < old {
+            self.shrink(node, state, size)?;
+        }
+        self.note_write(node, state);
+        Ok(())
     }
 }
 
@@ -75,17 +147,18 @@ impl Fs {
     /// Change attributes; answers with the new ones.
     pub fn setattr(
         &self,
-        nodeid: u64,
+        node: NodeId,
         set: SetAttr,
-        reply: impl FnOnce(Result<(Attr, Duration)>) + Send + 'static,
+        reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
-        let ino = self.core.ino(nodeid);
-        let body = move |op: &mut Op<'_>| -> Step<(Attr, Duration)> {
+        let ino = self.core.ino(node);
+        let body = move |op: &mut Op<'_>| -> Step<AttrReply> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
             let _alone = set.size.map(|_| node.gate.write());
             let mut state = node.state.lock();
             let kind = core.load(&node, &mut state)?.kind;
+            core.check_writable()?;
             if let Some(size) = set.size {
                 match kind {
                     FileKind::Regular => core.resize(op, &node, &mut state, size)?,
@@ -98,7 +171,7 @@ impl Fs {
                 set.apply(&mut attr, core.now());
                 core.store_attr(&node, &mut state, attr)?;
             }
-            Ok((core.visible(&node, &mut state)?, KEEP))
+            core.attr_reply(&node, &mut state)
         };
         self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
     }

@@ -38,6 +38,12 @@ impl Demoter for Hook {
         }
     }
 
+    fn kept(&self, name: LockName, _mode: Mode) {
+        if let (LockName::Ag(ag), Some(core)) = (name, self.core.read().as_ref()) {
+            core.alloc.ag_keep(ag);
+        }
+    }
+
     fn granted(&self, name: LockName, mode: Mode) {
         if let (LockName::Ag(ag), Mode::X, Some(core)) = (name, mode, self.core.read().as_ref()) {
             core.alloc.ag_granted(ag);
@@ -106,8 +112,7 @@ impl Core {
             LockName::Inode(ino) if job.to == Mode::N => {
                 if let Some(node) = self.nodes.find(ino) {
                     let mut state = node.state.lock();
-                    state.attr = None;
-                    state.file.forget();
+                    (state.attr, state.file, state.space) = (None, None, None);
                     drop(state);
                 }
                 self.nodes.shed(ino);
@@ -135,7 +140,7 @@ impl Core {
             if !pages {
                 continue;
             }
-            if node.opens.load(Ordering::Acquire) == 0 {
+            if !node.is_open() {
                 // No mapping, no reader: the next open drops what is left.
                 node.stale_pages.store(true, Ordering::Release);
             } else {
@@ -143,7 +148,7 @@ impl Core {
             }
         }
         if names {
-            self.kernel.inc_epoch();
+            let _ = self.kernel.inc_epoch();
         }
         for invalidation in running {
             invalidation.finish(self);
@@ -155,7 +160,7 @@ impl Core {
         let deadline = Instant::now() + REPLY_PENDING_MAX;
         let nodeid = self.nodeid(node.ino);
         while let Err(e) = self.kernel.inval_inode(nodeid, -1, 0) {
-            if e.raw_os_error() != Some(libc::ENOENT) || node.lookups() == 0 {
+            if e.kind() != std::io::ErrorKind::NotFound || node.lookups() == 0 {
                 break;
             }
             if Instant::now() > deadline {
@@ -177,7 +182,9 @@ impl Core {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(e) = std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work) {
+    if let Err(e) =
+        std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work)
+    {
         tracing::error!("cannot start a thread: {e}");
     }
 }

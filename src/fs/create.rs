@@ -3,6 +3,7 @@
 use super::*;
 use crate::alloc::Want;
 use crate::inode::tree_costs;
+use crate::lock::Pins;
 use handles::OpenFlags;
 
 /// What a new inode is to be.
@@ -22,6 +23,11 @@ struct Plan {
 const SYMLINK_MAX: usize = 4095;
 
 impl Plan {
+    fn new(core: &Core, caller: Caller, parent: NodeId, name: Vec<u8>, new: NewNode) -> Plan {
+        let mode = u32::from(new.perm & !new.umask) & 0o7777;
+        Plan { dir: core.ino(parent), name, kind: new.kind, mode, rdev: new.rdev, target: None, caller }
+    }
+
     fn want(&self, core: &Core) -> Want {
         let value = if self.target.is_some() { 2 } else { 0 };
         Want { data: 0, meta: 1 + value + tree_costs::NEW_BLOCKS, near: core.group(self.dir) }
@@ -49,7 +55,8 @@ impl Plan {
     }
 
     /// Insert the inode and its name in one transaction.
-    fn execute(&self, op: &mut Op<'_>) -> Step<(InodeNo, Attr)> {
+    /// With `open` its iopen lock comes along: once the name is in, nothing may be missing any more.
+    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(InodeNo, Attr, Option<Pins>)> {
         check_name(&self.name)?;
         let core = op.core.clone();
         let space = op.space(self.want(&core))?;
@@ -70,6 +77,7 @@ impl Plan {
         let mut txn = core.change(space, blocks)?;
         let (ino, generation) = txn.alloc_inode(self.dir.block())?;
         op.need_inode(ino, Mode::X)?;
+        let iopen = if open { Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?) } else { None };
         let now = core.now();
         let attr = self.attr(ino, generation, &dir_attr, now);
         core.tree(ino).create(&mut txn, &attr)?;
@@ -87,7 +95,7 @@ impl Plan {
         state.last_txn = id;
         drop(state);
         core.adopt_new(ino, attr.clone(), id);
-        Ok((ino, attr))
+        Ok((ino, attr, iopen))
     }
 }
 
@@ -98,11 +106,7 @@ impl Core {
         let mut state = node.state.lock();
         node.generation.store(attr.generation.0, Ordering::Release);
         node.stale_pages.store(true, Ordering::Release);
-        state.file.load(attr.size);
-        state.attr_dirty = false;
-        state.write_error = None;
-        state.attr = Some(attr);
-        state.last_txn = txn;
+        *state = NodeState { attr: Some(attr), last_txn: txn, ..NodeState::default() };
     }
 }
 
@@ -110,48 +114,32 @@ impl Fs {
     fn make(&self, plan: Plan, reply: impl FnOnce(Result<EntryReply>) + Send + 'static) {
         let locks = inode(plan.dir, Mode::X);
         let body = move |op: &mut Op<'_>| -> Step<EntryReply> {
-            let (ino, attr) = plan.execute(op)?;
+            let (ino, attr, _) = plan.execute(op, false)?;
             Ok(op.core.entry_of(ino, attr))
         };
         op::run(&self.core, locks, Box::new(body), Box::new(reply));
     }
 
-    /// Make a regular file, device node, fifo or socket. `mode` holds type and permission bits.
+    /// Make a regular file, directory, device node, fifo or socket.
     pub fn mknod(
         &self,
         caller: Caller,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
-        mode: u32,
-        rdev: u32,
+        new: NewNode,
         reply: impl FnOnce(Result<EntryReply>) + Send + 'static,
     ) {
-        let Some(kind) = FileKind::from_mode(mode).filter(|k| *k != FileKind::Directory && *k != FileKind::Symlink)
-        else {
+        if new.kind == FileKind::Symlink {
             return reply(Err(Error::Invalid("file type")));
-        };
-        let dir = self.core.ino(parent);
-        self.make(Plan { dir, name, kind, mode: mode & 0o7777, rdev, target: None, caller }, reply);
-    }
-
-    /// Make a directory.
-    pub fn mkdir(
-        &self,
-        caller: Caller,
-        parent: u64,
-        name: Vec<u8>,
-        mode: u32,
-        reply: impl FnOnce(Result<EntryReply>) + Send + 'static,
-    ) {
-        let (dir, kind) = (self.core.ino(parent), FileKind::Directory);
-        self.make(Plan { dir, name, kind, mode: mode & 0o7777, rdev: 0, target: None, caller }, reply);
+        }
+        self.make(Plan::new(&self.core, caller, parent, name, new), reply);
     }
 
     /// Make a symbolic link.
     pub fn symlink(
         &self,
         caller: Caller,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
         target: Vec<u8>,
         reply: impl FnOnce(Result<EntryReply>) + Send + 'static,
@@ -162,8 +150,9 @@ impl Fs {
         if target.len() > SYMLINK_MAX {
             return reply(Err(Error::NameTooLong));
         }
-        let (dir, kind) = (self.core.ino(parent), FileKind::Symlink);
-        self.make(Plan { dir, name, kind, mode: 0o777, rdev: 0, target: Some(target), caller }, reply);
+        let new = NewNode { kind: FileKind::Symlink, perm: 0o777, umask: 0, rdev: 0 };
+        let plan = Plan { target: Some(target), ..Plan::new(&self.core, caller, parent, name, new) };
+        self.make(plan, reply);
     }
 
     /// Make a regular file and open it. A name that has appeared meanwhile is opened unless
@@ -171,28 +160,29 @@ impl Fs {
     pub fn create(
         &self,
         caller: Caller,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
-        mode: u32,
+        new: NewNode,
         flags: i32,
         reply: impl FnOnce(Result<(EntryReply, OpenReply)>) + Send + 'static,
     ) {
-        let dir = self.core.ino(parent);
-        let plan = Plan { dir, name, kind: FileKind::Regular, mode: mode & 0o7777, rdev: 0, target: None, caller };
+        let plan = Plan::new(&self.core, caller, parent, name, new);
+        let dir = plan.dir;
         let body = move |op: &mut Op<'_>| -> Step<(EntryReply, OpenReply)> {
             let core = op.core.clone();
-            let (ino, attr) = match plan.execute(op) {
+            // Locks that opening needs come before anything is changed.
+            let (ino, attr, iopen) = match plan.execute(op, true) {
                 Err(Stop::Fail(Error::Exists)) if flags & libc::O_EXCL == 0 => {
                     let found = core.dir(dir).lookup(&*core.store, &plan.name)?;
                     let ino = found.ok_or(Stop::Again)?.ino;
                     op.need_inode(ino, Mode::X)?;
                     let node = core.nodes.get(ino);
                     let attr = core.visible(&node, &mut node.state.lock())?;
-                    (ino, attr)
+                    (ino, attr, None)
                 }
                 other => other?,
             };
-            let open = core.open_handle(op, ino, OpenFlags::new(flags))?;
+            let open = core.open_handle(op, ino, OpenFlags::new(flags), iopen)?;
             Ok((core.entry_of(ino, attr), open))
         };
         op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));

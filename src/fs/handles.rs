@@ -1,6 +1,7 @@
 //! Open files and directories: open, opendir, release.
 
 use super::*;
+use crate::lock::Pins;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 
@@ -10,7 +11,6 @@ pub struct OpenFlags {
     pub write: bool,
     pub append: bool,
     pub direct: bool,
-    pub truncate: bool,
 }
 
 impl OpenFlags {
@@ -20,7 +20,6 @@ impl OpenFlags {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             append: flags & libc::O_APPEND != 0,
             direct: flags & libc::O_DIRECT != 0,
-            truncate: flags & libc::O_TRUNC != 0,
         }
     }
 }
@@ -49,21 +48,29 @@ impl Handles {
 
 impl Core {
     /// Open an inode whose lock is pinned; takes its iopen lock for as long as a handle is open.
-    pub(super) fn open_handle(&self, op: &mut Op<'_>, ino: InodeNo, flags: OpenFlags) -> Step<OpenReply> {
+    /// `iopen`: that lock, if the caller has pinned it apart already.
+    pub(super) fn open_handle(
+        &self,
+        op: &mut Op<'_>,
+        ino: InodeNo,
+        flags: OpenFlags,
+        iopen: Option<Pins>,
+    ) -> Step<OpenReply> {
         let node = self.nodes.get(ino);
         let mut held = node.iopen.lock();
-        if held.is_none() {
-            op.need(LockName::IOpen(ino), Mode::S)?;
-        }
+        let fresh = match (&*held, iopen) {
+            (Some(_), _) => None,
+            (None, Some(pins)) => Some(pins),
+            (None, None) => Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?),
+        };
         let mut state = node.state.lock();
         let attr = self.load(&node, &mut state)?;
         if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
         drop(state);
-        if held.is_none() {
-            let open = LockSet::one(LockName::IOpen(ino), Mode::S);
-            *held = Some(self.locks.try_pin(&open).ok_or(Stop::Again)?);
+        if fresh.is_some() {
+            *held = fresh;
         }
         node.opens.fetch_add(1, Ordering::AcqRel);
         if flags.write {
@@ -75,14 +82,14 @@ impl Core {
         self.handles.add(fh, Handle { node, write: flags.write });
         // The kernel places appends by its cached size, which another host may have outgrown.
         let direct_io = flags.append || flags.direct;
-        Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: flags.direct && !flags.append })
+        Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
     }
 }
 
 impl Fs {
     /// Open a file.
-    pub fn open(&self, nodeid: u64, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
-        let ino = self.core.ino(nodeid);
+    pub fn open(&self, node: NodeId, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+        let ino = self.core.ino(node);
         let flags = OpenFlags::new(flags);
         if flags.write && self.core.read_only {
             return reply(Err(Error::ReadOnly));
@@ -92,7 +99,7 @@ impl Fs {
         let mode = if flags.write { Mode::X } else { Mode::S };
         let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
             let core = op.core.clone();
-            core.open_handle(op, ino, flags)
+            core.open_handle(op, ino, flags, None)
         };
         op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
     }
@@ -118,12 +125,12 @@ impl Fs {
     }
 
     /// Open a directory. Its handle only keeps the node in memory.
-    pub fn opendir(&self, nodeid: u64, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
+    pub fn opendir(&self, node: NodeId, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
         let core = &self.core;
-        let node = core.nodes.get(core.ino(nodeid));
+        let node = core.nodes.get(core.ino(node));
         let fh = core.id();
         core.handles.add(fh, Handle { node, write: false });
-        reply(Ok(OpenReply { fh, direct_io: false, keep_cache: false, parallel_direct: false }));
+        reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 
     /// Close a directory.

@@ -6,7 +6,6 @@
 //! lock is still held they are served under it.
 
 use super::*;
-use crate::alloc::Want;
 use node::ParkedRange;
 use op::{Body, Reply};
 
@@ -37,7 +36,13 @@ impl Drop for Parked {
 impl Fs {
     /// Like `op::run` on one inode, but served under a lock that is being taken away, as long as it
     /// is still held: for requests that the demotion itself may be waiting for.
-    pub(super) fn run_serving<T: 'static>(&self, ino: InodeNo, mode: Mode, mut body: Body<T>, reply: Reply<T>) {
+    pub(super) fn run_serving<T: 'static>(
+        &self,
+        ino: InodeNo,
+        mode: Mode,
+        mut body: Body<T>,
+        reply: Reply<T>,
+    ) {
         let core = &self.core;
         if let Some(pins) = core.locks.try_pin_revoked(LockName::Inode(ino), mode) {
             let outcome = op::attempt(core, &inode(ino, mode), &mut body);
@@ -76,7 +81,7 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<T> {
             let outcome = body(op);
             if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
-                parked = None;
+                drop(parked.take());
             }
             outcome
         };
@@ -203,7 +208,7 @@ impl Core {
     }
 
     /// The write itself. The inode is pinned X.
-    fn write_data(
+    pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
         ino: InodeNo,
@@ -227,16 +232,7 @@ impl Core {
             return Ok(());
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
-        let space = if plan.need.is_zero() {
-            None
-        } else {
-            Some(op.space(Want { data: plan.need.data, meta: plan.need.meta, near: self.group(ino) })?)
-        };
-        let file = self.file(&node, state)?;
-        file.write(plan, &*self.store, &*self.store, data)?;
-        if let Some(space) = space {
-            state.space.get_or_insert_with(|| Reservation::empty(self.alloc.clone())).merge(space);
-        }
+        self.write_planned(op, &node, state, plan, data)?;
         self.note_write(&node, state);
         if direct {
             self.flush_locked(&node, state)?;

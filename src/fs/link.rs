@@ -8,8 +8,8 @@ impl Fs {
     /// Give an inode one more name.
     pub fn link(
         &self,
-        nodeid: u64,
-        new_parent: u64,
+        nodeid: NodeId,
+        new_parent: NodeId,
         name: Vec<u8>,
         reply: impl FnOnce(Result<EntryReply>) + Send + 'static,
     ) {

@@ -3,16 +3,15 @@
 use super::*;
 
 impl Fs {
-    /// Find `name` in a directory. `Ok(None)`: it is not there, and the kernel may remember that for
-    /// as long as positive entries.
+    /// Find `name` in a directory.
     pub fn lookup(
         &self,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
-        reply: impl FnOnce(Result<Option<EntryReply>>) + Send + 'static,
+        reply: impl FnOnce(Result<LookupReply>) + Send + 'static,
     ) {
         let dir = self.core.ino(parent);
-        let body = move |op: &mut Op<'_>| -> Step<Option<EntryReply>> {
+        let body = move |op: &mut Op<'_>| -> Step<LookupReply> {
             check_name(&name)?;
             let core = op.core.clone();
             let node = core.nodes.get(dir);
@@ -25,15 +24,17 @@ impl Fs {
                     _ => core.dir(dir).lookup(&*core.store, &name)?.map(|e| e.ino),
                 }
             };
-            let Some(ino) = found else { return Ok(None) };
+            let Some(ino) = found else {
+                return Ok(LookupReply::Missing { entry_valid: core.entry_valid() });
+            };
             op.need_inode(ino, Mode::S)?;
-            Ok(Some(core.entry(ino)?))
+            Ok(LookupReply::Found(core.entry(ino)?))
         };
         op::run(&self.core, inode(dir, Mode::S), Box::new(body), Box::new(reply));
     }
 
     /// The kernel drops `n` lookups of an inode.
-    pub fn forget(&self, nodeid: u64, n: u64) {
+    pub fn forget(&self, nodeid: NodeId, n: u64) {
         let ino = self.core.ino(nodeid);
         if let Some(node) = self.core.nodes.forget(ino, n) {
             let dead = node.state.try_lock().is_some_and(|s| s.attr.as_ref().is_some_and(|a| a.nlink == 0));
@@ -46,19 +47,19 @@ impl Fs {
         }
     }
 
-    /// The attributes, and how long the kernel may keep them.
-    pub fn getattr(&self, nodeid: u64, reply: impl FnOnce(Result<(Attr, Duration)>) + Send + 'static) {
-        let ino = self.core.ino(nodeid);
-        let body = move |op: &mut Op<'_>| -> Step<(Attr, Duration)> {
+    /// The attributes.
+    pub fn getattr(&self, node: NodeId, reply: impl FnOnce(Result<AttrReply>) + Send + 'static) {
+        let ino = self.core.ino(node);
+        let body = move |op: &mut Op<'_>| -> Step<AttrReply> {
             let node = op.core.nodes.get(ino);
             let mut state = node.state.lock();
-            Ok((op.core.visible(&node, &mut state)?, KEEP))
+            op.core.attr_reply(&node, &mut state)
         };
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }
 
     /// The target of a symbolic link.
-    pub fn readlink(&self, nodeid: u64, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+    pub fn readlink(&self, nodeid: NodeId, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
         let ino = self.core.ino(nodeid);
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let core = op.core;

@@ -4,11 +4,11 @@
 //! locks the in-memory inodes in ascending order, then begins its one transaction. The order matters:
 //! nothing is waited for while a transaction is open (a seal waits for open transactions).
 
-use crate::alloc::{Allocator, Reservation, Transaction};
+use crate::alloc::{Allocator, PendingRuns, Reservation, Transaction};
 use crate::base::{AgNo, BlockNo, Clock, Error, Generation, InodeNo, LockName, Mode, Result, SlotId};
 use crate::cluster::Cluster;
 use crate::dir::Directory;
-use crate::file::FileEnv;
+use crate::file::{FileState, PagePool, WritePlan};
 use crate::format::Geometry;
 use crate::inode::{Attr, FileKind, Timestamp, Tree};
 use crate::journal::Journal;
@@ -22,6 +22,7 @@ use std::time::Duration;
 mod attr;
 mod coherence;
 mod create;
+mod data;
 mod handles;
 mod io;
 mod link;
@@ -29,10 +30,12 @@ mod lookup;
 pub mod mount;
 mod node;
 mod op;
+pub mod operations;
 mod readdir;
 mod reap;
 mod remove;
 mod rename;
+mod serve;
 mod space;
 mod statfs;
 pub mod types;
@@ -44,8 +47,6 @@ pub use types::*;
 use node::{Node, NodeState, NodeTable};
 use op::{Op, Step, Stop};
 
-/// The kernel's number for the root, whatever our root inode is.
-const ROOT_NODEID: u64 = 1;
 /// How long the kernel may keep entries and attributes without asking, where an invalidation can
 /// reach them. Bounded so that a stalled host does not serve them for ever.
 const KEEP: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ pub struct Core {
     pub root: InodeNo,
     pub geometry: Geometry,
     pub read_only: bool,
-    files: FileEnv,
+    pool: Arc<PagePool>,
     seed: [u8; 16],
     /// The own slot's system inode: orphans and deferred frees.
     slot_tree: Tree,
@@ -75,6 +76,8 @@ pub struct Core {
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    stopping: std::sync::atomic::AtomicBool,
 }
 
 /// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on
@@ -92,13 +95,13 @@ struct FreeingChange<'a> {
 
 impl Core {
     /// The inode number behind a nodeid of the kernel.
-    fn ino(&self, nodeid: u64) -> InodeNo {
-        if nodeid == ROOT_NODEID { self.root } else { InodeNo(nodeid) }
+    fn ino(&self, node: NodeId) -> InodeNo {
+        node.inode(self.root)
     }
 
     /// The nodeid the kernel knows an inode by.
-    fn nodeid(&self, ino: InodeNo) -> u64 {
-        if ino == self.root { ROOT_NODEID } else { ino.0 }
+    fn nodeid(&self, ino: InodeNo) -> NodeId {
+        NodeId::of(ino, self.root)
     }
 
     /// Now, as file times.
@@ -135,7 +138,7 @@ impl Core {
                 other => other?,
             };
             node.check_generation(attr.generation)?;
-            state.file.load(attr.size);
+            state.file = None;
             state.attr = Some(attr);
         }
         Ok(state.attr.as_mut().expect("just read"))
@@ -189,7 +192,7 @@ impl Core {
         self.nodes.remember(ino, attr.generation);
         EntryReply {
             ino: self.nodeid(ino),
-            generation: attr.generation.0,
+            generation: attr.generation,
             attr,
             entry_valid: self.entry_valid(),
             attr_valid: KEEP,
@@ -199,11 +202,32 @@ impl Core {
     /// The attributes as programs see them: sizes and times include what is not on the disk yet.
     fn visible(&self, node: &Node, state: &mut NodeState) -> Result<Attr> {
         let mut attr = self.load(node, state)?.clone();
-        if attr.kind == FileKind::Regular {
-            attr.size = state.file.size();
-            attr.blocks += state.file.dirty_blocks();
+        if let Some(file) = &state.file {
+            attr.size = file.size();
+            attr.blocks += file.delayed_blocks();
         }
         Ok(attr)
+    }
+
+    /// The data of a regular file; its attributes and, if need be, the kind of its content are read.
+    fn file<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut FileState> {
+        let attr = self.load(node, state)?;
+        match attr.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Error::IsDirectory),
+            _ => return Err(Error::Invalid("not a regular file")),
+        }
+        let size = attr.size;
+        if state.file.is_none() {
+            let tree = self.tree(node.ino);
+            state.file = Some(FileState::load(&*self.store, tree, &self.geometry, self.pool.clone(), size)?);
+        }
+        Ok(state.file.as_mut().expect("just loaded"))
+    }
+
+    fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
+        let attr = self.visible(node, state)?;
+        Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: KEEP })
     }
 
     /// Names may be kept by the kernel only where all of them can be dropped without its locks.
@@ -233,7 +257,10 @@ fn lock_states<'a>(nodes: &[&'a Arc<Node>]) -> Vec<(InodeNo, MutexGuard<'a, Node
 }
 
 /// The guard of one inode among those locked.
-fn state_of<'g, 'a>(guards: &'g mut [(InodeNo, MutexGuard<'a, NodeState>)], ino: InodeNo) -> &'g mut NodeState {
+fn state_of<'g, 'a>(
+    guards: &'g mut [(InodeNo, MutexGuard<'a, NodeState>)],
+    ino: InodeNo,
+) -> &'g mut NodeState {
     &mut guards.iter_mut().find(|(i, _)| *i == ino).expect("locked by the caller").1
 }
 
@@ -253,15 +280,6 @@ fn touch_ctime(attr: &mut Attr, now: Timestamp) {
     attr.ctime = not_before(now, attr.ctime);
 }
 
-/// A directory entry's target, checked against what the kernel was told.
-fn same_generation(attr: &Attr, generation: Generation) -> Result<()> {
-    if attr.generation == generation {
-        Ok(())
-    } else {
-        Err(Error::Damaged { inode: attr.ino, what: format!("entry names generation {generation}, the inode has {}", attr.generation) })
-    }
-}
-
 /// Names as Linux filesystems take them.
 fn check_name(name: &[u8]) -> Result<()> {
     match name.len() {
@@ -270,4 +288,3 @@ fn check_name(name: &[u8]) -> Result<()> {
         _ => Err(Error::NameTooLong),
     }
 }
-

@@ -63,9 +63,28 @@ impl Op<'_> {
         Err(Stop::Need(name, mode))
     }
 
+    /// Pin a lock for longer than the operation.
+    pub fn pin_apart(&mut self, name: LockName, mode: Mode) -> Step<Pins> {
+        match self.core.locks.try_pin(&LockSet::one(name, mode)) {
+            Some(pins) => Ok(pins),
+            None if self.locks.covers(name, mode) => Err(Stop::Again),
+            None => Err(Stop::Need(name, mode)),
+        }
+    }
+
+    /// Space for a change that mostly frees: what there is, or none on a full volume, where such
+    /// changes live on the emergency share of the groups held.
+    pub fn space_if_any(&mut self, want: Want) -> Step<Option<Reservation>> {
+        match self.space(want) {
+            Ok(space) => Ok(Some(space)),
+            Err(Stop::Fail(Error::NoSpace)) => Ok(None),
+            Err(stop) => Err(stop),
+        }
+    }
+
     /// The operation's reservation: what was got for it over restarts, filled up to `want`.
     pub fn space(&mut self, want: Want) -> Step<Reservation> {
-        let mut have = self.space.take().unwrap_or_else(|| Reservation::empty(self.core.alloc.clone()));
+        let mut have = self.space.take().unwrap_or_default();
         let more = Want {
             data: want.data.saturating_sub(have.data()),
             meta: want.meta.saturating_sub(u32::try_from(have.meta()).unwrap_or(u32::MAX)),

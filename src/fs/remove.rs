@@ -2,6 +2,7 @@
 //! reaper frees it when nobody anywhere holds it open.
 
 use super::*;
+use crate::alloc::Want;
 use crate::inode::tree_costs;
 
 /// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
@@ -29,8 +30,16 @@ impl Core {
     }
 
     /// Shared by unlink and rmdir. Returns the inode if it has become an orphan.
-    fn remove_name(&self, op: &mut Op<'_>, dir: InodeNo, name: &[u8], directory: bool) -> Step<Option<InodeNo>> {
+    fn remove_name(
+        &self,
+        op: &mut Op<'_>,
+        dir: InodeNo,
+        name: &[u8],
+        directory: bool,
+    ) -> Step<Option<InodeNo>> {
         check_name(name)?;
+        // The orphan's item may need a block.
+        let space = op.space_if_any(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: self.group(dir) })?;
         let parent = self.nodes.get(dir);
         let found = {
             let mut state = parent.state.lock();
@@ -47,12 +56,14 @@ impl Core {
         match (directory, child_attr.kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
             (false, true) => return Err(Error::IsDirectory.into()),
-            (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => return Err(Error::NotEmpty.into()),
+            (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => {
+                return Err(Error::NotEmpty.into());
+            }
             _ => {}
         }
         let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();
         let now = self.now();
-        let mut change = self.change_freeing(None, REMOVE_BLOCKS)?;
+        let mut change = self.change_freeing(space, REMOVE_BLOCKS)?;
         self.dir(dir).remove(&mut change.txn, name)?;
         self.drop_link(&mut change, &mut child_attr, now)?;
         if directory {
@@ -74,7 +85,7 @@ impl Core {
 impl Fs {
     fn remove(
         &self,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
         directory: bool,
         reply: impl FnOnce(Result<()>) + Send + 'static,
@@ -91,12 +102,12 @@ impl Fs {
     }
 
     /// Remove a name that is not a directory's.
-    pub fn unlink(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    pub fn unlink(&self, parent: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
         self.remove(parent, name, false, reply);
     }
 
     /// Remove an empty directory.
-    pub fn rmdir(&self, parent: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    pub fn rmdir(&self, parent: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
         self.remove(parent, name, true, reply);
     }
 }

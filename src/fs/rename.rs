@@ -65,7 +65,11 @@ impl Rename {
             let next = core.load_dir(&node, &mut node.state.lock())?.parent;
             at = next;
         }
-        Err(Error::Damaged { inode: new_parent, what: "its chain of parents does not end at the root".into() }.into())
+        Err(Error::Damaged {
+            inode: new_parent,
+            what: "its chain of parents does not end at the root".into(),
+        }
+        .into())
     }
 
     fn prepare(&self, op: &mut Op<'_>) -> Step<(DirEntry, Option<DirEntry>)> {
@@ -103,7 +107,8 @@ impl Rename {
         check_name(&self.name)?;
         check_name(&self.new_name)?;
         let core = op.core.clone();
-        let space = op.space(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
+        let space =
+            op.space_if_any(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
         let (source, target) = self.prepare(op)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(None);
@@ -112,9 +117,10 @@ impl Rename {
         let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();
         let refs: Vec<&Arc<Node>> = nodes.iter().collect();
         let mut states = lock_states(&refs);
-        for (dir, name, expected) in
-            [(self.from, &self.name, Some(source.ino)), (self.to, &self.new_name, target.as_ref().map(|t| t.ino))]
-        {
+        for (dir, name, expected) in [
+            (self.from, &self.name, Some(source.ino)),
+            (self.to, &self.new_name, target.as_ref().map(|t| t.ino)),
+        ] {
             if core.dir(dir).lookup(&*core.store, name)?.map(|e| e.ino) != expected {
                 return Err(Stop::Again);
             }
@@ -133,7 +139,7 @@ impl Rename {
             return Err(Error::NotFound.into());
         }
         self.check_kinds(&core, &parties)?;
-        let mut change = core.change_freeing(Some(space), RENAME_BLOCKS)?;
+        let mut change = core.change_freeing(space, RENAME_BLOCKS)?;
         if self.exchange {
             self.swap(&core, &mut change, &mut parties)?;
         } else {
@@ -177,7 +183,13 @@ impl Rename {
         let now = core.now();
         let target = p.target.as_mut().expect("find() insists on it for an exchange");
         let s = &mut p.source;
-        core.dir(self.from).replace(&mut change.txn, &self.name, target.ino, target.generation, target.kind)?;
+        core.dir(self.from).replace(
+            &mut change.txn,
+            &self.name,
+            target.ino,
+            target.generation,
+            target.kind,
+        )?;
         core.dir(self.to).replace(&mut change.txn, &self.new_name, s.ino, s.generation, s.kind)?;
         if self.from != self.to {
             for (moved, parent) in [(&mut *s, self.to), (&mut *target, self.from)] {
@@ -185,7 +197,8 @@ impl Rename {
                     moved.parent = parent;
                 }
             }
-            let gain = i64::from(s.kind == FileKind::Directory) - i64::from(target.kind == FileKind::Directory);
+            let gain =
+                i64::from(s.kind == FileKind::Directory) - i64::from(target.kind == FileKind::Directory);
             p.to.nlink = (i64::from(p.to.nlink) + gain) as u32;
             p.from.nlink = (i64::from(p.from.nlink) - gain) as u32;
         }
@@ -196,7 +209,13 @@ impl Rename {
         self.write_parents(core, change, p, now)
     }
 
-    fn write_parents(&self, core: &Core, change: &mut FreeingChange<'_>, p: &mut Parties, now: Timestamp) -> Result<()> {
+    fn write_parents(
+        &self,
+        core: &Core,
+        change: &mut FreeingChange<'_>,
+        p: &mut Parties,
+        now: Timestamp,
+    ) -> Result<()> {
         touch(&mut p.from, now);
         core.tree(self.from).write_attr(&mut change.txn, &p.from)?;
         if self.from == self.to {
@@ -207,12 +226,7 @@ impl Rename {
     }
 
     /// The new attributes enter memory.
-    fn keep(
-        &self,
-        states: &mut [(InodeNo, MutexGuard<'_, NodeState>)],
-        p: Parties,
-        id: crate::base::TxnId,
-    ) {
+    fn keep(&self, states: &mut [(InodeNo, MutexGuard<'_, NodeState>)], p: Parties, id: crate::base::TxnId) {
         let same = self.from == self.to;
         let all = [Some(p.from), (!same).then_some(p.to), Some(p.source), p.target];
         for attr in all.into_iter().flatten() {
@@ -228,14 +242,14 @@ impl Fs {
     #[allow(clippy::too_many_arguments)]
     pub fn rename(
         &self,
-        parent: u64,
+        parent: NodeId,
         name: Vec<u8>,
-        new_parent: u64,
+        new_parent: NodeId,
         new_name: Vec<u8>,
-        flags: u32,
+        flags: RenameFlags,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
-        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+        if flags.whiteout || (flags.no_replace && flags.exchange) {
             return reply(Err(Error::Invalid("rename flags")));
         }
         let core = &self.core;
@@ -244,8 +258,8 @@ impl Fs {
             name,
             to: core.ino(new_parent),
             new_name,
-            no_replace: flags & libc::RENAME_NOREPLACE != 0,
-            exchange: flags & libc::RENAME_EXCHANGE != 0,
+            no_replace: flags.no_replace,
+            exchange: flags.exchange,
         };
         let mut locks = inode(job.from, Mode::X);
         locks.add(LockName::Inode(job.to), Mode::X);

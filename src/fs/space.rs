@@ -12,14 +12,16 @@ type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
-    let mut groups = candidates(core, want);
+    let mut groups = candidates(core);
     groups.reverse();
     next(core.clone(), want, groups, then);
 }
 
 fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
     let Some(ag) = rest.pop() else {
-        return then(core.alloc.reserve_anywhere(want).map_err(|_| Error::NoSpace));
+        // Dirty data may hold more than it needs, and frees may not be final yet.
+        core.writeback.flush_all_soon();
+        return then(core.alloc.reserve_last(want));
     };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
@@ -39,24 +41,21 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
     );
 }
 
-/// Groups worth asking, best first.
-fn candidates(core: &Core, want: Want) -> Vec<AgNo> {
+/// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,
+/// and nobody answers for them until the cluster has recovered.
+fn candidates(core: &Core) -> Vec<AgNo> {
     let members = core.cluster.membership();
     let held = core.alloc.held();
+    let rank = |ag: AgNo| match members.owner_of(ag).0 {
+        Owner::Master(slot) | Owner::Adopter(slot) if slot == members.me => Some(0),
+        Owner::Master(slot) | Owner::Adopter(slot) if !members.is_silent(slot) => Some(1),
+        _ => None,
+    };
     let mut groups: Vec<(u8, std::cmp::Reverse<u64>, AgNo)> = (0..core.geometry.ag_count)
         .map(AgNo)
         .filter(|ag| !held.contains(ag))
-        .map(|ag| {
-            let rank = match members.owner_of(ag) {
-                Owner::Me => 0,
-                Owner::Adoptable => 1,
-                Owner::Other(_) => 2,
-                Owner::Silent(_) => 3,
-            };
-            (rank, std::cmp::Reverse(core.statfs.free_hint(core, ag)), ag)
-        })
+        .filter_map(|ag| Some((rank(ag)?, std::cmp::Reverse(core.statfs.free_hint(core, ag)), ag)))
         .collect();
     groups.sort();
-    let _ = want;
-    groups.into_iter().filter(|(rank, ..)| *rank < 3).map(|(.., ag)| ag).collect()
+    groups.into_iter().map(|(.., ag)| ag).collect()
 }

@@ -157,6 +157,23 @@ pub trait DirSink: Send {
     fn done(self: Box<Self>, result: crate::base::Result<()>);
 }
 
+/// How a READ came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ReadFlags {
+    /// The bytes go into the kernel's page cache (of a direct handle: for a mapping). False for a
+    /// read(2) on a direct handle, which keeps nothing.
+    pub fills_cache: bool,
+    /// The open flags of the file.
+    pub open: i32,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekWhat {
+    Data,
+    Hole,
+}
+
 /// A WRITE as the kernel sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct WriteFlags {

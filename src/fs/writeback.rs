@@ -13,7 +13,7 @@ const AGE_MAX: Duration = Duration::from_secs(5);
 /// How often ages are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Extents one flush transaction may change, and its other blocks.
-const CHANGES: u32 = 16;
+const CHANGES: u32 = 8;
 const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
 
 /// What the write-back thread is asked for.
@@ -142,7 +142,13 @@ impl Core {
         applied
     }
 
-    fn apply(&self, node: &Node, state: &mut NodeState, batch: &FlushBatch, pending: Option<PendingRuns>) -> Result<()> {
+    fn apply(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        batch: &FlushBatch,
+        pending: Option<PendingRuns>,
+    ) -> Result<()> {
         state.wrote_in_place = true;
         if !batch.needs_txn() {
             return Ok(());
@@ -151,7 +157,7 @@ impl Core {
             return Err(Error::Damaged { inode: node.ino, what: "dirty data without attributes".into() });
         };
         let Some(file) = &state.file else { return Ok(()) };
-        let mut space = Reservation::empty(self.alloc.clone());
+        let mut space = Reservation::empty();
         if let Some(held) = &mut state.space {
             space = held.split(0, batch.space().meta.into());
         }

@@ -5,23 +5,29 @@ use crate::alloc::Want;
 use crate::inode::tree_costs;
 use crate::xattr;
 
-const XATTR_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
+const XATTR_BLOCKS: u32 =
+    4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
 
 impl Fs {
     /// One attribute's value.
-    pub fn getxattr(&self, nodeid: u64, name: Vec<u8>, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+    pub fn getxattr(
+        &self,
+        nodeid: NodeId,
+        name: Vec<u8>,
+        reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static,
+    ) {
         let ino = self.core.ino(nodeid);
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);
             let mut state = node.state.lock();
             op.core.load(&node, &mut state)?;
-            Ok(xattr::get(&op.core.tree(ino), &*op.core.store, &op.core.seed, &name)?)
+            Ok(xattr::get(&op.core.tree(ino), &*op.core.store, &name)?)
         };
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }
 
     /// All names, each followed by a zero byte.
-    pub fn listxattr(&self, nodeid: u64, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+    pub fn listxattr(&self, nodeid: NodeId, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
         let ino = self.core.ino(nodeid);
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);
@@ -32,33 +38,38 @@ impl Fs {
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }
 
-    /// Set an attribute. `flags`: 0, XATTR_CREATE or XATTR_REPLACE.
+    /// Set an attribute. `how`: whether it may or must exist.
     pub fn setxattr(
         &self,
-        nodeid: u64,
+        nodeid: NodeId,
         name: Vec<u8>,
         value: Vec<u8>,
-        flags: i32,
+        how: xattr::SetHow,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
-            let how = xattr::SetHow::from_flags(flags)?;
-            xattr::set(&core.tree(ino), txn, &core.seed, &name, &value, how)
+            xattr::set(&core.tree(ino), txn, &name, &value, how)
         };
         self.change_xattr(nodeid, Box::new(change), reply);
     }
 
     /// Remove an attribute.
-    pub fn removexattr(&self, nodeid: u64, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
-        let change =
-            move |core: &Core, ino: InodeNo, txn: &mut Transaction| xattr::remove(&core.tree(ino), txn, &core.seed, &name);
+    pub fn removexattr(
+        &self,
+        nodeid: NodeId,
+        name: Vec<u8>,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
+            xattr::remove(&core.tree(ino), txn, &name)
+        };
         self.change_xattr(nodeid, Box::new(change), reply);
     }
 
     #[allow(clippy::type_complexity)]
     fn change_xattr(
         &self,
-        nodeid: u64,
+        nodeid: NodeId,
         mut change: Box<dyn FnMut(&Core, InodeNo, &mut Transaction) -> Result<()> + Send>,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {

@@ -29,7 +29,8 @@ pub struct Tree {
 pub mod tree_costs {
     use super::{Cost, LEVEL_MAX, Tree};
 
-    const INSERT: Cost = Tree::insert_cost(LEVEL_MAX, 1);
+    // Level 4 has room for over 10^8 items; beyond, a change may be refused (undone), never torn.
+    const INSERT: Cost = Tree::insert_cost(4, 1);
     /// Most pages on the way from the root to a leaf.
     pub const DEPTH_MAX: u32 = LEVEL_MAX as u32 + 1;
     /// New blocks that one insert may allocate.
@@ -37,7 +38,7 @@ pub mod tree_costs {
     /// Blocks that one insert or removal may change, new and freed ones included.
     pub const LOG_BLOCKS: u32 = INSERT.log_blocks;
     // A removal changes two pages of each level below the root, and the root.
-    const _: () = assert!(LOG_BLOCKS > 2 * LEVEL_MAX as u32);
+    const _: () = assert!(LOG_BLOCKS > 2 * 4);
 }
 
 /// Longest inline value: leaves room for a few small attributes beside it in the inode block.

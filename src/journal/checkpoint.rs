@@ -50,8 +50,9 @@ impl Journal {
         }
         let blocks: Vec<(BlockNo, Arc<Block>)> = batch.iter().map(|w| (w.block, w.image.clone())).collect();
         self.store().write_blocks(&blocks)?;
-        let done = self.state.lock().became_in_place(&batch);
-        for block in done {
+        let mut s = self.state.lock();
+        // Under the lock: a block that is not dirty here is never seen pinned in the cache.
+        for block in s.became_in_place(&batch) {
             self.store().cache().unpin(block);
         }
         Ok(())

@@ -79,14 +79,14 @@ impl Journal {
         };
         s.ring.committed(sealed.id, blocks);
         s.last_commit = Instant::now();
-        let replaced = s.became_durable(sealed.id, images);
+        // Under the lock: a block that is not dirty here is never seen pinned in the cache.
+        for block in s.became_durable(sealed.id, images) {
+            self.store().cache().unpin(block);
+        }
         let half_used = s.ring.used() > s.ring.size() / 2;
         drop(s);
         self.changed.notify_all();
         self.signal.committed(half_used);
-        for block in replaced {
-            self.store().cache().unpin(block);
-        }
         Ok(true)
     }
 

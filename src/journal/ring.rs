@@ -9,7 +9,7 @@ use crate::base::TxnId;
 use std::collections::VecDeque;
 
 /// A handle may always ask for so many blocks, however small the ring.
-const HANDLE_BLOCKS_MIN: u64 = 64;
+const HANDLE_BLOCKS_MIN: u64 = 200;
 
 /// Where in the log something begins: a transaction and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Ring {
         Ring { size, head: tail.position, tail, txns: VecDeque::new(), committing: 0 }
     }
 
-    /// Most block images one handle may reserve: 1/64 of the ring, 64 at least, but never more than
+    /// Most block images one handle may reserve: 1/64 of the ring, 200 at least, but never more than
     /// a transaction can hold.
     pub fn handle_max(&self) -> u64 {
         (self.size / 64).max(HANDLE_BLOCKS_MIN).min((self.size / 4).saturating_sub(4) * 99 / 100)

@@ -1,18 +1,43 @@
-//! API (bodies follow).
+//! The lock manager: pins for operations, threads around the [`Desk`].
+//!
+//! What it gives: [`LockManager::try_pin`] (never waits; two hash look-ups per lock when all is
+//! cached), [`LockManager::acquire`] (waits for no thread: the closure runs on a pool thread once
+//! the whole set is pinned), and the way down through a [`Demoter`].
+//!
+//! What it promises: a pin is given only for a lock of which [`Demoter::granted`] has returned; a
+//! mode is lowered, and the cluster told, only after [`Demoter::demote`] answered `Done` with no
+//! pin above the new mode; there is never more than one demotion of a lock at a time; every closure
+//! given to `acquire` is called once.
+//!
+//! No callback runs with an internal lock held. Pins may be dropped anywhere.
+
 use crate::base::clock::Clock;
-use crate::base::{AgNo, LockName, Mode, Result, SlotId, Token};
+use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
+use crate::cluster::{Entry, LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::layout::Geometry;
 use crate::lock::LockSet;
+use crate::lock::desk::{Closing, Desk, DeskConfig, Shed};
+use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
+use crate::lock::master::{ASKS_MAX, CAPS_MAX};
+use crate::lock::table::PinTable;
+use crate::lock::threads::{Hub, Then};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+// A register holds, in each direction, answers to all requests of the peer and everything of ours.
+const _: () =
+    assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX <= REGISTER_ENTRIES_MAX);
 
 /// Settings of the lock manager.
 #[derive(Clone)]
 pub struct LockConfig {
     pub clock: Arc<dyn Clock>,
-    /// Bounds of the minimum hold after a grant.
+    /// Bounds of the minimum hold after a grant that had to be waited for.
     pub hold_min: Duration,
     pub hold_max: Duration,
+    /// Within the minimum hold: not pinned anew for so long = idle, and given up at once.
+    pub idle: Duration,
     /// Pause before a busy demotion is tried again.
     pub busy_retry: Duration,
     /// Threads that run operations whose locks had to be waited for.
@@ -22,11 +47,13 @@ pub struct LockConfig {
 }
 
 impl LockConfig {
+    /// The usual settings.
     pub fn new(clock: Arc<dyn Clock>) -> LockConfig {
         LockConfig {
             clock,
             hold_min: Duration::from_millis(10),
             hold_max: Duration::from_millis(200),
+            idle: Duration::from_millis(2),
             busy_retry: Duration::from_millis(7),
             workers: 8,
             batch_max: 256,
@@ -34,6 +61,7 @@ impl LockConfig {
     }
 }
 
+/// One lock to come down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemoteJob {
     pub name: LockName,
@@ -41,75 +69,260 @@ pub struct DemoteJob {
     pub to: Mode,
 }
 
+/// How a demotion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DemoteAnswer {
+    /// Nothing that the lower mode forbids is cached or dirty any more.
     Done,
+    /// Not possible now; the lock is kept, closed for new operations, and this is tried again.
     Busy,
 }
 
+/// What the file system does when locks come and go.
 pub trait Demoter: Send + Sync {
+    /// Empty what the lower modes forbid: one answer per job, in order. On a demotion thread; may
+    /// take long, and may pin later classes. Jobs of one call are of classes that can go together;
+    /// up to [`crate::lock::threads::LANES`] calls run at once, never two for one lock. A lock may
+    /// come again right after `Done` if [`LockManager::try_pin_revoked`] was used meanwhile.
     fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer>;
+
+    /// A fresh grant, or a rise from a lower mode; told before the first pin in that mode. Must not
+    /// wait for locks or for anything that a holder of pins may do.
     fn granted(&self, name: LockName, mode: Mode);
+
+    /// A demotion that was `Busy` is not needed any more; told before new pins are given.
     fn kept(&self, _name: LockName, _mode: Mode) {}
 }
 
+/// One line of [`LockManager::snapshot`].
 #[derive(Clone, Debug)]
 pub struct LockInfo {
     pub name: LockName,
     pub mode: Mode,
     pub pins: u32,
+    /// Operations of this host that wait for it.
     pub waiting: u32,
     pub demoting: bool,
+    /// This host decides the lock.
+    pub mastered: bool,
 }
 
+/// Pinned locks: none of them is given up before this is dropped.
 pub struct Pins {
+    hub: Arc<Hub>,
     set: LockSet,
 }
+
 impl Pins {
+    pub(super) fn new(hub: Arc<Hub>, set: LockSet) -> Pins {
+        Pins { hub, set }
+    }
+
+    /// What is pinned.
     pub fn set(&self) -> &LockSet {
         &self.set
     }
+
+    /// Is `name` pinned in `mode` or a stronger one?
+    pub fn covers(&self, name: LockName, mode: Mode) -> bool {
+        self.set.covers(name, mode)
+    }
 }
 
+impl fmt::Debug for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pins({:?})", self.set)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.hub.unpin(self.set.as_slice());
+    }
+}
+
+/// See the head of the file.
 pub struct LockManager {
-    demoter: Arc<dyn Demoter>,
+    hub: Arc<Hub>,
 }
 
 impl LockManager {
+    /// A manager that knows no members yet: until the first [`LockPort::on_view`] every `acquire`
+    /// waits. Its threads run until [`LockManager::shutdown`].
     pub fn new(
-        _cfg: LockConfig,
-        _geometry: Geometry,
-        _slot: SlotId,
+        cfg: LockConfig,
+        geometry: Geometry,
+        slot: SlotId,
         demoter: Arc<dyn Demoter>,
     ) -> Arc<LockManager> {
-        Arc::new(LockManager { demoter })
+        let times = DeskConfig {
+            hold_min: cfg.hold_min,
+            hold_max: cfg.hold_max,
+            idle: cfg.idle,
+            busy_retry: cfg.busy_retry,
+            requests_max: REQUESTS_MAX,
+            caps_max: CAPS_MAX,
+        };
+        let table = Arc::new(PinTable::default());
+        let desk = Desk::new(geometry, slot, times, table.clone());
+        Arc::new(LockManager { hub: Hub::start(cfg, table, desk, demoter) })
     }
-    pub fn on_wake(&self, _wake: Box<dyn Fn() + Send + Sync>) {}
-    pub fn on_adopt(&self, _adopt: Box<dyn Fn(AgNo) -> Result<Token> + Send + Sync>) {}
-    pub fn try_pin(&self, _set: &LockSet) -> Option<Pins> {
-        let _ = &self.demoter;
-        None
+
+    /// What to call when a register has changed (`Cluster::wake`). Must not block.
+    pub fn on_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.hub.set_wake(Arc::from(wake));
     }
-    pub fn acquire(&self, _set: LockSet, _then: Box<dyn FnOnce(Result<Pins>) + Send>) {}
-    pub fn acquire_wait(&self, _set: LockSet) -> Result<Pins> {
-        Err(crate::base::Error::Unsupported("locks"))
+
+    /// How to become the owner of a group (`Cluster::adopt`); called on a thread of its own.
+    pub fn on_adopt(&self, adopt: Box<dyn Fn(AgNo) -> Result<Token> + Send + Sync>) {
+        self.hub.set_adopt(Arc::from(adopt));
     }
-    pub fn try_pin_revoked(&self, _name: LockName, _mode: Mode) -> Option<Pins> {
-        None
+
+    /// Pin the whole set now, or nothing: `None` if a lock is missing or on its way down. May call
+    /// [`Demoter::granted`] for locks that no other host is interested in.
+    pub fn try_pin(&self, set: &LockSet) -> Option<Pins> {
+        for (at, (name, mode)) in set.iter().enumerate() {
+            if !self.hub.pin(name, mode) {
+                self.hub.unpin(&set.as_slice()[..at]);
+                return None;
+            }
+        }
+        Some(Pins::new(self.hub.clone(), set.clone()))
     }
-    pub fn mode(&self, _name: LockName) -> Mode {
-        Mode::N
+
+    /// Pin the set, however long that takes; `then` runs on a pool thread. Locks are taken in the
+    /// lock order, those already taken stay pinned meanwhile. The caller must hold no pins but of
+    /// earlier names.
+    ///
+    /// # Errors
+    /// (given to `then`) [`Error::Halted`]; [`Error::Unsupported`] for shared direct writes.
+    pub fn acquire(&self, set: LockSet, then: Box<dyn FnOnce(Result<Pins>) + Send>) {
+        self.hub.acquire(set, Then::Run(then));
     }
+
+    /// [`LockManager::acquire`] for background threads; never on FUSE, pool or `granted` threads.
+    ///
+    /// # Errors
+    /// As for `acquire`.
+    pub fn acquire_wait(&self, set: LockSet) -> Result<Pins> {
+        if let Some(pins) = self.try_pin(&set) {
+            return Ok(pins);
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.hub.acquire(set, Then::Send(sender));
+        receiver.recv().unwrap_or_else(|_| Err(Error::Halted("the lock manager is gone".into())))
+    }
+
+    /// Pin a lock that may be on its way down, for what the demotion itself needs (laundering
+    /// writes, write-back that frees reservations). Works as long as the mode is held; a demotion
+    /// that overlaps the pin is run again.
+    pub fn try_pin_revoked(&self, name: LockName, mode: Mode) -> Option<Pins> {
+        self.hub.table().pin_held(name, mode).then(|| Pins::new(self.hub.clone(), LockSet::one(name, mode)))
+    }
+
+    /// What this host holds (`N` also for locks it could take without asking).
+    pub fn mode(&self, name: LockName) -> Mode {
+        self.hub.table().get(name).map_or(Mode::N, |held| held.told)
+    }
+
+    /// Number of locks held.
     pub fn cached(&self) -> usize {
-        0
+        self.hub.table().len()
     }
-    pub fn shrink(&self, _target: usize) {}
+
+    /// Give up the least recently used idle inode locks until about `target` locks remain. Returns
+    /// at once.
+    pub fn shrink(&self, target: usize) {
+        let may = |name| matches!(name, LockName::Inode(_) | LockName::IOpen(_));
+        let names = self.hub.table().oldest(target, may);
+        self.hub.with_desk(|desk, now| desk.shed(now, &names, Shed::Idle));
+    }
+
+    /// Give this up if nobody uses it now. Returns at once.
+    pub fn drop_idle(&self, name: LockName) {
+        self.hub.with_desk(|desk, now| desk.shed(now, &[name], Shed::Idle));
+    }
+
+    /// All locks held or waited for, in no order and at no one moment.
     pub fn snapshot(&self) -> Vec<LockInfo> {
-        Vec::new()
+        let held = self.hub.table().all();
+        self.hub.with_desk(|desk, _| {
+            let info = |(name, held): (LockName, crate::lock::table::Held)| {
+                let (waiting, demoting) = desk.state_of(name);
+                let mastered = desk.masters(name);
+                LockInfo { name, mode: held.mode, pins: held.pins(), waiting, demoting, mastered }
+            };
+            held.into_iter().map(info).collect()
+        })
     }
-    pub fn halt(&self, _reason: &str) {}
+
+    /// Stop: all waiting operations get [`Error::Halted`], nothing is granted or released any more.
+    pub fn halt(&self, reason: &str) {
+        self.hub.with_desk(|desk, _| desk.halt(reason));
+    }
+
+    /// Before leaving: have everything demoted to nothing, inodes first, then groups, then the own
+    /// slot. New requests are refused class by class as it goes. Waits for all pins.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] if the manager halts meanwhile.
     pub fn release_all(&self) -> Result<()> {
-        Ok(())
+        let is_group = |n: &LockName| matches!(n, LockName::Ag(_));
+        let is_slot = |n: &LockName| matches!(n, LockName::Slot(_));
+        self.release_class(Closing::Names, &|n| !is_group(n) && !is_slot(n))?;
+        self.release_class(Closing::Groups, &|n| is_group(n))?;
+        self.release_class(Closing::Everything, &|n| is_slot(n))
     }
-    pub fn shutdown(&self) {}
+
+    fn release_class(&self, closing: Closing, of_class: &dyn Fn(&LockName) -> bool) -> Result<()> {
+        let mut rounds = 0u64;
+        loop {
+            let names: Vec<_> = self.hub.table().all().into_iter().map(|(n, _)| n).filter(of_class).collect();
+            self.hub.with_desk(|desk, now| {
+                desk.close(closing);
+                desk.shed(now, &names, Shed::Must);
+                desk.halted().map_or(Ok(()), |reason| Err(Error::Halted(reason.to_owned())))
+            })?;
+            if names.is_empty() {
+                return Ok(());
+            }
+            rounds += 1;
+            if rounds.is_multiple_of(5000) {
+                tracing::warn!(locks = names.len(), first = ?names.first(), "locks are not given up yet");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Halt if that has not happened, run the closures that wait, end the threads.
+    pub fn shutdown(&self) {
+        self.halt("unmounted");
+        self.hub.stop();
+    }
+}
+
+impl Drop for LockManager {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl LockPort for LockManager {
+    fn on_entries(&self, from: SlotId, entries: &[Entry]) {
+        self.hub.with_desk(|desk, now| desk.on_entries(now, from, entries));
+    }
+
+    fn outgoing(&self, to: SlotId) -> Vec<Entry> {
+        self.hub.with_desk(|desk, _| desk.outgoing(to))
+    }
+
+    fn on_view(&self, members: &Membership) {
+        let members = Arc::new(members.clone());
+        self.hub.with_desk(|desk, now| desk.on_view(now, members));
+    }
+
+    fn tick(&self, _now: Duration) -> Option<Duration> {
+        self.hub.with_desk(|desk, now| desk.tick(now));
+        None // the hub has a timer thread of its own; this is for the log lines about waiting
+    }
 }

@@ -21,6 +21,10 @@ pub struct Held {
     pub mode: Mode,
     /// The strongest new pin allowed.
     pub limit: Mode,
+    /// The mode that the file system has been told of; between `limit` and `mode`.
+    pub told: Mode,
+    /// Pins taken by [`PinTable::pin_held`] so far.
+    pub late_pins: u32,
     pins_s: u32,
     pins_x: u32,
     /// Somebody at the desk waits for pins to go.
@@ -80,25 +84,32 @@ impl PinTable {
 
     /// Take a pin if the limit allows it.
     pub fn pin(&self, name: LockName, mode: Mode) -> bool {
-        self.pin_if(name, |held| held.limit.covers(mode), mode)
+        self.pin_if(name, mode, |held| held.limit.covers(mode))
     }
 
     /// Take a pin while the lock is held, even if it is about to be given up.
     pub fn pin_held(&self, name: LockName, mode: Mode) -> bool {
-        self.pin_if(name, |held| held.mode.covers(mode), mode)
+        self.pin_if(name, mode, |held| {
+            let may = held.told.covers(mode);
+            held.late_pins = held.late_pins.wrapping_add(u32::from(may));
+            may
+        })
     }
 
-    fn pin_if(&self, name: LockName, may: impl FnOnce(&Held) -> bool, mode: Mode) -> bool {
+    fn pin_if(&self, name: LockName, mode: Mode, may: impl FnOnce(&mut Held) -> bool) -> bool {
         let mut shard = self.shard(name).lock();
         let shard = &mut *shard;
         shard.time += 1;
         match shard.held.get_mut(&name) {
-            Some(held) if may(held) => {
-                held.add_pin(mode);
-                held.used = shard.time;
-                true
+            Some(held) => {
+                let may = may(held);
+                if may {
+                    held.add_pin(mode);
+                    held.used = shard.time;
+                }
+                may
             }
-            _ => false,
+            None => false,
         }
     }
 
@@ -128,7 +139,7 @@ impl PinTable {
         let shard = &mut *shard;
         let held = shard.held.entry(name).or_insert_with(|| Held { used: shard.time, ..Held::default() });
         let result = f(held);
-        assert!(held.mode.covers(held.limit), "{name:?}: limit above mode");
+        assert!(held.mode.covers(held.told) && held.told.covers(held.limit), "{name:?}: limit above mode");
         if held.mode == Mode::N {
             assert_eq!(held.pins(), 0, "{name:?} lost under a pin");
             shard.held.remove(&name);
@@ -140,21 +151,22 @@ impl PinTable {
     pub fn set_limit(&self, name: LockName, limit: Mode, attention: bool) {
         let mut shard = self.shard(name).lock();
         if let Some(held) = shard.held.get_mut(&name) {
-            assert!(held.mode.covers(limit), "{name:?}: limit above mode");
+            assert!(held.told.covers(limit), "{name:?}: limit above mode");
             held.limit = limit;
             held.attention = attention;
         }
     }
 
-    /// Lower the mode, unless a pin stands above `to`. Desk only.
-    pub fn lower(&self, name: LockName, to: Mode) -> bool {
+    /// Lower the mode, unless a pin stands above `to`, or one was taken by [`PinTable::pin_held`]
+    /// since their number was `late_pins`: what it changed is not demoted. Desk only.
+    pub fn lower(&self, name: LockName, to: Mode, late_pins: u32) -> bool {
         let mut shard = self.shard(name).lock();
         let Some(held) = shard.held.get_mut(&name) else { return true };
-        if held.pins_above(to) > 0 {
+        if held.pins_above(to) > 0 || held.late_pins != late_pins {
             held.attention = true;
             return false;
         }
-        held.mode = to;
+        (held.mode, held.told) = (to, if to.covers(held.told) { held.told } else { to });
         held.limit = if to.covers(held.limit) { held.limit } else { to };
         held.attention = false;
         if to == Mode::N {
@@ -166,6 +178,11 @@ impl PinTable {
     /// Entries in all.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.lock().held.len()).sum()
+    }
+
+    /// Is nothing held?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// All entries, shard by shard, not one moment's picture.
@@ -241,17 +258,17 @@ mod tests {
         let table = PinTable::default();
         let name = LockName::Inode(InodeNo(5));
         assert!(!table.pin(name, Mode::S));
-        table.change(name, |h| (h.mode, h.limit) = (Mode::X, Mode::X));
+        table.change(name, |h| (h.mode, h.told, h.limit) = (Mode::X, Mode::X, Mode::X));
         assert!(table.pin(name, Mode::X) && table.pin(name, Mode::S));
         table.set_limit(name, Mode::S, true);
         assert!(!table.pin(name, Mode::X) && table.pin_held(name, Mode::X));
-        assert!(!table.lower(name, Mode::S));
+        assert!(!table.lower(name, Mode::S, 1));
         assert!(!table.unpin(name, Mode::X));
         assert!(table.unpin(name, Mode::X));
-        assert!(table.lower(name, Mode::S));
+        assert!(!table.lower(name, Mode::S, 0) && table.lower(name, Mode::S, 1));
         assert!(table.pin(name, Mode::S));
         assert!(!table.unpin(name, Mode::S) && !table.unpin(name, Mode::S));
-        assert!(table.lower(name, Mode::N));
+        assert!(table.lower(name, Mode::N, 1));
         assert_eq!(table.len(), 0);
     }
 
@@ -260,7 +277,7 @@ mod tests {
         let table = PinTable::default();
         let names: Vec<_> = (0..1000).map(|i| LockName::Inode(InodeNo(i))).collect();
         for n in &names {
-            table.change(*n, |h| (h.mode, h.limit) = (Mode::S, Mode::S));
+            table.change(*n, |h| (h.mode, h.told, h.limit) = (Mode::S, Mode::S, Mode::S));
         }
         for n in &names[..500] {
             assert!(table.pin(*n, Mode::S));

@@ -29,15 +29,16 @@ pub struct Ballot {
     pub decided: View,
 }
 
+/// The body as it stands on the disk.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawBallot {
-    mbal: U64,
-    bal: U64,
-    incarnation: U64,
-    zero: [u8; 40],
-    decided: RawView,
-    input: RawView,
+pub struct RawBallot {
+    pub mbal: U64,
+    pub bal: U64,
+    pub incarnation: U64,
+    pub zero: [u8; 40],
+    pub decided: RawView,
+    pub input: RawView,
 }
 
 const _: () = assert!(size_of::<RawBallot>() == 64 + 2 * 1088);

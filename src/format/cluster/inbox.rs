@@ -69,32 +69,34 @@ pub struct Entry {
     pub seq: u64,
 }
 
+/// An entry as it stands on the disk.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawEntry {
-    class: u8,
-    kind: u8,
-    mode: u8,
-    held: u8,
-    cap: u8,
-    flags: u8,
-    zero: U16,
-    id: U64,
-    token: U64,
-    number: U64,
-    seq: U64,
+pub struct RawEntry {
+    pub class: u8,
+    pub kind: u8,
+    pub mode: u8,
+    pub held: u8,
+    pub cap: u8,
+    pub flags: u8,
+    pub zero: U16,
+    pub id: U64,
+    pub token: U64,
+    pub number: U64,
+    pub seq: U64,
 }
 
 const _: () = assert!(size_of::<RawEntry>() == ENTRY);
 
+/// What stands before the entries.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawHead {
-    header: CellHeader,
-    count: U32,
-    entries_crc: U32,
-    meant_for: U64,
-    zero: [u8; 16],
+pub struct RawHead {
+    pub header: CellHeader,
+    pub count: U32,
+    pub entries_crc: U32,
+    pub meant_for: U64,
+    pub zero: [u8; 16],
 }
 
 const _: () = assert!(size_of::<RawHead>() == HEAD);

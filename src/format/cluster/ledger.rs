@@ -35,20 +35,22 @@ impl LedgerEntry {
     }
 }
 
+/// An entry as it stands on the disk.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawEntry {
-    token: U64,
-    kind: u8,
-    zero: u8,
-    to: U16,
-    incarnation_low: U32,
+pub struct RawEntry {
+    pub token: U64,
+    pub kind: u8,
+    pub zero: u8,
+    pub to: U16,
+    pub incarnation_low: U32,
 }
 
+/// A page's body.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawPage {
-    entries: [RawEntry; ENTRIES],
+pub struct RawPage {
+    pub entries: [RawEntry; ENTRIES],
 }
 
 const _: () = assert!(size_of::<RawPage>() == 4096 - 64);

@@ -44,17 +44,18 @@ pub struct Claim {
     pub name: String,
 }
 
+/// The cell as it stands on the disk.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawClaim {
-    header: CellHeader,
-    host: [u8; 16],
-    kind: U16,
-    protocol_min: U16,
-    protocol_max: U16,
-    zero: [u8; 10],
-    name: [u8; 64],
-    zero2: [u8; 352],
+pub struct RawClaim {
+    pub header: CellHeader,
+    pub host: [u8; 16],
+    pub kind: U16,
+    pub protocol_min: U16,
+    pub protocol_max: U16,
+    pub zero: [u8; 10],
+    pub name: [u8; 64],
+    pub zero2: [u8; 352],
 }
 
 const _: () = assert!(size_of::<RawClaim>() == CELL_SIZE);

@@ -1,143 +1,42 @@
 //! One file against a `Vec<u8>`: random operations, flushes in flight, failed flushes, crashes.
-//!
-//! The disk is honest about what a power cut does: data written before a transaction commits is
-//! there with it, data written after the last commit may or may not be. Blocks that were freed hold
-//! another file's bytes (0xEE) as soon as their transaction is durable.
 
-use super::*;
-use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, Generation, InodeNo, LockName, Result, Version};
-use crate::format::{Block, BlockKind, Geometry};
-use crate::inode::{Attr, FileKind, Timestamp, Tree};
+use super::super::*;
+use super::disk::*;
+use crate::base::{AgNo, BlockNo, Error, Result};
+use crate::inode::Attr;
 use crate::txn::memory::MemoryTxn;
 use crate::txn::{BlockRun, BlockTxn};
-use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-const FOREIGN: u8 = 0xEE;
-const INO: InodeNo = InodeNo(700);
 const MODEL_MAX: u64 = 300_000;
 
-type Blocks = BTreeMap<BlockNo, Arc<Block>>;
-
-type Bytes = [u8; BLOCK_SIZE];
-
-/// Data blocks: what was durable at the last sync, the writes since, and what comes of both.
-#[derive(Default, Clone)]
-struct DiskState {
-    base: BTreeMap<u64, Bytes>,
-    log: Vec<(u64, Bytes)>,
-    newest: BTreeMap<u64, Bytes>,
-}
-
-#[derive(Default)]
-struct Disk {
-    state: Mutex<DiskState>,
-    fail: Mutex<bool>,
-    writes: Mutex<Vec<u64>>,
-}
-
-impl Disk {
-    fn sync(&self) {
-        let state = &mut *self.state.lock();
-        state.log.clear();
-        state.base.clone_from(&state.newest);
-    }
-
-    fn log_len(&self) -> usize {
-        self.state.lock().log.len()
-    }
-
-    /// Another file writes there.
-    fn spoil(&self, block: u64) {
-        let state = &mut *self.state.lock();
-        state.base.insert(block, [FOREIGN; BLOCK_SIZE]);
-        state.newest.insert(block, [FOREIGN; BLOCK_SIZE]);
-    }
-
-    /// The disk after a power cut: the first `sure` writes since the sync and some of the others.
-    fn crashed(&self, sure: usize, rng: &mut StdRng) -> Disk {
-        let state = self.state.lock();
-        let mut base = state.base.clone();
-        base.extend(state.log.iter().enumerate().filter(|(i, _)| *i < sure || rng.random()).map(|(_, w)| *w));
-        let state = DiskState { newest: base.clone(), base, log: Vec::new() };
-        Disk { state: Mutex::new(state), ..Disk::default() }
-    }
-}
-
-impl DataDevice for Disk {
-    fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()> {
-        let state = self.state.lock();
-        for (i, to) in buf.chunks_exact_mut(BLOCK_SIZE).enumerate() {
-            to.copy_from_slice(state.newest.get(&(start.0 + i as u64)).unwrap_or(&[FOREIGN; BLOCK_SIZE]));
-        }
-        Ok(())
-    }
-
-    fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
-        if *self.fail.lock() {
-            return Err(Error::Busy("the test says so".into()));
-        }
-        self.writes.lock().push(data.len() as u64);
-        let state = &mut *self.state.lock();
-        for (i, block) in data.chunks_exact(BLOCK_SIZE).enumerate() {
-            let write = (start.0 + i as u64, block.try_into().unwrap());
-            state.log.push(write);
-            state.newest.insert(write.0, write.1);
-        }
-        Ok(())
-    }
-}
-
-fn geometry() -> Geometry {
-    Geometry {
-        total_blocks: 1 << 20,
-        max_slots: 4,
-        cell_pitch: 4096,
-        ledger_pages: 1,
-        ag_blocks: 1 << 16,
-        ag_count: 10,
-    }
-}
-
-fn tree() -> Tree {
-    Tree::of(INO)
-}
-
-fn copy(blocks: &Blocks, next: u64) -> MemoryTxn {
-    MemoryTxn { blocks: blocks.clone(), next, ..MemoryTxn::default() }
-}
-
 /// One host with one file.
-struct World {
-    rng: StdRng,
-    disk: Disk,
-    meta: MemoryTxn,
-    attr: Attr,
-    pool: Arc<PagePool>,
-    file: FileState,
-    model: Vec<u8>,
+pub struct World {
+    pub(super) rng: StdRng,
+    pub(super) disk: Disk,
+    pub(super) meta: MemoryTxn,
+    pub(super) attr: Attr,
+    pub(super) pool: Arc<PagePool>,
+    pub(super) file: FileState,
+    pub(super) model: Vec<u8>,
     /// Per byte a set of the values it had since the last sync (all below 128).
-    past: Vec<u128>,
-    sizes: BTreeSet<u64>,
+    pub(super) past: Vec<u128>,
+    pub(super) sizes: BTreeSet<u64>,
     /// The committed states since the last sync, each with the data writes that came before.
-    commits: Vec<(Blocks, u64, usize)>,
-    held: SpaceNeed,
-    free: BTreeSet<u64>,
-    freed: Vec<BlockRun>,
-    flights: Vec<(FlushBatch, bool)>,
-    tag: u8,
+    pub(super) commits: Vec<(Blocks, u64, usize)>,
+    pub(super) held: SpaceNeed,
+    pub(super) free: BTreeSet<u64>,
+    pub(super) freed: Vec<BlockRun>,
+    pub(super) flights: Vec<(FlushBatch, bool)>,
+    pub(super) tag: u8,
 }
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut meta = MemoryTxn::new();
-        let block = Block::init(1, INO.block(), BlockKind::Inode, INO.0, LockName::Inode(INO), Version(1));
-        meta.blocks.insert(INO.block(), Arc::new(block));
-        let attr = new_attr();
-        tree().create(&mut meta, &attr).unwrap();
+        let (meta, attr) = empty_file();
         let pool = PagePool::new(1 << 30);
         let start = geometry().ag_start(AgNo(1)).0;
         World {
@@ -260,8 +159,9 @@ impl World {
     }
 
     fn start_flush(&mut self, all: bool) -> bool {
+        let most = if self.rng.random() { 3 } else { 30 };
         let limit = TakeLimit {
-            bytes: if all { FLUSH_IO_BYTES } else { self.rng.random_range(1..30) * PAGE },
+            bytes: if all { FLUSH_IO_BYTES } else { self.rng.random_range(1..most) * PAGE },
             new_blocks: self.held.data,
             changes: if all { 64 } else { self.rng.random_range(1..10) },
         };
@@ -453,6 +353,8 @@ impl World {
             }
         }
         assert_eq!(used, self.attr.blocks);
+        let inline = tree().get(&self.meta, state::INLINE).unwrap();
+        assert!(inline.is_none() || used == 0, "bytes in the inode and in extents");
     }
 
     fn check_seek(&mut self, off: u64) {
@@ -466,49 +368,6 @@ impl World {
         let hole = self.file.seek_hole(&self.meta, off).unwrap();
         assert!(off <= hole && hole <= size && (hole == size || hole == off || hole.is_multiple_of(PAGE)));
         assert!(data == off || hole == off);
-    }
-
-    /// Looks at what another host would find after a power cut right now.
-    fn crash(&mut self) {
-        let i = self.rng.random_range(0..self.commits.len());
-        let (blocks, next, sure) = self.commits[i].clone();
-        let disk = self.disk.crashed(sure, &mut self.rng);
-        let mut meta = copy(&blocks, next);
-        let attr = tree().read_attr(&meta).unwrap();
-        let pool = PagePool::new(1 << 30);
-        let mut file = FileState::load(&meta, tree(), &geometry(), pool.clone(), attr.size).unwrap();
-        let got = file.plan_read(&meta, 0, 1 << 30).unwrap().read(&disk).unwrap();
-        assert_eq!(got.len() as u64, attr.size);
-        // A flush in parts may leave a size in between, but never one beyond what was written.
-        assert!(attr.size <= *self.sizes.last().unwrap() && attr.size >= *self.sizes.first().unwrap());
-        for (at, value) in got.iter().enumerate() {
-            let allowed = *value < 128 && self.past[at] >> *value & 1 == 1;
-            assert!(allowed, "byte {at} is {value}, it was one of {:x} since the sync", self.past[at]);
-        }
-        // Growing shows zeros.
-        let mut attr = attr;
-        if let Some(target) = attr.truncating {
-            let all = StepLimit { changes: u32::MAX, blocks: u64::MAX };
-            let progress = file.truncate_apply(&mut meta, &mut attr, target, all).unwrap();
-            assert_eq!((progress, attr.truncating), (Progress::Done, None));
-            file.truncate_done(target, progress);
-        }
-        let size = attr.size + 5000;
-        let plan = file.plan_grow(&meta, size).unwrap();
-        file.write(plan, &disk, &meta, &[]).unwrap();
-        while file.is_dirty() {
-            let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: 9, changes: 9 };
-            let mut batch = file.flush_take(&meta, limit).unwrap().unwrap();
-            let run = BlockRun { start: BlockNo(900_000), blocks: batch.blocks_wanted() };
-            file.flush_place(&mut batch, &[run]);
-            batch.write_data(&pool, &disk).unwrap();
-            file.flush_apply(&batch, &mut meta, &mut attr).unwrap();
-            file.flush_done(batch);
-        }
-        let file = FileState::load(&meta, tree(), &geometry(), pool, size).unwrap();
-        let grown = file.plan_read(&meta, 0, 1 << 30).unwrap().read(&disk).unwrap();
-        assert_same(&grown[..got.len()], &got, 0);
-        assert!(grown[got.len()..].iter().all(|b| *b == 0), "old bytes behind the end came back");
     }
 
     fn reload(&mut self) {
@@ -548,17 +407,6 @@ impl World {
         }
         self.note();
         self.check_space();
-    }
-}
-
-fn new_attr() -> Attr {
-    Attr::new(INO, Generation(1), FileKind::Regular, 0o644, Timestamp::default())
-}
-
-fn assert_same(got: &[u8], want: &[u8], off: u64) {
-    assert_eq!(got.len(), want.len());
-    if let Some(i) = (0..got.len()).find(|i| got[*i] != want[*i]) {
-        panic!("byte {} is {} and must be {}", off + i as u64, got[i], want[i]);
     }
 }
 

@@ -1,0 +1,62 @@
+# Shoal. `make` builds, `make test` tests, `make install DESTDIR=... PREFIX=...` installs.
+
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+PREFIX ?= /usr/local
+# mount(8), umount(8), mkfs(8) and fsck(8) look for helpers in /sbin alone.
+SBINDIR ?= /sbin
+BINDIR ?= $(PREFIX)/bin
+DOCDIR ?= $(PREFIX)/share/doc/shoal
+
+RELEASE = $(CARGO_TARGET_DIR)/release
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
+
+.PHONY: all build demo test bench install deps lint clean
+
+all: build
+
+# Cargo cannot build names with dots in them; the programs look at the name they are called by.
+build:
+	$(CARGO) build --release --workspace
+	ln -sf mkfs_shoal $(RELEASE)/mkfs.shoal
+	ln -sf fsck_shoal $(RELEASE)/fsck.shoal
+	ln -sf shoal $(RELEASE)/mount.fuse.shoal
+	ln -sf shoal $(RELEASE)/umount.fuse.shoal
+
+demo: build
+	tests/demo.sh $(RELEASE)
+
+# Tests that mount look for mkfs and fsck beside the program under test: build all first.
+test:
+	$(CARGO) build --workspace
+	$(CARGO) test --workspace
+
+bench: build
+	$(CARGO) bench --bench memfs --no-run
+	benches/run.sh $(RELEASE)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test --test house
+
+install: build
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(BINDIR) $(DESTDIR)$(DOCDIR)
+	install -m 755 $(RELEASE)/shoal $(DESTDIR)$(BINDIR)/shoal
+	install -m 755 $(RELEASE)/mkfs_shoal $(DESTDIR)$(SBINDIR)/mkfs.shoal
+	install -m 755 $(RELEASE)/fsck_shoal $(DESTDIR)$(SBINDIR)/fsck.shoal
+	ln -sf mkfs.shoal $(DESTDIR)$(SBINDIR)/mkfs.fuse.shoal
+	ln -sf fsck.shoal $(DESTDIR)$(SBINDIR)/fsck.fuse.shoal
+	install -m 755 $(RELEASE)/shoal $(DESTDIR)$(SBINDIR)/mount.fuse.shoal
+	ln -sf mount.fuse.shoal $(DESTDIR)$(SBINDIR)/umount.fuse.shoal
+	install -m 644 LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)
+
+# What tests, demo and benchmarks use (Debian and its kin).
+deps:
+	$(SUDO) apt-get update
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS)
+
+clean:
+	$(CARGO) clean

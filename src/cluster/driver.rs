@@ -1,0 +1,348 @@
+//! The protocol thread of a mount and the handle that others hold.
+//!
+//! One thread beats, polls, proposes and writes registers; it waits for nothing but its own cells'
+//! I/O and calls the lock room with no lock held. [`Cluster::adopt`] alone does I/O in its caller's
+//! thread (see [`crate::cluster::groups`]).
+
+use crate::base::{AgNo, Error, Result, SlotId, Token};
+use crate::cluster::disk::Disk;
+use crate::cluster::groups::Groups;
+use crate::cluster::join::{JoinOptions, JoinReport, join};
+use crate::cluster::lobby::Lobby;
+use crate::cluster::node::{HostReport, Node};
+use crate::cluster::registers::Registers;
+use crate::cluster::status::ClusterStatus;
+use crate::cluster::view::{bit, leave, recovered};
+use crate::cluster::{LockPort, Membership, SlotClaim};
+use crate::format::cluster::Heartbeat;
+use crate::format::cluster::heartbeat::FLAG_RECOVERING;
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What the protocol thread is asked to do.
+enum Command {
+    Start(Arc<dyn LockPort>),
+    Recovered(u64, Sender<Result<()>>),
+    Leave(Sender<Result<()>>),
+    /// Stop without leaving: the others see a host that fell silent.
+    Abandon,
+}
+
+#[derive(Default)]
+struct Signals {
+    awake: bool,
+    commands: Vec<Command>,
+    /// The thread has ended: why.
+    ended: Option<String>,
+}
+
+struct Shared {
+    groups: Arc<Groups>,
+    signals: Mutex<Signals>,
+    changed: Condvar,
+    report: Arc<Mutex<HostReport>>,
+    row: Mutex<Vec<Option<Heartbeat>>>,
+}
+
+impl Shared {
+    fn ask(&self, command: Command) -> Result<()> {
+        let mut signals = self.signals.lock();
+        if let Some(why) = &signals.ended {
+            return Err(Error::Halted(why.clone()));
+        }
+        signals.commands.push(command);
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+/// A mount's membership. Dropping it without [`Cluster::leave`] is a crash to the others.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Cluster {
+    /// Become a member. Beats from now on; the lease sink is told of every renewal.
+    ///
+    /// The report's `replay` journals must be replayed before anything else is read, then reported by
+    /// [`Cluster::recovered`]; nobody else is let in before.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if living members do not let us in, [`Error::Device`] if they refuse (the
+    /// message says why), or the device's.
+    pub fn join(disk: Disk, options: JoinOptions) -> Result<(Cluster, JoinReport)> {
+        let claim = options.claim.clone();
+        let (node, report) = join(disk, options)?;
+        let shared = Arc::new(Shared {
+            groups: node.groups.clone(),
+            signals: Mutex::default(),
+            changed: Condvar::new(),
+            report: node.report.clone(),
+            row: Mutex::new(node.row.clone()),
+        });
+        let range = node.disk.slot_range(node.slot);
+        let mut protocol = Protocol {
+            next_beat: node.last_beat + node.timing.heartbeat,
+            last_poll: Duration::ZERO,
+            node,
+            shared: shared.clone(),
+            lobby: Lobby::default(),
+            registers: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("shoal-cluster".into())
+            .spawn(move || {
+                let why = protocol.run();
+                protocol.end(why, claim, range);
+            })
+            .map_err(|e| Error::Device(format!("cannot start the protocol thread: {e}")))?;
+        Ok((Cluster { shared, thread: Mutex::new(Some(thread)) }, report))
+    }
+
+    /// Connect the lock room. Registers are read and written from now on.
+    pub fn start(&self, port: Arc<dyn LockPort>) -> Result<()> {
+        self.shared.ask(Command::Start(port))
+    }
+
+    /// What the lock room has for others has changed: write it soon.
+    pub fn wake(&self) {
+        let mut signals = self.shared.signals.lock();
+        signals.awake = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Members and owners as of now.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.shared.groups.membership()
+    }
+
+    /// Become master of a group of a clean slot that we look after, or of our own slot's: a durable
+    /// write to the own ledger under a new token. Answers at once for a group mastered already.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if the group is not ours to take (any more) or the lease must be renewed
+    /// first; try again after a look at the membership.
+    pub fn adopt(&self, ag: AgNo) -> Result<Token> {
+        let before = self.shared.groups.sequence();
+        let token = self.shared.groups.adopt(ag);
+        if token.is_err() || self.shared.groups.sequence() != before {
+            self.wake();
+        }
+        token
+    }
+
+    /// The journals of `slots` (from the join report) are replayed and flushed: these slots are clean
+    /// and we adopt their groups. Returns when the view is decided.
+    pub fn recovered(&self, slots: &[SlotId]) -> Result<()> {
+        let mask = slots.iter().fold(0, |mask, slot| mask | bit(*slot));
+        let (sender, receiver) = channel();
+        self.shared.ask(Command::Recovered(mask, sender))?;
+        receiver.recv().unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// Leave for good. The caller has flushed everything, emptied its journal and gives up all locks;
+    /// our slot and those we look after go to others. Returns when the view is decided.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if our own journal is not replayed (drop the handle instead: the next mount
+    /// sees to it), [`Error::Halted`] if we are no member, or the device's. After an error the mount
+    /// is a member still, unless it was halted.
+    pub fn leave(&self) -> Result<()> {
+        let (sender, receiver) = channel();
+        self.shared.ask(Command::Leave(sender))?;
+        let result = receiver.recv().unwrap_or_else(|_| Err(self.ended()));
+        if result.is_ok() {
+            self.stop(None);
+        }
+        result
+    }
+
+    /// What the next heartbeats say of this host.
+    pub fn set_report(&self, report: HostReport) {
+        *self.shared.report.lock() = report;
+    }
+
+    /// All heartbeat cells as last read; `None` for unreadable ones.
+    pub fn heartbeats(&self) -> Vec<Option<Heartbeat>> {
+        self.shared.row.lock().clone()
+    }
+
+    /// Members with their last heartbeats, from memory.
+    pub fn status(&self) -> ClusterStatus {
+        let members = self.membership();
+        let moving = |slot| Some(!members.is_silent(slot));
+        ClusterStatus::new(&members.view, &self.heartbeats(), moving)
+    }
+
+    fn ended(&self) -> Error {
+        let why = self.shared.signals.lock().ended.clone();
+        Error::Halted(why.unwrap_or_else(|| "the protocol thread ended".into()))
+    }
+
+    fn stop(&self, command: Option<Command>) {
+        if let Some(command) = command {
+            let _ = self.shared.ask(command);
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop(Some(Command::Abandon));
+    }
+}
+
+/// The thread's state.
+struct Protocol {
+    node: Node,
+    shared: Arc<Shared>,
+    lobby: Lobby,
+    registers: Option<Registers>,
+    next_beat: Duration,
+    last_poll: Duration,
+}
+
+impl Protocol {
+    /// Until the mount leaves, is abandoned or excluded; the answer says why.
+    fn run(&mut self) -> String {
+        loop {
+            let commands = {
+                let mut signals = self.shared.signals.lock();
+                signals.awake = false;
+                std::mem::take(&mut signals.commands)
+            };
+            for command in commands {
+                if let Some(why) = self.obey(command) {
+                    return why;
+                }
+            }
+            match self.round() {
+                Ok(next) => self.wait(next),
+                Err(Error::Halted(why)) => return why,
+                Err(e) => {
+                    // The lease ends by itself if this goes on; a store that comes back finds us here.
+                    tracing::warn!("cluster I/O: {e}");
+                    let soon = self.node.clock.now() + self.node.timing.heartbeat / 4;
+                    self.next_beat = self.next_beat.min(soon);
+                    self.wait(soon);
+                }
+            }
+        }
+    }
+
+    /// Beat and exchange mail as is due. Returns when to come again at the latest.
+    fn round(&mut self) -> Result<Duration> {
+        if self.node.clock.now() >= self.next_beat || self.node.ack_due {
+            self.beat()?;
+        }
+        let Some(registers) = &mut self.registers else { return Ok(self.next_beat) };
+        registers.tell(&self.node);
+        let now = self.node.clock.now();
+        if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
+            self.last_poll = now;
+            registers.poll(&self.node)?;
+        }
+        let timer = registers.tick(self.node.clock.now());
+        if !registers.flush(&self.node)? {
+            // The lease ran out: renew, and come again at once if that worked.
+            self.beat()?;
+            return Ok(self.node.clock.now() + self.node.timing.heartbeat / 10);
+        }
+        let poll = registers.poll_due(self.last_poll, self.node.clock.now());
+        Ok([timer, poll].into_iter().flatten().fold(self.next_beat, Duration::min))
+    }
+
+    fn beat(&mut self) -> Result<()> {
+        self.node.beat()?;
+        if self.node.ack_due {
+            // A view was learnt by this very beat: the others wait for its acknowledgement.
+            self.node.beat()?;
+        }
+        self.next_beat = self.node.last_beat + self.node.timing.heartbeat;
+        *self.shared.row.lock() = self.node.row.clone();
+        self.lobby.attend(&mut self.node)?;
+        if let Some(registers) = &mut self.registers {
+            registers.scrub(&self.node)?;
+        }
+        Ok(())
+    }
+
+    /// `Some(why)` ends the thread.
+    fn obey(&mut self, command: Command) -> Option<String> {
+        match command {
+            Command::Start(port) => {
+                let slots = self.node.view.slots.len() as u16;
+                self.registers = Some(Registers::new(port, slots, self.node.clock.now()));
+                None
+            }
+            Command::Recovered(mask, done) => {
+                let me = self.node.slot;
+                if mask & bit(me) != 0 {
+                    self.node.beat.flags &= !FLAG_RECOVERING;
+                }
+                let result = self.node.propose(&mut |view| recovered(view, me, mask));
+                self.node.ack_due = true;
+                let _ = done.send(result);
+                None
+            }
+            Command::Leave(done) => {
+                let result = self.leave();
+                let left = result.is_ok();
+                let _ = done.send(result);
+                left.then(|| "this mount has left".into())
+            }
+            Command::Abandon => Some("abandoned".into()),
+        }
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        let (me, incarnation) = (self.node.slot, self.node.incarnation);
+        if self.node.beat.flags & FLAG_RECOVERING != 0 {
+            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
+        }
+        self.node.leaving = true;
+        let silent = self.node.silent();
+        let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));
+        if let Err(e) = result {
+            self.node.leaving = false;
+            return Err(e);
+        }
+        // The view is decided: whether the last beat arrives changes only how soon others know.
+        if let Err(e) = self.node.farewell() {
+            tracing::warn!("last heartbeat: {e}");
+        }
+        Ok(())
+    }
+
+    fn wait(&self, until: Duration) {
+        let mut signals = self.shared.signals.lock();
+        while !signals.awake && signals.commands.is_empty() {
+            let left = until.saturating_sub(self.node.clock.now());
+            if left.is_zero() || self.shared.changed.wait_for(&mut signals, left).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn end(&mut self, why: String, claim: Option<Arc<dyn SlotClaim>>, range: (u64, u64)) {
+        self.shared.groups.permit(Duration::ZERO);
+        let commands = {
+            let mut signals = self.shared.signals.lock();
+            signals.ended = Some(why);
+            std::mem::take(&mut signals.commands)
+        };
+        drop(commands);
+        if let Some(claim) = claim
+            && let Err(e) = claim.release(range.0, range.1)
+        {
+            tracing::warn!("releasing the slot's byte range: {e}");
+        }
+    }
+}

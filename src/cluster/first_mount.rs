@@ -1,0 +1,189 @@
+//! The first mount of a volume without living members.
+//!
+//! Who is provably gone needs no waiting: same boot of this machine and, for a block device, the
+//! same device (which we could open exclusively); for an image, the same file on a filesystem of this
+//! machine alone, and the byte-range lock that each mount holds could be taken.
+//!
+//! Two first mounts at once must not write from one slot. On one machine the lobby's byte range is
+//! the lock. Between machines it is a delta lease (Chockler and Malkhi) on the lobby cell with the
+//! slot's number: write the claim, wait longer than any write that began before it could be seen,
+//! read it back. From different slots, Disk Paxos decides.
+
+use crate::base::{Error, Result, SlotId};
+use crate::cluster::join::Joiner;
+use crate::cluster::node::{back_off, run_ballot};
+use crate::cluster::paxos::Proposer;
+use crate::cluster::view::{bit, first, first_slot, slots};
+use crate::format::cluster::SlotState;
+use crate::format::cluster::lobby::ClaimKind;
+use std::time::Duration;
+
+/// Lost ballots after which a first mount looks afresh at who is there.
+const LOSSES_MAX: u32 = 5;
+
+impl Joiner {
+    /// Is every former member gone for certain?
+    pub fn are_all_gone(&mut self) -> Result<bool> {
+        let others = self.others();
+        let now = self.options.clock.now();
+        if slots(&self.view).all(|(s, _)| others & bit(s) == 0 || self.watch.is_past_wait(s, now)) {
+            return Ok(true);
+        }
+        self.prove_gone(others)
+    }
+
+    fn prove_gone(&mut self, others: u64) -> Result<bool> {
+        let options = self.options.clone();
+        let file = options.file;
+        if options.local && !self.hold_lobby()? {
+            return Ok(false);
+        }
+        for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
+            let here = self.row[usize::from(slot.0)].as_ref().is_some_and(|h| {
+                let same_file = match file.rdev {
+                    0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
+                    rdev => h.file.rdev == rdev,
+                };
+                h.incarnation == member.incarnation && h.boot == options.boot && same_file
+            });
+            if !here || (file.rdev == 0 && !self.hold(slot)?) {
+                self.release_proofs()?;
+                return Ok(false);
+            }
+            self.proven |= bit(slot);
+        }
+        Ok(true)
+    }
+
+    fn hold(&mut self, slot: SlotId) -> Result<bool> {
+        let Some(claim) = &self.options.claim else { return Ok(false) };
+        let (offset, length) = self.disk.slot_range(slot);
+        let got = self.held & bit(slot) != 0 || claim.try_hold(offset, length)?;
+        if got {
+            self.held |= bit(slot);
+        }
+        Ok(got)
+    }
+
+    fn hold_lobby(&mut self) -> Result<bool> {
+        let Some(claim) = &self.options.claim else { return Ok(false) };
+        let (offset, length) = self.disk.lobby_range();
+        self.lobby_held = self.lobby_held || claim.try_hold(offset, length)?;
+        Ok(self.lobby_held)
+    }
+
+    /// Hold the byte range of the slot that a view gave us; its former mount may still be exiting.
+    pub fn hold_own(&mut self, slot: SlotId) -> Result<()> {
+        if self.options.claim.is_none() {
+            return Ok(());
+        }
+        let limit = self.options.clock.now() + self.options.timing.suspicion;
+        while !self.hold(slot)? {
+            if self.options.clock.now() > limit {
+                return Err(Error::Busy(format!("a process on this machine still holds slot {slot}")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Let go of every proof: somebody lives, or is not provably gone.
+    pub fn release_proofs(&mut self) -> Result<()> {
+        self.proven = 0;
+        self.release_held(0)
+    }
+
+    /// We are a member and our heartbeat says so: other mounts may look for themselves.
+    pub fn release_others(&mut self, own: SlotId) -> Result<()> {
+        self.release_held(bit(own))
+    }
+
+    fn release_held(&mut self, keep: u64) -> Result<()> {
+        let Some(claim) = self.options.claim.clone() else { return Ok(()) };
+        for (slot, _) in slots(&self.view).filter(|(s, _)| self.held & !keep & bit(*s) != 0) {
+            let (offset, length) = self.disk.slot_range(slot);
+            claim.release(offset, length)?;
+        }
+        self.held &= keep;
+        if std::mem::take(&mut self.lobby_held) {
+            let (offset, length) = self.disk.lobby_range();
+            claim.release(offset, length)?;
+        }
+        Ok(())
+    }
+
+    /// Every former member is gone: take a slot and propose the view in which we are the only member.
+    /// Returning without being in a view means that somebody else was faster, or may be: look again.
+    pub fn first_mount(&mut self) -> Result<()> {
+        let Some(slot) = first_slot(&self.view, self.options.usable) else {
+            return Err(Error::Device("the volume has no usable slot".into()));
+        };
+        let epoch = self.view.epoch;
+        let local = self.options.local && self.options.claim.is_some();
+        let ours = match local {
+            true => self.hold_lobby()? && self.hold(slot)?,
+            false => self.claim_slot(slot)?,
+        };
+        // What we decided upon may be old by the time of the claim.
+        self.poll()?;
+        self.read_views()?;
+        if !ours || self.view.epoch != epoch || self.is_anybody_alive() || !self.are_all_gone()? {
+            return self.release_proofs();
+        }
+        let state = self.view.slots[usize::from(slot.0)].state;
+        let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
+        let mut proposer = Proposer::new(slot, ballot);
+        proposer.learn(&self.view);
+        for losses in 1..=LOSSES_MAX {
+            if !local && !self.is_claim_ours(slot)? {
+                break;
+            }
+            let view = first(&self.view, slot, self.incarnation);
+            let decided = run_ballot(&self.disk, &mut proposer, slot, self.incarnation, &mut sequence, view)?;
+            if let Some(view) = decided {
+                self.own_dirty = matches!(state, SlotState::Live { .. } | SlotState::Dead { .. });
+                self.view = view;
+                break;
+            }
+            back_off(slot, losses);
+        }
+        if crate::cluster::view::slot_of(&self.view, self.incarnation).is_none() {
+            self.own_dirty = false;
+            self.release_proofs()?;
+        }
+        Ok(())
+    }
+
+    fn is_claim_ours(&self, slot: SlotId) -> Result<bool> {
+        Ok(self.disk.read_claim(slot.0)?.is_some_and(|c| c.incarnation == self.incarnation))
+    }
+
+    /// The delta lease. `false`: another claim stands or came over ours.
+    fn claim_slot(&mut self, slot: SlotId) -> Result<bool> {
+        let before = self.disk.read_claim(slot.0)?;
+        if before.as_ref().is_some_and(|c| c.kind != ClaimKind::None && c.incarnation != self.incarnation) {
+            // A claim that stands still for the claim and a suspicion is from a mount that died.
+            self.pause(self.options.timing.claim_wait() + self.options.timing.suspicion)?;
+            if self.disk.read_claim(slot.0)? != before {
+                return Ok(false);
+            }
+        }
+        let mut claim = self.new_claim(ClaimKind::First);
+        claim.sequence = 1;
+        self.disk.write_claim(slot.0, &claim)?;
+        self.set_claim(slot.0, claim);
+        self.pause(self.options.timing.claim_wait())?;
+        self.is_claim_ours(slot)
+    }
+
+    /// Wait, polling on so that who lives is seen; ends early if somebody does.
+    fn pause(&mut self, length: Duration) -> Result<()> {
+        let end = self.options.clock.now() + length;
+        while self.options.clock.now() < end && !self.is_anybody_alive() {
+            let step = (self.options.timing.heartbeat / 4).min(end.saturating_sub(self.options.clock.now()));
+            std::thread::sleep(step.max(Duration::from_millis(1)));
+            self.poll()?;
+        }
+        Ok(())
+    }
+}

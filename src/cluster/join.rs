@@ -1,0 +1,348 @@
+//! How a mount becomes a member: beside living members through the lobby, or as the first one.
+//!
+//! A member is alive if its heartbeat moves while we look. If one is, we claim a lobby cell and it
+//! proposes a view with us. If every former member is gone - its last heartbeat has stood still for
+//! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
+
+use crate::base::{Clock, Error, Incarnation, Result, SlotId};
+use crate::cluster::disk::Disk;
+use crate::cluster::groups::Groups;
+use crate::cluster::member::Watch;
+use crate::cluster::node::{HostReport, Node};
+use crate::cluster::paxos::Proposer;
+use crate::cluster::timing::Timing;
+use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
+use crate::cluster::{LeaseSink, SlotClaim};
+use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING, Refusal};
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::PROTOCOL;
+use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, View};
+use crate::format::layout::LOBBY_CELLS;
+use parking_lot::Mutex;
+use rand::Rng;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who joins, and what it can prove.
+#[derive(Clone)]
+pub struct JoinOptions {
+    /// Slots that have a journal (bit s: slot s).
+    pub usable: u64,
+    pub timing: Timing,
+    /// Lasting identity of this machine.
+    pub host: [u8; 16],
+    /// Identity of this boot of it.
+    pub boot: [u8; 16],
+    /// Host name, and the device path, for people.
+    pub name: String,
+    pub device: String,
+    /// The file that was opened; a block device was opened exclusively.
+    pub file: DeviceFile,
+    /// The volume is an image file on a filesystem of this machine alone.
+    pub local: bool,
+    /// Byte-range locks on that file; without them nobody is provably gone from an image.
+    pub claim: Option<Arc<dyn SlotClaim>>,
+    pub clock: Arc<dyn Clock>,
+    pub lease: Arc<dyn LeaseSink>,
+    /// How long to ask living members before giving up.
+    pub patience: Duration,
+}
+
+/// What joining found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinReport {
+    pub slot: SlotId,
+    pub incarnation: Incarnation,
+    /// There was no other member.
+    pub first: bool,
+    /// Journals to replay before anything else is read, then to report by `recovered`; our own slot
+    /// among them if its last mount did not leave cleanly.
+    pub replay: Vec<SlotId>,
+}
+
+/// A mount on its way in.
+pub(super) struct Joiner {
+    pub disk: Disk,
+    pub options: JoinOptions,
+    pub incarnation: Incarnation,
+    pub watch: Watch,
+    pub row: Vec<Option<Heartbeat>>,
+    pub ballots: Vec<(Ballot, u64)>,
+    pub view: View,
+    /// Slots whose former mount is proven gone (bit s).
+    pub proven: u64,
+    /// Slots whose byte range we hold, the lobby's apart.
+    pub held: u64,
+    pub lobby_held: bool,
+    /// The slot we took as first mount was not left cleanly.
+    pub own_dirty: bool,
+    claim: Option<(u16, Claim)>,
+}
+
+impl Joiner {
+    fn new(disk: Disk, options: JoinOptions) -> Result<Joiner> {
+        if let Some(rule) = options.timing.violated() {
+            return Err(Error::Device(format!("the timing profile breaks a rule: {rule}")));
+        }
+        let slot_count = disk.geometry.max_slots;
+        let mut joiner = Joiner {
+            watch: Watch::new(options.timing, slot_count),
+            incarnation: Incarnation(rand::rng().random_range(1..=u64::MAX)),
+            row: vec![],
+            ballots: vec![],
+            view: View::initial(slot_count, 0),
+            proven: 0,
+            held: 0,
+            lobby_held: false,
+            own_dirty: false,
+            claim: None,
+            disk,
+            options,
+        };
+        joiner.read_views()?;
+        Ok(joiner)
+    }
+
+    pub fn read_views(&mut self) -> Result<()> {
+        self.ballots = self.disk.read_ballots()?;
+        let newest = self.ballots.iter().map(|(b, _)| &b.decided).max_by_key(|v| v.epoch);
+        let newest = newest.cloned().ok_or_else(|| Error::Device("the volume has no slots".into()))?;
+        if newest.slots.len() != usize::from(self.disk.geometry.max_slots) {
+            return Err(Error::Device(format!("view {} has {} slots", newest.epoch, newest.slots.len())));
+        }
+        if newest.epoch >= self.view.epoch {
+            self.view = newest;
+        }
+        Ok(())
+    }
+
+    /// Read the row, and the ballots too if some cell knows a newer view.
+    pub fn poll(&mut self) -> Result<()> {
+        self.row = self.disk.read_heartbeats()?;
+        self.watch.observe(self.options.clock.now(), &self.row);
+        let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
+        if newest > self.view.epoch {
+            self.read_views()?;
+        }
+        Ok(())
+    }
+
+    /// Mask of the slots whose last mount may still be there.
+    pub fn others(&self) -> u64 {
+        mask(&self.view, |s| matches!(s, SlotState::Live { .. } | SlotState::Dead { .. }))
+    }
+
+    /// Does a member's heartbeat move?
+    pub fn is_anybody_alive(&self) -> bool {
+        let live = live(&self.view);
+        slots(&self.view)
+            .any(|(s, _)| live & bit(s) != 0 && self.watch.has_moved(s) && !self.watch.is_silent(s))
+    }
+
+    /// Poll until a view contains us.
+    fn enter(&mut self) -> Result<SlotId> {
+        let started = self.options.clock.now();
+        let step = (self.options.timing.heartbeat / 4).max(Duration::from_millis(10));
+        loop {
+            self.poll()?;
+            if let Some(slot) = slot_of(&self.view, self.incarnation) {
+                return Ok(slot);
+            }
+            if self.is_anybody_alive() {
+                self.release_proofs()?;
+                self.ask(started)?;
+            } else if self.are_all_gone()? {
+                self.first_mount()?;
+                // A view is decided now, ours or another's: look at once.
+                self.read_views()?;
+                if let Some(slot) = slot_of(&self.view, self.incarnation) {
+                    return Ok(slot);
+                }
+            }
+            std::thread::sleep(step);
+        }
+    }
+
+    /// Keep a claim in the lobby.
+    fn ask(&mut self, started: Duration) -> Result<()> {
+        self.look_for_refusal()?;
+        if self.options.clock.now() >= started + self.options.patience {
+            let names: Vec<_> = self.row.iter().flatten().filter(|h| self.watch.has_moved(h.slot)).collect();
+            let names: Vec<_> = names.iter().map(|h| format!("slot {} ({})", h.slot, h.name)).collect();
+            let _ = self.withdraw();
+            return Err(Error::TimedOut(format!("waiting to be let in by {}", names.join(", "))));
+        }
+        if self.claim.as_ref().is_some_and(|(_, claim)| claim.kind != ClaimKind::Join) {
+            self.withdraw()?;
+        }
+        let lobby = self.disk.read_lobby()?;
+        let ours = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.incarnation == self.incarnation);
+        let (cell, mut claim) = match self.claim.take() {
+            Some((cell, claim)) if ours(&lobby[usize::from(cell)]) => (cell, claim),
+            _ => {
+                let free: Vec<u16> = (0..LOBBY_CELLS)
+                    .filter(|c| lobby[usize::from(*c)].as_ref().is_none_or(|c| c.kind == ClaimKind::None))
+                    .collect();
+                let pick = rand::rng().random_range(0..free.len().max(1));
+                let cell = free.get(pick).copied().unwrap_or(pick as u16);
+                (cell, self.new_claim(ClaimKind::Join))
+            }
+        };
+        claim.sequence += 1;
+        self.disk.write_claim(cell, &claim)?;
+        self.claim = Some((cell, claim));
+        Ok(())
+    }
+
+    pub fn new_claim(&self, kind: ClaimKind) -> Claim {
+        Claim {
+            kind,
+            incarnation: self.incarnation,
+            sequence: 0,
+            host: self.options.host,
+            protocols: (PROTOCOL, PROTOCOL),
+            name: self.options.name.clone(),
+        }
+    }
+
+    fn look_for_refusal(&mut self) -> Result<()> {
+        let refusal = self.row.iter().flatten().find_map(|h| match h.refused {
+            Some((incarnation, why)) if incarnation == self.incarnation => Some((h.name.clone(), why)),
+            _ => None,
+        });
+        let Some((by, why)) = refusal else { return Ok(()) };
+        let _ = self.withdraw();
+        Err(Error::Device(match why {
+            Refusal::NoSlot => format!("all slots of the volume are taken (says {by}); see `shoal status`"),
+            Refusal::Protocol => {
+                format!("the members speak another protocol version than {PROTOCOL} (says {by})")
+            }
+        }))
+    }
+
+    /// Empty our lobby cell, if it is still ours.
+    fn withdraw(&mut self) -> Result<()> {
+        let Some((cell, mut claim)) = self.claim.take() else { return Ok(()) };
+        if self.disk.read_claim(cell)?.is_some_and(|c| c.incarnation == self.incarnation) {
+            claim.kind = ClaimKind::None;
+            claim.sequence += 1;
+            self.disk.write_claim(cell, &claim)?;
+        }
+        Ok(())
+    }
+
+    /// Remember a claim made as first mount, to be withdrawn.
+    pub fn set_claim(&mut self, cell: u16, claim: Claim) {
+        self.claim = Some((cell, claim));
+    }
+
+    fn into_node(mut self, slot: SlotId) -> Result<Node> {
+        self.hold_own(slot)?;
+        self.read_views()?;
+        let (ballot, ballot_sequence) = self.ballots[usize::from(slot.0)].clone();
+        let mut proposer = Proposer::new(slot, ballot);
+        proposer.learn(&self.view);
+        let view = Arc::new(self.view.clone());
+        let clock = self.options.clock.clone();
+        let groups = Groups::new(self.disk.clone(), clock.clone(), slot, self.incarnation, view.clone());
+        let beat = Heartbeat {
+            slot,
+            incarnation: self.incarnation,
+            host: self.options.host,
+            boot: self.options.boot,
+            flags: if self.own_dirty { FLAG_RECOVERING } else { 0 },
+            file: self.options.file,
+            name: self.options.name.clone(),
+            device: self.options.device.clone(),
+            ..Heartbeat::default()
+        };
+        let mut node = Node {
+            timing: self.options.timing,
+            lease: self.options.lease.clone(),
+            slot,
+            incarnation: self.incarnation,
+            usable: self.options.usable,
+            joined: view.epoch,
+            groups: Arc::new(groups),
+            watch: self.watch.clone(),
+            row: self.row.clone(),
+            report: Arc::new(Mutex::new(HostReport::default())),
+            beat,
+            proposer,
+            ballot_sequence,
+            lease_end: None,
+            ack_due: false,
+            leaving: false,
+            ledgers_read: vec![(Incarnation(0), 0); view.slots.len()],
+            last_beat: Duration::ZERO,
+            disk: self.disk.clone(),
+            clock,
+            view,
+        };
+        node.beat()?;
+        // Our cell was the last mount's: a renewal of its that read the row before our beat was
+        // complete is invisible now, so the wait counts from here.
+        let unproven = self.own_dirty && self.proven & bit(slot) == 0;
+        let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
+        self.withdraw()?;
+        self.release_others(slot)?;
+        let fenced = |node: &Node| {
+            let now = node.clock.now();
+            let gone = |s: SlotId| self.proven & bit(s) != 0 || node.watch.is_past_wait(s, now);
+            let dead = dead_of(&node.view, slot);
+            own_fence.is_none_or(|end| now >= end)
+                && slots(&node.view).all(|(s, _)| dead & bit(s) == 0 || gone(s))
+        };
+        beat_until(&mut node, |node| fenced(node) && is_barrier_passed(node))?;
+        let row = node.row.clone();
+        node.groups.load()?;
+        node.ledgers_loaded(&row);
+        Ok(node)
+    }
+}
+
+/// Beat until `done`, a few times per heartbeat.
+fn beat_until(node: &mut Node, done: impl Fn(&Node) -> bool) -> Result<()> {
+    while !done(node) {
+        std::thread::sleep((node.timing.heartbeat / 5).max(Duration::from_millis(5)));
+        node.beat()?;
+    }
+    Ok(())
+}
+
+/// Has every member acknowledged the view that let us in, so that no ledger write under an older one
+/// is in flight? Silent members are passed over, but the one that looked after our slot only after
+/// the whole wait: until then an adoption of its may still land.
+fn is_barrier_passed(node: &Node) -> bool {
+    let me = &node.view.slots[usize::from(node.slot.0)];
+    let former = match me.state {
+        SlotState::Live { former } => former,
+        _ => None,
+    };
+    let members = live(&node.view);
+    slots(&node.view).filter(|(s, _)| members & bit(*s) != 0 && *s != node.slot).all(|(s, member)| {
+        let cell = node.row[usize::from(s.0)].as_ref();
+        let acked = cell.is_some_and(|h| h.incarnation == member.incarnation && h.ack >= node.joined);
+        let passed_over = match former == Some(s) {
+            true => node.watch.is_past_wait(s, node.clock.now()),
+            false => node.watch.is_silent(s),
+        };
+        acked || passed_over
+    })
+}
+
+/// Become a member. Returns with the lease running and the ledgers read; someone must beat from now.
+pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport)> {
+    let mut joiner = Joiner::new(disk, options)?;
+    let slot = joiner.enter()?;
+    let own_dirty = joiner.own_dirty;
+    let incarnation = joiner.incarnation;
+    let node = joiner.into_node(slot)?;
+    let dead = dead_of(&node.view, slot);
+    let own = own_dirty.then_some(slot);
+    let dead = slots(&node.view).map(|(s, _)| s).filter(|s| dead & bit(*s) != 0);
+    let first = live(&node.view) == bit(slot);
+    let report = JoinReport { slot, incarnation, first, replay: own.into_iter().chain(dead).collect() };
+    tracing::info!(%slot, epoch = %node.view.epoch, first, replay = report.replay.len(), "joined");
+    Ok((node, report))
+}

@@ -1,0 +1,89 @@
+//! A member's look at the lobby: letting joiners in.
+
+use crate::base::{Incarnation, Result, SlotId};
+use crate::cluster::node::Node;
+use crate::cluster::view::{admit, bit, dead, live, slot_of};
+use crate::format::cluster::Claim;
+use crate::format::cluster::heartbeat::Refusal;
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::PROTOCOL;
+
+/// What the lobby showed last time. Only claims that moved since are from joiners that live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lobby {
+    seen: Option<Vec<(Incarnation, u64)>>,
+}
+
+impl Lobby {
+    /// The claims in `cells` that are new or were renewed since the last look; none at the first one.
+    fn fresh(&mut self, cells: Vec<Option<Claim>>) -> Vec<(u16, Claim)> {
+        let last = self.seen.take();
+        let mut now = Vec::with_capacity(cells.len());
+        let mut fresh = Vec::new();
+        for (i, cell) in cells.into_iter().enumerate() {
+            let before = last.as_ref().map(|l| l[i]);
+            let Some(claim) = cell else {
+                now.push(before.unwrap_or_default());
+                continue;
+            };
+            let stamp = (claim.incarnation, claim.sequence);
+            now.push(stamp);
+            if claim.kind != ClaimKind::None && before.is_some_and(|b| b != stamp) {
+                fresh.push((i as u16, claim));
+            }
+        }
+        self.seen = Some(now);
+        fresh
+    }
+
+    /// Look once per beat; the lowest member that answers lets in, the others keep away.
+    pub fn attend(&mut self, node: &mut Node) -> Result<()> {
+        let answering = live(&node.view) & !node.silent();
+        if answering & (bit(node.slot) - 1) != 0 {
+            self.seen = None;
+            return Ok(());
+        }
+        let claims = self.fresh(node.disk.read_lobby()?);
+        // Nobody may read the volume before the dead hosts' journals are replayed.
+        if node.is_recovering() || dead(&node.view) != 0 {
+            return Ok(());
+        }
+        let speaks = |c: &Claim| (c.protocols.0..=c.protocols.1).contains(&PROTOCOL);
+        let (able, unable): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|(_, c)| c.kind == ClaimKind::First || speaks(c));
+        if let Some((_, claim)) = unable.first() {
+            tracing::warn!(name = %claim.name, "refused: speaks protocols {:?}", claim.protocols);
+            node.beat.refused = Some((claim.incarnation, Refusal::Protocol));
+            node.ack_due = true;
+        }
+        // A slot that somebody claims as if there were no member is left alone while he lasts.
+        let claimed = able.iter().filter(|(_, c)| c.kind == ClaimKind::First);
+        let usable = claimed.fold(node.usable, |mask, (cell, _)| mask & !bit(SlotId(*cell)));
+        let joiners: Vec<Incarnation> =
+            able.iter().filter(|(_, c)| c.kind == ClaimKind::Join).map(|(_, c)| c.incarnation).collect();
+        if joiners.is_empty() { Ok(()) } else { let_in(node, &joiners, usable) }
+    }
+}
+
+fn let_in(node: &mut Node, joiners: &[Incarnation], usable: u64) -> Result<()> {
+    let silent = node.silent();
+    let mut refused = None;
+    node.propose(&mut |view| {
+        let missing: Vec<_> = joiners.iter().copied().filter(|j| slot_of(view, *j).is_none()).collect();
+        if missing.is_empty() || dead(view) != 0 {
+            return None;
+        }
+        match admit(view, &missing, usable, silent) {
+            Ok(next) => Some(next),
+            Err(why) => {
+                refused = Some((missing[0], why));
+                None
+            }
+        }
+    })?;
+    if refused.is_some() {
+        node.beat.refused = refused;
+        node.ack_due = true;
+    }
+    Ok(())
+}

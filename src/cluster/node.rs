@@ -1,0 +1,253 @@
+//! A member's protocol state and its three acts: beat (renew the lease, see the others), learn a
+//! view, propose one. Used by one thread: the joining caller's first, the protocol thread's then.
+
+use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
+use crate::cluster::LeaseSink;
+use crate::cluster::disk::Disk;
+use crate::cluster::groups::Groups;
+use crate::cluster::member::{OwnBeat, Renewal, Watch};
+use crate::cluster::paxos::{Action, Event, Proposer};
+use crate::cluster::timing::Timing;
+use crate::cluster::view::{bit, dead_of, is_member, live, slots};
+use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
+use crate::format::cluster::view::PROTOCOL;
+use crate::format::cluster::{Heartbeat, View};
+use parking_lot::Mutex;
+use rand::Rng;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a host says of itself in each heartbeat beside the protocol's own fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostReport {
+    pub journal_head: u64,
+    pub journal_tail: u64,
+    /// Free blocks of the groups this host holds.
+    pub free_data: u64,
+    pub free_meta: u64,
+    pub groups: u64,
+}
+
+/// One mount that is a member.
+pub struct Node {
+    pub disk: Disk,
+    pub timing: Timing,
+    pub clock: Arc<dyn Clock>,
+    pub lease: Arc<dyn LeaseSink>,
+    pub slot: SlotId,
+    pub incarnation: Incarnation,
+    /// Slots with a journal.
+    pub usable: u64,
+    /// The epoch that made us a member.
+    pub joined: Epoch,
+    pub view: Arc<View>,
+    pub groups: Arc<Groups>,
+    pub watch: Watch,
+    pub row: Vec<Option<Heartbeat>>,
+    pub report: Arc<Mutex<HostReport>>,
+    /// The cell as written next; counter, epochs and report are filled in by each beat.
+    pub beat: Heartbeat,
+    pub proposer: Proposer,
+    pub ballot_sequence: u64,
+    pub lease_end: Option<Duration>,
+    /// A view was learnt that the others do not see acknowledged yet.
+    pub ack_due: bool,
+    pub leaving: bool,
+    /// Per slot, the ledger as last read: whose, and its sequence.
+    pub ledgers_read: Vec<(Incarnation, u64)>,
+    /// When the last beat was started.
+    pub last_beat: Duration,
+}
+
+impl Node {
+    /// Write the heartbeat, read the row, learn what is newer, renew the lease (R1).
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: out for ever. Others: the device's; beat again.
+    pub fn beat(&mut self) -> Result<()> {
+        let started = self.clock.now();
+        self.last_beat = started;
+        self.write_beat()?;
+        self.row = self.disk.read_heartbeats()?;
+        self.watch.observe(self.clock.now(), &self.row);
+        let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
+        let expired = self.lease_end.is_none_or(|end| started > end);
+        if newest > self.view.epoch || expired {
+            self.read_views()?;
+        }
+        let own = OwnBeat {
+            slot: self.slot,
+            incarnation: self.incarnation,
+            counter: self.beat.counter,
+            started,
+            joined: self.joined,
+        };
+        match self.watch.renew(&own, &self.view, &self.row) {
+            Renewal::Confirmed { lease_end } => {
+                self.lease_end = Some(lease_end);
+                self.groups.permit(lease_end - self.timing.guard);
+                self.lease.renewed(lease_end, lease_end - self.timing.guard);
+            }
+            Renewal::Unconfirmed => tracing::warn!("our heartbeat does not show; beating again"),
+            Renewal::Excluded(why) => return Err(self.lost(why)),
+        }
+        self.reload_ledgers()?;
+        self.groups.set_silent(self.silent());
+        Ok(())
+    }
+
+    fn write_beat(&mut self) -> Result<()> {
+        let report = *self.report.lock();
+        let beat = &mut self.beat;
+        beat.counter += 1;
+        beat.epoch = self.view.epoch;
+        // The view was installed in `groups` when it was learnt: nothing older is in flight.
+        beat.ack = self.view.epoch;
+        beat.excluded = dead_of(&self.view, self.slot);
+        beat.ledger_sequence = self.groups.sequence();
+        beat.protocols = (PROTOCOL, PROTOCOL);
+        beat.flags = beat.flags & !FLAG_LEAVING | if self.leaving { FLAG_LEAVING } else { 0 };
+        beat.journal_head = report.journal_head;
+        beat.journal_tail = report.journal_tail;
+        beat.free_data = report.free_data;
+        beat.free_meta = report.free_meta;
+        beat.groups = report.groups;
+        beat.wall_ms = self.clock.wall().as_millis() as u64;
+        self.disk.write_heartbeat(beat)?;
+        self.ack_due = false;
+        Ok(())
+    }
+
+    fn lost(&mut self, why: String) -> Error {
+        tracing::error!(slot = %self.slot, "no member any more: {why}");
+        self.groups.permit(Duration::ZERO);
+        self.lease.lost(&why);
+        Error::Halted(why)
+    }
+
+    /// Mask of the members but ourselves whose heartbeats stand still.
+    pub fn silent(&self) -> u64 {
+        let silent = |slot: &SlotId| self.watch.is_silent(*slot) && *slot != self.slot;
+        let members = slots(&self.view).map(|(slot, _)| slot).filter(|s| live(&self.view) & bit(*s) != 0);
+        members.filter(silent).fold(0, |mask, slot| mask | bit(slot))
+    }
+
+    /// Is a replay of ours outstanding?
+    pub fn is_recovering(&self) -> bool {
+        self.beat.flags & FLAG_RECOVERING != 0 || dead_of(&self.view, self.slot) != 0
+    }
+
+    fn read_views(&mut self) -> Result<()> {
+        let ballots = self.disk.read_ballots()?;
+        let newest = ballots.into_iter().map(|(b, _)| b.decided).max_by_key(|v| v.epoch);
+        newest.map_or(Ok(()), |view| self.learn(view))
+    }
+
+    /// A view was decided. It is acknowledged with the next beat.
+    pub fn learn(&mut self, view: View) -> Result<()> {
+        if view.epoch <= self.view.epoch {
+            return Ok(());
+        }
+        tracing::info!(epoch = %view.epoch, members = live(&view).count_ones(), "new view");
+        if !is_member(&view, self.slot, self.incarnation) && !self.leaving {
+            return Err(self.lost(format!("view {} does not contain this mount", view.epoch)));
+        }
+        let view = Arc::new(view);
+        // First, and only then is the view known: what fails here must be tried again before any
+        // beat acknowledges it.
+        self.groups.set_view(view.clone())?;
+        self.proposer.learn(&view);
+        self.view = view;
+        self.ack_due = true;
+        Ok(())
+    }
+
+    fn reload_ledgers(&mut self) -> Result<()> {
+        for cell in self.row.iter().flatten() {
+            let read = &mut self.ledgers_read[usize::from(cell.slot.0)];
+            let now = (cell.incarnation, cell.ledger_sequence);
+            if cell.slot != self.slot && *read != now {
+                self.groups.reload(cell.slot)?;
+                *read = now;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ledgers were all read after the present row: only what changes from now is read again.
+    pub fn ledgers_loaded(&mut self, row: &[Option<Heartbeat>]) {
+        for cell in row.iter().flatten() {
+            self.ledgers_read[usize::from(cell.slot.0)] = (cell.incarnation, cell.ledger_sequence);
+        }
+    }
+
+    /// Propose what `next` makes of the newest view until it makes nothing of it any more.
+    pub fn propose(&mut self, next: &mut dyn FnMut(&View) -> Option<View>) -> Result<()> {
+        let mut losses = 0;
+        while let Some(view) = next(&self.view) {
+            match run_ballot(
+                &self.disk,
+                &mut self.proposer,
+                self.slot,
+                self.incarnation,
+                &mut self.ballot_sequence,
+                view,
+            )? {
+                Some(decided) => self.learn(decided)?,
+                None => {
+                    losses += 1;
+                    back_off(self.slot, losses);
+                }
+            }
+            if self.clock.now() >= self.last_beat + self.timing.heartbeat && !self.leaving {
+                self.beat()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The last beat of a mount that left: the others learn of the view by its epoch.
+    pub fn farewell(&mut self) -> Result<()> {
+        self.leaving = false;
+        self.beat.flags = 0;
+        self.write_beat()
+    }
+}
+
+/// One ballot from `slot`: the view decided (perhaps another's), or `None` if it was lost.
+pub fn run_ballot(
+    disk: &Disk,
+    proposer: &mut Proposer,
+    slot: SlotId,
+    incarnation: Incarnation,
+    sequence: &mut u64,
+    view: View,
+) -> Result<Option<View>> {
+    let mut action = proposer.step(Event::Propose(view));
+    loop {
+        action = match action {
+            Action::Write(ballot) => {
+                *sequence += 1;
+                if let Err(e) = disk.write_ballot(slot, incarnation, *sequence, &ballot) {
+                    // The next write goes to the same copy: the other one is the only whole one.
+                    *sequence += 1;
+                    return Err(e);
+                }
+                proposer.step(Event::Written)
+            }
+            Action::Read => {
+                let row = disk.read_ballots()?;
+                let row = row.into_iter().enumerate().map(|(s, (b, _))| (SlotId(s as u16), b));
+                proposer.step(Event::Row(row.collect()))
+            }
+            Action::Decided(view) => return Ok(Some(view)),
+            Action::Lost => return Ok(None),
+        };
+    }
+}
+
+/// Wait a random while after a lost ballot; lower slots wait less, longer after more losses.
+pub fn back_off(slot: SlotId, losses: u32) {
+    let limit = (10 + 4 * u64::from(slot.0)) * u64::from(losses.min(8));
+    std::thread::sleep(Duration::from_millis(rand::rng().random_range(1..=limit)));
+}

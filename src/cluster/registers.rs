@@ -1,0 +1,169 @@
+//! The protocol thread's work on the registers: poll the inbox row, hand on what is new, write what
+//! the lock room has changed, and now and then read an own cell back.
+
+use crate::base::{Result, SlotId};
+use crate::cluster::mailbox::{Inbox, Outbox};
+use crate::cluster::node::Node;
+use crate::cluster::{LockPort, Membership, REGISTER_ENTRIES_MAX};
+use crate::format::cluster::Stamp;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Shortest and longest pause between two polls of the inbox row.
+const POLL_MIN: Duration = Duration::from_millis(1);
+const POLL_MAX: Duration = Duration::from_millis(100);
+/// How long after a message the row is polled at the shortest pause.
+const POLL_EAGER: Duration = Duration::from_millis(50);
+
+/// The pause after which the row is polled again: a tenth of the time since the last message either
+/// way, so that waiting costs at most a tenth more than it must and idleness next to nothing.
+pub fn poll_pause(since_message: Duration) -> Duration {
+    if since_message <= POLL_EAGER {
+        return POLL_MIN;
+    }
+    (since_message / 10).clamp(POLL_MIN, POLL_MAX)
+}
+
+/// Both halves of the mail, and what the port was last told.
+pub struct Registers {
+    port: Arc<dyn LockPort>,
+    inbox: Inbox,
+    outbox: Outbox,
+    told: Option<Arc<Membership>>,
+    /// When a message last went either way.
+    last_message: Duration,
+    /// Whose register is read back next.
+    scrub_next: usize,
+}
+
+impl Registers {
+    /// Nothing exchanged yet.
+    pub fn new(port: Arc<dyn LockPort>, slots: u16, now: Duration) -> Registers {
+        Registers {
+            port,
+            inbox: Inbox::new(slots),
+            outbox: Outbox::new(slots),
+            told: None,
+            last_message: now,
+            scrub_next: 0,
+        }
+    }
+
+    /// Tell the port of a new snapshot, if there is one. Returns whether there was.
+    pub fn tell(&mut self, node: &Node) -> bool {
+        let members = node.groups.membership();
+        if self.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &members)) {
+            return false;
+        }
+        self.port.on_view(&members);
+        for slot in (0..members.view.slots.len() as u16).map(SlotId).filter(|s| *s != members.me) {
+            let incarnation = members.incarnation_of(slot);
+            if self.inbox.set_member(slot, incarnation) && incarnation.is_some() {
+                self.port.on_entries(slot, &[]);
+            }
+        }
+        self.told = Some(members);
+        self.last_message = node.clock.now();
+        true
+    }
+
+    fn peers(&self) -> Vec<SlotId> {
+        self.told.as_ref().map(|m| m.peers().collect()).unwrap_or_default()
+    }
+
+    /// When the row is to be polled again, given the last poll; `None` if there is nobody else.
+    pub fn poll_due(&self, last_poll: Duration, now: Duration) -> Option<Duration> {
+        let alone = self.told.as_ref().is_none_or(|m| m.alone());
+        (!alone).then(|| last_poll + poll_pause(now.saturating_sub(self.last_message)))
+    }
+
+    /// Read the row and hand on what is new. Returns whether anything was.
+    pub fn poll(&mut self, node: &Node) -> Result<bool> {
+        let peers = self.peers();
+        let mut news = false;
+        for cell in node.disk.read_inbox(node.slot, &peers)? {
+            if !self.inbox.is_news(cell.stamp) {
+                continue;
+            }
+            // A register written for the mount that had our slot before says nothing to us.
+            let entries = match cell.meant_for == node.incarnation {
+                true => node.disk.read_entries(node.slot, &cell)?,
+                false => Some(vec![]),
+            };
+            // Torn: cell and overflow are of two writes. The next poll reads both again.
+            let Some(entries) = entries else { continue };
+            self.inbox.taken(cell.stamp);
+            self.port.on_entries(cell.stamp.slot, &entries);
+            news = true;
+        }
+        if news {
+            self.last_message = node.clock.now();
+        }
+        Ok(news)
+    }
+
+    /// Run the port's timers.
+    pub fn tick(&self, now: Duration) -> Option<Duration> {
+        self.port.tick(now)
+    }
+
+    /// Write the registers that changed. Returns `false` if the lease does not allow it: renew, then
+    /// call again. Nothing is granted or given up in words that the lease does not cover.
+    pub fn flush(&mut self, node: &Node) -> Result<bool> {
+        let Some(members) = self.told.clone() else { return Ok(true) };
+        for to in members.peers() {
+            let mut entries = self.port.outgoing(to);
+            if entries.len() > REGISTER_ENTRIES_MAX {
+                tracing::debug!(%to, entries = entries.len(), "register full; the rest waits");
+                entries.truncate(REGISTER_ENTRIES_MAX);
+            }
+            let Some(meant_for) = members.incarnation_of(to) else { continue };
+            let Some(sequence) = self.outbox.publish(to, meant_for, &entries) else { continue };
+            if !node.groups.is_permitted() {
+                self.outbox.lost(to);
+                return Ok(false);
+            }
+            let stamp = Stamp { slot: node.slot, incarnation: node.incarnation, sequence };
+            if let Err(e) = node.disk.write_register(to, meant_for, stamp, &entries) {
+                self.outbox.lost(to);
+                return Err(e);
+            }
+            self.last_message = node.clock.now();
+        }
+        Ok(true)
+    }
+
+    /// Read one own register back: a late duplicate of an older write may have brought an old content
+    /// back, and a level nobody sees is waited for for ever. Returns whether one must be rewritten.
+    pub fn scrub(&mut self, node: &Node) -> Result<bool> {
+        let written: Vec<SlotId> =
+            self.peers().into_iter().filter(|s| self.outbox.published(*s).sequence > 0).collect();
+        if written.is_empty() {
+            return Ok(false);
+        }
+        self.scrub_next = (self.scrub_next + 1) % written.len();
+        let to = written[self.scrub_next];
+        let wanted = self.outbox.published(to);
+        let cells = node.disk.read_inbox(to, &[node.slot])?;
+        let reverted = cells
+            .iter()
+            .any(|cell| (cell.stamp.incarnation, cell.stamp.sequence) != (node.incarnation, wanted.sequence));
+        if reverted {
+            tracing::warn!(%to, "an own register was reverted below us; writing it again");
+            self.outbox.lost(to);
+        }
+        Ok(reverted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_is_eager_after_a_message_and_lazy_when_idle() {
+        let pause = |ms| poll_pause(Duration::from_millis(ms)).as_millis();
+        assert_eq!((pause(0), pause(50), pause(100), pause(500)), (1, 1, 10, 50));
+        assert_eq!(pause(3_600_000), 100);
+    }
+}

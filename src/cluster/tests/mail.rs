@@ -1,0 +1,131 @@
+//! Registers between two mounts.
+
+use super::*;
+use crate::base::{Incarnation, InodeNo, LockName, Mode, SlotId};
+use crate::format::cluster::Stamp;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Publishes what it is given and keeps what it hears.
+#[derive(Default)]
+struct Post {
+    out: Mutex<Vec<Entry>>,
+    heard: Mutex<BTreeMap<SlotId, Vec<Entry>>>,
+    versions: AtomicU64,
+    members: Mutex<Option<Membership>>,
+}
+
+impl LockPort for Post {
+    fn on_entries(&self, from: SlotId, entries: &[Entry]) {
+        let sequences: Vec<_> = entries.iter().map(|e| e.seq).collect();
+        assert!(sequences.iter().all(|s| *s == sequences[0]), "a mix of two contents");
+        let before = self.heard.lock().insert(from, entries.to_vec());
+        let last = before.and_then(|b| b.first().map(|e| e.seq)).unwrap_or(0);
+        assert!(sequences.first().is_none_or(|s| *s >= last), "an older content came back");
+        self.versions.fetch_add(1, Ordering::Relaxed);
+    }
+    fn outgoing(&self, _: SlotId) -> Vec<Entry> {
+        self.out.lock().clone()
+    }
+    fn on_view(&self, members: &Membership) {
+        *self.members.lock() = Some(members.clone());
+    }
+    fn tick(&self, _: Duration) -> Option<Duration> {
+        None
+    }
+}
+
+fn content(version: u64, count: usize) -> Vec<Entry> {
+    let entry = |i| Entry {
+        lock: LockName::Inode(InodeNo(i)),
+        kind: EntryKind::Request,
+        mode: Mode::X,
+        held: Mode::S,
+        cap: Mode::N,
+        flags: 0,
+        token: Token(1),
+        number: version,
+        seq: version,
+    };
+    (0..count as u64).map(entry).collect()
+}
+
+fn start(medium: &Arc<Medium>, name: &str) -> (Host, Arc<Post>) {
+    let host = join(medium, name, Where::Elsewhere);
+    let post = Arc::new(Post::default());
+    host.cluster.start(post.clone()).unwrap();
+    (host, post)
+}
+
+#[test]
+fn the_last_content_arrives_whole() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let (b, post_b) = start(&medium, "b");
+    let mut rng = StdRng::seed_from_u64(3);
+    for version in 1..=400 {
+        for (host, post) in [(&a, &post_a), (&b, &post_b)] {
+            let count = [0, 1, 9, 10, 11, 200, REGISTER_ENTRIES_MAX][rng.random_range(0..7)];
+            *post.out.lock() = content(version, count);
+            host.cluster.wake();
+        }
+        if rng.random_ratio(1, 3) {
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..4)));
+        }
+    }
+    for post in [&post_a, &post_b] {
+        *post.out.lock() = content(1000, 150);
+    }
+    a.cluster.wake();
+    b.cluster.wake();
+    let heard = |post: &Post, from: &Host| post.heard.lock().get(&from.report.slot).cloned();
+    eventually("a's last words", || heard(&post_b, &a).as_ref() == Some(&content(1000, 150)));
+    eventually("b's last words", || heard(&post_a, &b).as_ref() == Some(&content(1000, 150)));
+    assert!(post_a.versions.load(Ordering::Relaxed) > 20);
+}
+
+#[test]
+fn a_round_trip_is_quick_while_talking() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let (_b, post_b) = start(&medium, "b");
+    let mut times = vec![];
+    for version in 1..=20 {
+        let begun = now();
+        *post_a.out.lock() = content(version, 1);
+        a.cluster.wake();
+        let heard = || post_b.heard.lock().get(&a.report.slot).cloned().unwrap_or_default();
+        eventually("it arrives", || heard() == content(version, 1));
+        times.push(now() - begun);
+    }
+    times.sort();
+    assert!(times[10] < Duration::from_millis(30), "median {:?}", times[10]);
+}
+
+#[test]
+fn a_new_mount_in_a_slot_starts_with_an_empty_register() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let (b, post_b) = start(&medium, "b");
+    let slot = b.report.slot;
+    for post in [&post_a, &post_b] {
+        *post.out.lock() = content(1, 12);
+    }
+    a.cluster.wake();
+    b.cluster.wake();
+    eventually("both hear", || post_a.heard.lock().contains_key(&slot) && !post_b.heard.lock().is_empty());
+    eventually("b's content", || post_a.heard.lock()[&slot].len() == 12);
+    b.cluster.leave().unwrap();
+    let (c, post_c) = start(&medium, "c");
+    assert_eq!(c.report.slot, slot);
+    eventually("b's words are gone", || post_a.heard.lock()[&slot].is_empty());
+    eventually("a's words are for c now", || {
+        post_c.heard.lock().get(&a.report.slot).is_some_and(|e| e.len() == 12)
+    });
+    let told = post_a.members.lock().clone().unwrap();
+    assert_eq!(told.incarnation_of(slot), Some(c.report.incarnation));
+    // What a wrote for another mount of this slot says nothing to c, however new it is.
+    let stamp = Stamp { slot: a.report.slot, incarnation: a.report.incarnation, sequence: 1 << 40 };
+    medium.disk().write_register(slot, Incarnation(999), stamp, &content(50, 3)).unwrap();
+    eventually("c hears nothing", || post_c.heard.lock()[&a.report.slot].is_empty());
+}

@@ -1,0 +1,90 @@
+//! What this process sees mounted: /proc/self/mountinfo.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// What /proc/mounts, df and findmnt call a mounted volume.
+pub const FS_TYPE: &str = "fuse.shoal";
+
+/// One line of /proc/self/mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Device number of the mounted filesystem.
+    pub device: (u64, u64),
+    pub mountpoint: PathBuf,
+    pub fs_type: OsString,
+    pub source: OsString,
+}
+
+/// All mounts that this process sees, in the order of mounting.
+///
+/// # Errors
+/// If /proc is not mounted.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
+}
+
+/// What is mounted at `mountpoint` (the last one, which hides those before it).
+///
+/// # Errors
+/// If /proc is not mounted.
+pub fn mounted_at(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rev().find(|m| m.mountpoint == mountpoint))
+}
+
+/// `36 35 98:0 /root /mount/point options optional... - type source superoptions`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|b| *b == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    let mountpoint = unescape(fields.nth(1)?);
+    fields.find(|f| *f == b"-")?;
+    Some(MountEntry {
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        mountpoint: mountpoint.into(),
+        fs_type: unescape(fields.next()?),
+        source: unescape(fields.next()?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        out.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines() {
+        let line =
+            br"61 30 0:52 / /mnt/with\040space rw,relatime shared:1 - fuse.shoal /dev/a\134b rw,user_id=0";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.device, (0, 52));
+        assert_eq!(entry.mountpoint, Path::new("/mnt/with space"));
+        assert_eq!(entry.fs_type, FS_TYPE);
+        assert_eq!(entry.source, r"/dev/a\b");
+        for broken in [&b""[..], b"1 2", b"61 30 0:52 / /mnt rw no separator", b"61 30 052 / /m rw - a b"] {
+            assert_eq!(parse_line(broken), None);
+        }
+    }
+
+    #[test]
+    fn the_root_is_mounted() {
+        assert!(mounted_at(Path::new("/")).unwrap().is_some());
+    }
+}

@@ -1,0 +1,207 @@
+//! fallocate, lseek for data and holes, copy_file_range.
+
+use super::attr::STEP;
+use super::*;
+use crate::alloc::Want;
+use crate::inode::tree_costs;
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+/// Holes and blocks that one transaction preallocates.
+const HOLES: usize = 16;
+const HOLE_BLOCKS: u64 = 8192;
+/// Most bytes one copy_file_range request moves; the caller asks again.
+const COPY_MAX: u64 = 1 << 20;
+
+impl Core {
+    /// Write zeros over the parts of blocks at the edges of a range.
+    fn zero_edges(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
+        let edges = self.file(node, state)?.edges(&*self.store, at, len)?;
+        for edge in edges {
+            let plan = self.file(node, state)?.plan_edge(&*self.store, &edge)?;
+            let zeros = vec![0; (edge.end - edge.start) as usize];
+            self.write_planned(op, node, state, plan, &zeros)?;
+        }
+        Ok(())
+    }
+
+    fn step_space(&self, op: &mut Op<'_>, node: &Node) -> Step<Reservation> {
+        op.space(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: self.group(node.ino) })
+    }
+
+    fn punch(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
+        self.zero_edges(op, node, state, at, len)?;
+        loop {
+            // Splitting an extent takes a block; freeing must work on a full volume all the same.
+            let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: self.group(node.ino) };
+            let space = op.space_if_any(want)?;
+            let step = self
+                .change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, (at, len), STEP))?;
+            self.file(node, state)?.punch_done(&step);
+            self.trim_space(state);
+            if !step.more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn zero(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
+        self.zero_edges(op, node, state, at, len)?;
+        loop {
+            let space = Some(self.step_space(op, node)?);
+            let step = self
+                .change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, (at, len), STEP))?;
+            self.file(node, state)?.punch_done(&step);
+            if !step.more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fill the holes of a range with unwritten blocks.
+    fn preallocate(
+        self: &Arc<Self>,
+        op: &mut Op<'_>,
+        node: &Arc<Node>,
+        state: &mut NodeState,
+        at: u64,
+        len: u64,
+    ) -> Step<()> {
+        if let Some(plan) = self.file(node, state)?.plan_leave_inode(&*self.store)? {
+            self.write_planned(op, node, state, plan, &[])?;
+            self.flush_locked(node, state)?;
+        }
+        let mut rest = Some((at, len));
+        while let Some(range) = rest {
+            let plan = self.file(node, state)?.plan_allocate(&*self.store, range, HOLES, HOLE_BLOCKS)?;
+            rest = plan.rest;
+            let need = plan.space();
+            if need.data == 0 {
+                continue;
+            }
+            let mut space =
+                op.space(Want { data: need.data, meta: need.meta, near: self.group(node.ino) })?;
+            let pending =
+                self.alloc.take_data(&mut space, need.data, plan.near().or(Some(node.ino.block())))?;
+            self.change_file(state, Some(space), |file, txn, attr| {
+                file.allocate_apply(&plan, pending.runs(), txn, attr)?;
+                txn.use_data(pending);
+                Ok(())
+            })?;
+            self.file(node, state)?.allocate_done(plan);
+            self.trim_space(state);
+        }
+        Ok(())
+    }
+}
+
+impl Fs {
+    /// Allocate, punch or zero a range. `mode` as of fallocate(2).
+    pub fn fallocate(
+        &self,
+        node: NodeId,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        if !matches!(mode & !KEEP, 0 | PUNCH | ZERO) || (mode & PUNCH != 0 && mode & KEEP == 0) {
+            return reply(Err(Error::Unsupported("this mode of fallocate")));
+        }
+        let Some(end) = offset.checked_add(length).filter(|e| length > 0 && *e <= i64::MAX as u64) else {
+            return reply(Err(Error::FileTooLarge));
+        };
+        let ino = self.core.ino(node);
+        let core = self.core.clone();
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let core = op.core.clone();
+            let node = core.nodes.get(ino);
+            let _alone = node.gate.write();
+            let mut state = node.state.lock();
+            core.check_writable()?;
+            core.finish_truncation(&node, &mut state)?;
+            core.file(&node, &mut state)?;
+            if mode & PUNCH != 0 {
+                core.punch(op, &node, &mut state, offset, length)?;
+            } else {
+                if mode & ZERO != 0 {
+                    core.zero(op, &node, &mut state, offset, length)?;
+                }
+                core.preallocate(op, &node, &mut state, offset, length)?;
+                if mode & KEEP == 0 && end > core.file(&node, &mut state)?.size() {
+                    core.grow(op, &node, &mut state, end)?;
+                }
+            }
+            core.note_write(&node, &mut state);
+            Ok(())
+        };
+        let reply = move |done: Result<()>| {
+            reply(done);
+            // The kernel drops its pages of the range itself, before the call; a reader may have
+            // brought old ones back meanwhile.
+            core.invalidate_later(ino, offset, length);
+        };
+        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+    }
+
+    /// The next data (`data`) or hole at or behind `offset`.
+    pub fn seek(
+        &self,
+        node: NodeId,
+        offset: u64,
+        data: bool,
+        reply: impl FnOnce(Result<u64>) + Send + 'static,
+    ) {
+        let ino = self.core.ino(node);
+        let body = move |op: &mut Op<'_>| -> Step<u64> {
+            let core = op.core.clone();
+            let node = core.nodes.get(ino);
+            let mut state = node.state.lock();
+            let file = core.file(&node, &mut state)?;
+            Ok(match data {
+                true => file.seek_data(&*core.store, offset)?,
+                false => file.seek_hole(&*core.store, offset)?,
+            })
+        };
+        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+
+    /// Copy bytes between files; answers with how many, fewer than asked for where that suits.
+    pub fn copy_file_range(
+        &self,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
+        length: u64,
+        reply: impl FnOnce(Result<u32>) + Send + 'static,
+    ) {
+        let (from, to) = (self.core.ino(from), self.core.ino(to));
+        let mut locks = inode(from, Mode::S);
+        locks.add(LockName::Inode(to), Mode::X);
+        let core = self.core.clone();
+        let body = move |op: &mut Op<'_>| -> Step<u32> {
+            let core = op.core.clone();
+            let bytes = {
+                let node = core.nodes.get(from);
+                let _io = node.gate.read();
+                let mut state = node.state.lock();
+                let plan = core.file(&node, &mut state)?.plan_read(
+                    &*core.store,
+                    from_offset,
+                    length.min(COPY_MAX) as usize,
+                )?;
+                drop(state);
+                plan.read(&*core.store)?
+            };
+            if !bytes.is_empty() {
+                core.write_data(op, to, to_offset, &bytes, false, false)?;
+            }
+            Ok(bytes.len() as u32)
+        };
+        let reply = move |done: Result<u32>| {
+            reply(done);
+            core.invalidate_later(to, to_offset, length.min(COPY_MAX));
+        };
+        op::run(&self.core, locks, Box::new(body), Box::new(reply));
+    }
+}

@@ -1,0 +1,340 @@
+//! Becoming a member and leaving: from a device path to the operations, and back.
+
+use super::coherence::Hook;
+use super::*;
+use crate::base::SystemClock;
+use crate::cluster::disk::Disk;
+use crate::cluster::node::HostReport;
+use crate::cluster::{Cluster, JoinOptions, JoinReport};
+use crate::cluster::{LeaseSink, SlotClaim, Timing};
+use crate::device::probe::{self, Identity};
+use crate::device::{Access, FileDevice};
+use crate::format::cluster::heartbeat::DeviceFile;
+use crate::format::superblock::{self, LoadedFrom, Superblock, TimingProfile};
+use crate::format::volume::{self, SlotExtents, Volume};
+use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
+
+use crate::lock::LockConfig;
+use std::collections::BTreeSet;
+
+/// How long living members are asked to let us in.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long leaving waits for unlinked files to be freed.
+const REAP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the heartbeat's figures are renewed, and idle locks looked at.
+const REPORT: Duration = Duration::from_secs(1);
+/// Cached locks above which idle ones are given up.
+const LOCKS_MAX: usize = 200_000;
+
+/// Tells the store how long it may write.
+struct Lease(Arc<Store>);
+
+impl LeaseSink for Lease {
+    fn renewed(&self, _lease_end: Duration, write_until: Duration) {
+        self.0.permit().set_deadline(write_until);
+    }
+
+    fn lost(&self, reason: &str) {
+        self.0.permit().revoke();
+        self.0.halt().trip(reason);
+    }
+}
+
+/// Byte-range locks on the open device file.
+struct Claim(Arc<FileDevice>);
+
+impl SlotClaim for Claim {
+    fn try_hold(&self, offset: u64, length: u64) -> Result<bool> {
+        self.0.try_lock_range(offset, length)
+    }
+
+    fn release(&self, offset: u64, length: u64) -> Result<()> {
+        self.0.unlock_range(offset, length)
+    }
+}
+
+/// A device with what its superblock and volume block say.
+struct Opened {
+    device: Arc<FileDevice>,
+    identity: Identity,
+    superblock: Superblock,
+    volume: Volume,
+}
+
+fn open(options: &MountOptions) -> Result<Opened> {
+    let device = Arc::new(FileDevice::open(&options.device, Access::Mount)?);
+    let (superblock, from) = superblock::load(&*device)?;
+    if let LoadedFrom::Backup(block) = from {
+        tracing::warn!(
+            "{}: the superblock is damaged; using its backup in block {block}. Run fsck.shoal on the unmounted volume",
+            options.device.display()
+        );
+    }
+    superblock.check_features(true)?;
+    let volume = volume::load(&*device, &superblock)?;
+    let identity = probe::identity(device.file())?;
+    Ok(Opened { device, identity, superblock, volume })
+}
+
+/// This machine's lasting identity; random where it has none.
+fn machine_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).into_bytes()
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn timing(profile: TimingProfile) -> Timing {
+    match profile {
+        TimingProfile::Default => Timing::DEFAULT,
+        TimingProfile::San => Timing::SAN,
+        TimingProfile::Test => Timing::TEST,
+    }
+}
+
+fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(Cluster, JoinReport)> {
+    let id = &opened.identity;
+    let geometry = opened.superblock.geometry;
+    let disk = Disk { device: opened.device.clone(), format_id: opened.superblock.format_id, geometry };
+    let slots = opened.volume.slots.len();
+    let claim: Arc<dyn SlotClaim> = Arc::new(Claim(opened.device.clone()));
+    Cluster::join(
+        disk,
+        JoinOptions {
+            usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
+            timing: timing(opened.superblock.timing),
+            host: machine_id(),
+            boot: id.boot_id,
+            name: options.host_name.clone().unwrap_or_else(host_name),
+            device: options.device.display().to_string(),
+            file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
+            local: id.local_filesystem,
+            claim: id.local_filesystem.then_some(claim),
+            clock: Arc::new(SystemClock),
+            lease: Arc::new(Lease(store.clone())),
+            patience: PATIENCE,
+        },
+    )
+}
+
+fn extent(slot: &SlotExtents) -> (BlockNo, u64) {
+    (slot.journal_start, slot.journal_blocks)
+}
+
+fn slot_tree(slot: SlotId, extents: &SlotExtents) -> Tree {
+    Tree { ino: extents.inode, cover: LockName::Slot(slot) }
+}
+
+fn replay_all(store: &Arc<Store>, volume: &Volume, slots: &[SlotId]) -> Result<()> {
+    for slot in slots {
+        let extents = &volume.slots[usize::from(slot.0)];
+        let mut sink = DeviceSink::new(store, Duration::ZERO);
+        let report = replay(store, extent(extents), *slot, &mut sink)?;
+        tracing::info!(
+            slot = slot.0,
+            "replayed {} transactions, {} blocks written",
+            report.txns,
+            report.applied
+        );
+    }
+    Ok(())
+}
+
+/// Mount: become a member, recover what dead hosts left if nobody else lives, start the threads.
+///
+/// # Errors
+/// With what is wrong and what to do; then nothing is left behind.
+pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
+    let opened = open(options)?;
+    let geometry = opened.superblock.geometry;
+    let format_id = opened.superblock.format_id;
+    let store = Store::new(opened.device.clone(), format_id, geometry, options.cache_bytes);
+    let (cluster, report) = join(&opened, &store, options)?;
+    replay_all(&store, &opened.volume, &report.replay)?;
+    let slot = report.slot;
+    let own = &opened.volume.slots[usize::from(slot.0)];
+    let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
+    let journal = Journal::open(store.clone(), extent(own), slot, config)?;
+    let tree = slot_tree(slot, own);
+    let alloc = Allocator::new(store.clone(), journal.clone(), Arc::new(reap::SlotDeferral { tree }));
+    let hook = Arc::new(Hook::default());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, hook.clone());
+    let cluster = Arc::new(cluster);
+    let core = Arc::new(Core {
+        store,
+        journal,
+        alloc,
+        locks,
+        cluster,
+        clock,
+        kernel,
+        nodes: NodeTable::default(),
+        slot,
+        root: InodeNo(opened.superblock.root_inode),
+        geometry,
+        read_only: options.read_only,
+        pool: PagePool::new(options.dirty_bytes as u64),
+        seed: opened.superblock.hash_seed,
+        slot_tree: tree,
+        slot_lock: Arc::default(),
+        handles: handles::Handles::default(),
+        reaper: reap::Queue::default(),
+        writeback: writeback::Signal::default(),
+        statfs: statfs::Cache::default(),
+        next_id: AtomicU64::new(1),
+        threads: Mutex::default(),
+        stopping: std::sync::atomic::AtomicBool::new(false),
+    });
+    *hook.core.write() = Some(core.clone());
+    core.connect()?;
+    core.recover(&opened.volume, &report.replay)?;
+    core.start_threads()?;
+    core.look_at_root()?;
+    Ok(Arc::new(Fs { core }))
+}
+
+impl Core {
+    /// Lock room and cluster room learn of each other.
+    fn connect(self: &Arc<Self>) -> Result<()> {
+        let cluster = Arc::downgrade(&self.cluster);
+        self.locks.on_wake(Box::new(move || {
+            if let Some(cluster) = cluster.upgrade() {
+                cluster.wake();
+            }
+        }));
+        let cluster = Arc::downgrade(&self.cluster);
+        self.locks.on_adopt(Box::new(move |ag| match cluster.upgrade() {
+            Some(cluster) => cluster.adopt(ag),
+            None => Err(Error::Busy("the mount is ending".into())),
+        }));
+        let locks = Arc::downgrade(&self.locks);
+        self.store.halt().on_trip(move |reason| {
+            if let Some(locks) = locks.upgrade() {
+                locks.halt(reason);
+            }
+        });
+        self.cluster.start(self.locks.clone())
+    }
+
+    /// After replay: take over the orphans of the dead, then tell the cluster that they are clean.
+    fn recover(self: &Arc<Self>, volume: &Volume, replayed: &[SlotId]) -> Result<()> {
+        if replayed.is_empty() {
+            return Ok(());
+        }
+        // Moving items may take a block: have a group of our own at hand, unless those wait as well.
+        let members = self.cluster.membership();
+        let own = (0..self.geometry.ag_count)
+            .map(AgNo)
+            .find(|ag| members.owner_of(*ag).0.slot() == Some(self.slot));
+        let _space = match own.filter(|_| !replayed.contains(&self.slot)) {
+            Some(ag) => Some(self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?),
+            None => None,
+        };
+        for slot in replayed.iter().filter(|s| **s != self.slot) {
+            let other = slot_tree(*slot, &volume.slots[usize::from(slot.0)]);
+            match self.adopt_slot(other) {
+                Ok(0) => {}
+                Ok(n) => tracing::info!(slot = slot.0, "took over {n} orphans and deferred frees"),
+                // They stay where they are, for the next host with that slot.
+                Err(e) => tracing::warn!(slot = slot.0, "orphans are left for the slot's next host: {e}"),
+            }
+            let cover = BTreeSet::from([other.cover]);
+            self.journal.release(&cover)?;
+            self.store.drop_cover(other.cover);
+        }
+        self.cluster.recovered(replayed)
+    }
+
+    fn start_threads(self: &Arc<Self>) -> Result<()> {
+        let mut threads = self.threads.lock();
+        let mut start = |name: &str, work: fn(&Arc<Core>)| {
+            let core = self.clone();
+            let thread = std::thread::Builder::new().name(format!("shoal-{name}")).spawn(move || work(&core));
+            thread.map(|t| threads.push(t)).map_err(|e| Error::Device(format!("cannot start a thread: {e}")))
+        };
+        start("writeback", Core::run_writeback)?;
+        start("reaper", Core::run_reaper)?;
+        start("report", Core::run_report)
+    }
+
+    /// The root must be there before anybody is told that the mount is.
+    fn look_at_root(self: &Arc<Self>) -> Result<()> {
+        let _pins = self.locks.acquire_wait(inode(self.root, Mode::S))?;
+        let node = self.nodes.get(self.root);
+        let mut state = node.state.lock();
+        self.load_dir(&node, &mut state).map(|_| ())
+    }
+
+    /// Tells the heartbeat what this host has, and keeps the lock cache bounded.
+    fn run_report(self: &Arc<Self>) {
+        while !self.stopping.load(Ordering::Acquire) {
+            let (journal_head, journal_tail) = self.journal.positions();
+            let held = self.alloc.held();
+            let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
+            let groups = held.len() as u64;
+            self.cluster.set_report(HostReport {
+                journal_head,
+                journal_tail,
+                free_data,
+                free_meta: 0,
+                groups,
+            });
+            if self.locks.cached() > LOCKS_MAX {
+                self.locks.shrink(LOCKS_MAX * 3 / 4);
+            }
+            std::thread::park_timeout(REPORT);
+        }
+    }
+
+    fn stop_threads(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.writeback.stop();
+        self.reaper.stop();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+
+    fn leave(self: &Arc<Self>) -> Result<()> {
+        for node in self.nodes.all() {
+            self.nodes.forget(node.ino, u64::MAX);
+            if !node.state.lock().is_clean() {
+                let pins = self.locks.acquire_wait(inode(node.ino, Mode::X))?;
+                self.flush_node(&node)?;
+                drop(pins);
+            }
+        }
+        let deadline = self.clock.now() + REAP_PATIENCE;
+        while self.has_leftovers()? && self.clock.now() < deadline {
+            if let Err(e) = self.reap_now() {
+                tracing::warn!("unlinked files are left for the next mount: {e}");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.stop_threads();
+        self.locks.release_all()?;
+        self.journal.shutdown()?;
+        self.cluster.leave()
+    }
+}
+
+impl Fs {
+    /// Leave: write out everything, give up all locks, be a member no more. After the kernel has
+    /// let go of the mount.
+    ///
+    /// # Errors
+    /// What kept it from a clean leave; to the others this host has crashed then, and the next
+    /// mount replays its journal.
+    pub fn stop(&self) -> Result<()> {
+        let core = &self.core;
+        let left = core.store.halt().check().and_then(|()| core.leave());
+        core.stop_threads();
+        core.locks.shutdown();
+        left
+    }
+}

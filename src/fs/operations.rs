@@ -1,0 +1,149 @@
+//! The operations as the kernel adapter calls them: what it asks for and what it may rely on.
+//!
+//! Every operation takes a reply, called exactly once: at once, or later from another thread (the
+//! operation waits for a lock then, holding neither thread nor lock). Names are single components
+//! of any length; `.` and `..` never come, except in what listings give out.
+
+use crate::base::Result;
+use crate::fs::types::{
+    AttrReply, Caller, DirSink, EntryReply, LookupReply, NewNode, NodeId, OpenReply, ReadFlags, RenameFlags,
+    SeekWhat, SetAttr, Statfs, WriteFlags,
+};
+use crate::xattr::SetHow;
+
+/// Where an answer goes.
+pub trait Reply<T>: FnOnce(Result<T>) + Send + 'static {}
+impl<T, F: FnOnce(Result<T>) + Send + 'static> Reply<T> for F {}
+
+/// A filesystem's operations. Permission checks are the kernel's (`default_permissions`); `caller` is
+/// for ownership, set-id bits and privileged attributes.
+#[allow(clippy::too_many_arguments)]
+pub trait Operations: Send + Sync + 'static {
+    /// A name's inode. One found counts as one lookup until forgotten.
+    fn lookup(&self, parent: NodeId, name: &[u8], reply: impl Reply<LookupReply>);
+    /// The kernel drops `count` lookups of an inode.
+    fn forget(&self, ino: NodeId, count: u64);
+    fn getattr(&self, ino: NodeId, fh: Option<u64>, reply: impl Reply<AttrReply>);
+    fn setattr(
+        &self,
+        ino: NodeId,
+        change: SetAttr,
+        caller: Caller,
+        fh: Option<u64>,
+        reply: impl Reply<AttrReply>,
+    );
+    fn readlink(&self, ino: NodeId, reply: impl Reply<Vec<u8>>);
+    fn symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+        reply: impl Reply<EntryReply>,
+    );
+    /// A regular file, device, pipe or socket.
+    fn mknod(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        reply: impl Reply<EntryReply>,
+    );
+    fn mkdir(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        reply: impl Reply<EntryReply>,
+    );
+    fn unlink(&self, caller: Caller, parent: NodeId, name: &[u8], reply: impl Reply<()>);
+    fn rmdir(&self, caller: Caller, parent: NodeId, name: &[u8], reply: impl Reply<()>);
+    fn link(&self, caller: Caller, ino: NodeId, parent: NodeId, name: &[u8], reply: impl Reply<EntryReply>);
+    fn rename(
+        &self,
+        caller: Caller,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        flags: RenameFlags,
+        reply: impl Reply<()>,
+    );
+    /// `flags` are open(2)'s without O_CREAT, O_EXCL, O_TRUNC (truncation comes as setattr).
+    fn open(&self, ino: NodeId, flags: i32, caller: Caller, reply: impl Reply<OpenReply>);
+    /// Creates and opens; an existing name is opened unless `flags` has O_EXCL.
+    fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        flags: i32,
+        reply: impl Reply<(EntryReply, OpenReply)>,
+    );
+    /// Fewer bytes than `size` only at the end of the file.
+    fn read(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        offset: u64,
+        size: u32,
+        flags: ReadFlags,
+        reply: impl Reply<Vec<u8>>,
+    );
+    /// All of `data` or an error. `data` is the request's own memory: copy what must stay.
+    fn write(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        caller: Caller,
+        reply: impl Reply<u32>,
+    );
+    /// One close(2) of a descriptor; others of the same handle may follow. Ends `owner`'s POSIX locks.
+    fn flush(&self, ino: NodeId, fh: u64, owner: u64, reply: impl Reply<()>);
+    /// The last close of the handle.
+    fn release(&self, ino: NodeId, fh: u64, reply: impl Reply<()>);
+    fn fsync(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>);
+    fn opendir(&self, ino: NodeId, flags: i32, caller: Caller, reply: impl Reply<OpenReply>);
+    /// Entries after the one with cookie `after` (0: from the start), `.` and `..` first.
+    fn readdir(&self, ino: NodeId, fh: u64, after: u64, out: Box<dyn DirSink>);
+    fn releasedir(&self, ino: NodeId, fh: u64, reply: impl Reply<()>);
+    fn fsyncdir(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>);
+    fn statfs(&self, reply: impl Reply<Statfs>);
+    fn getxattr(&self, ino: NodeId, name: &[u8], reply: impl Reply<Vec<u8>>);
+    fn setxattr(
+        &self,
+        ino: NodeId,
+        name: &[u8],
+        value: &[u8],
+        how: SetHow,
+        caller: Caller,
+        reply: impl Reply<()>,
+    );
+    /// The names, each with a NUL after it.
+    fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>);
+    fn removexattr(&self, ino: NodeId, name: &[u8], caller: Caller, reply: impl Reply<()>);
+    /// `range` is offset and length; `mode` is fallocate(2)'s.
+    fn fallocate(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        range: (u64, u64),
+        mode: i32,
+        caller: Caller,
+        reply: impl Reply<()>,
+    );
+    fn lseek(&self, ino: NodeId, fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>);
+    /// Inode, handle and offset of both sides; may copy less than `length`.
+    fn copy_file_range(
+        &self,
+        from: (NodeId, u64, u64),
+        to: (NodeId, u64, u64),
+        length: u32,
+        caller: Caller,
+        reply: impl Reply<u32>,
+    );
+}

@@ -1,0 +1,291 @@
+//! Orphans and deferred frees: what has lost its last name, and what was freed in groups that this
+//! host did not hold. Both are items of the slot's system inode.
+//!
+//! Orphan items are hints: the reaper acts only if the generation fits and the link count is 0, and
+//! only with the inode's iopen lock held exclusively, that is, open nowhere. It first waits for
+//! that lock alone, holding nothing, so that a reader elsewhere is not locked out of the inode.
+
+use super::attr::{STEP, STEP_BLOCKS};
+use super::*;
+use crate::alloc::{DeferredFree, DeferredFrees};
+use crate::file::Progress;
+use crate::format::BlockKind;
+use crate::inode::{ItemKey, ItemKind, tree_costs};
+use crate::txn::BlockTxn;
+use crate::xattr;
+use parking_lot::Condvar;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+/// How often the slot inode is looked through for what was left.
+const LOOK: Duration = Duration::from_secs(5);
+/// Items handled in one pass.
+const BATCH: usize = 2000;
+
+/// Inodes to be reaped soon.
+#[derive(Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ready: BTreeSet<InodeNo>,
+    /// Being reaped or waited for.
+    busy: BTreeSet<InodeNo>,
+    stop: bool,
+}
+
+impl Queue {
+    /// The last name or handle of an orphan is gone on this host.
+    pub fn push(&self, ino: InodeNo) {
+        let mut state = self.state.lock();
+        if !state.busy.contains(&ino) && state.ready.insert(ino) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// An inode has become an orphan; if the kernel still knows it, its forgetting says when.
+    pub fn unlinked(&self, core: &Core, ino: InodeNo) {
+        if core.nodes.find(ino).is_none_or(|n| !n.is_open() && n.lookups() == 0) {
+            self.push(ino);
+        }
+    }
+
+    /// End the thread.
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.wake.notify_all();
+    }
+
+    fn done(&self, ino: InodeNo) {
+        self.state.lock().busy.remove(&ino);
+    }
+}
+
+/// Insert the orphan item; the slot inode is locked.
+pub fn insert_orphan(
+    tree: &Tree,
+    txn: &mut dyn BlockTxn,
+    ino: InodeNo,
+    generation: Generation,
+) -> Result<()> {
+    tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
+}
+
+/// Deferred frees as items of the slot inode.
+pub struct SlotDeferral {
+    pub tree: Tree,
+}
+
+impl DeferredFrees for SlotDeferral {
+    fn add(&self, txn: &mut dyn BlockTxn, frees: &[DeferredFree]) -> Result<()> {
+        let Some(first) = frees.first() else { return Ok(()) };
+        let key = ItemKey::new(ItemKind::DeferredFree, first.start.0);
+        self.tree.put(txn, key, &DeferredFree::encode(frees))
+    }
+
+    fn log_blocks(&self) -> u32 {
+        tree_costs::LOG_BLOCKS
+    }
+}
+
+impl Core {
+    /// The reaper thread.
+    pub(super) fn run_reaper(self: &Arc<Self>) {
+        loop {
+            let (ready, idle) = {
+                let mut state = self.reaper.state.lock();
+                if state.ready.is_empty() && !state.stop {
+                    self.reaper.wake.wait_for(&mut state, LOOK);
+                }
+                if state.stop {
+                    return;
+                }
+                let ready = std::mem::take(&mut state.ready);
+                state.busy.extend(&ready);
+                (ready.clone(), ready.is_empty())
+            };
+            if self.store.halt().check().is_err() {
+                return;
+            }
+            for ino in ready {
+                self.reap_when_closed(ino);
+            }
+            if idle && let Err(e) = self.look_through_slot() {
+                tracing::warn!("looking for orphans: {e}");
+            }
+        }
+    }
+
+    fn look_through_slot(self: &Arc<Self>) -> Result<()> {
+        let (mut orphans, mut frees) = (Vec::new(), Vec::new());
+        {
+            let _slot = self.slot_lock.lock();
+            let from = ItemKey::new(ItemKind::Orphan, 0);
+            self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
+                match key.kind {
+                    ItemKind::Orphan => orphans.push(InodeNo(key.id)),
+                    ItemKind::DeferredFree => frees.push((key, value.to_vec())),
+                    _ => {}
+                }
+                if orphans.len() + frees.len() < BATCH {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            })?;
+        }
+        for ino in orphans {
+            self.reaper.unlinked(self, ino);
+        }
+        frees.into_iter().try_for_each(|(key, value)| self.free_deferred(key, &value))
+    }
+
+    /// Free what lies in a group that was not held when it was freed. Nothing is held now.
+    fn free_deferred(self: &Arc<Self>, key: ItemKey, value: &[u8]) -> Result<()> {
+        let frees = DeferredFree::decode(self.slot_tree.ino, value)?;
+        let Some(ag) = frees.first().and_then(|f| self.geometry.ag_of(f.start)) else { return Ok(()) };
+        let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
+        let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+        if !self.slot_tree.remove(&mut change.txn, key)? {
+            return Ok(());
+        }
+        frees.iter().try_for_each(|f| change.txn.free_deferred(f))?;
+        change.txn.finish().map(|_| ())
+    }
+
+    /// Reap as soon as the inode is open nowhere; waits holding nothing.
+    fn reap_when_closed(self: &Arc<Self>, ino: InodeNo) {
+        let core = self.clone();
+        let open = LockSet::one(LockName::IOpen(ino), Mode::X);
+        self.locks.acquire(
+            open,
+            Box::new(move |pins| {
+                let Ok(pins) = pins else { return core.reaper.done(ino) };
+                drop(pins);
+                let both = LockSet::one(LockName::IOpen(ino), Mode::X).with(LockName::Inode(ino), Mode::X);
+                let again = core.clone();
+                core.locks.acquire(
+                    both,
+                    Box::new(move |pins| {
+                        let result = pins.and_then(|_pins| again.reap(ino));
+                        again.reaper.done(ino);
+                        if let Err(e) = result {
+                            tracing::warn!(inode = ino.0, "an unlinked inode is not freed yet: {e}");
+                        }
+                    }),
+                );
+            }),
+        );
+    }
+
+    /// Free an orphan. The inode and its iopen lock are pinned X.
+    fn reap(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
+        let node = self.nodes.get(ino);
+        if node.is_open() || node.lookups() > 0 {
+            return Ok(());
+        }
+        let gate = node.gate.write();
+        let mut state = node.state.lock();
+        node.generation.store(0, Ordering::Release);
+        let found = match self.load(&node, &mut state) {
+            Ok(attr) => Some((attr.kind, attr.nlink)),
+            Err(Error::Stale) => None,
+            Err(e) => return Err(e),
+        };
+        let Some((kind, 0)) = found else {
+            drop((state, gate));
+            return self.drop_orphan(ino);
+        };
+        self.empty_inode(&node, &mut state, kind)?;
+        let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+        self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::Orphan, ino.0))?;
+        change.txn.free_block(ino.block(), BlockKind::Inode, LockName::Inode(ino))?;
+        change.txn.finish()?;
+        (state.attr, state.file, state.space, state.attr_dirty) = (None, None, None, false);
+        drop((state, gate));
+        drop(node);
+        self.nodes.shed(ino);
+        Ok(())
+    }
+
+    /// Free everything the inode contains, in bounded transactions.
+    fn empty_inode(&self, node: &Node, state: &mut NodeState, kind: FileKind) -> Result<()> {
+        let tree = self.tree(node.ino);
+        if kind == FileKind::Regular {
+            if let Some(file) = &mut state.file {
+                file.abandon();
+            }
+            let mut progress = Progress::More;
+            while progress == Progress::More {
+                self.file(node, state)?;
+                progress =
+                    self.change_file(state, None, |file, txn, attr| file.truncate_apply(txn, attr, 0, STEP))?;
+                self.file(node, state)?.truncate_done(0, progress);
+            }
+            state.space = None;
+        }
+        let mut done = false;
+        while !done {
+            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+            tree.free_symlink(&mut change.txn)?;
+            done = xattr::free_one_long(&tree, &mut change.txn)?;
+            state.last_txn = change.txn.finish()?;
+        }
+        done = false;
+        while !done {
+            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+            done = tree.free_pages(&mut change.txn, 16)?;
+            state.last_txn = change.txn.finish()?;
+        }
+        Ok(())
+    }
+
+    fn drop_orphan(&self, ino: InodeNo) -> Result<()> {
+        let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+        self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::Orphan, ino.0))?;
+        change.txn.finish().map(|_| ())
+    }
+
+    /// Take over the orphans and deferred frees of another slot whose journal is replayed and which
+    /// nobody else looks after: its items move into our own slot inode.
+    pub(super) fn adopt_slot(&self, other: Tree) -> Result<u64> {
+        let mut moved = 0;
+        loop {
+            let mut items = Vec::new();
+            let from = ItemKey::new(ItemKind::Orphan, 0);
+            other.scan(&*self.store, from, None, &mut |key, value| {
+                items.push((key, value.to_vec()));
+                if items.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            if items.is_empty() {
+                return Ok(moved);
+            }
+            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
+            for (key, value) in items {
+                other.remove(&mut change.txn, key)?;
+                self.slot_tree.put(&mut change.txn, key, &value)?;
+                moved += 1;
+            }
+            change.txn.finish()?;
+        }
+    }
+
+    /// Look through the slot inode now.
+    pub(super) fn reap_now(self: &Arc<Self>) -> Result<()> {
+        self.look_through_slot()
+    }
+
+    /// Does the own slot inode hold anything?
+    pub(super) fn has_leftovers(&self) -> Result<bool> {
+        let mut any = false;
+        let _slot = self.slot_lock.lock();
+        self.slot_tree.scan(&*self.store, ItemKey::new(ItemKind::Orphan, 0), None, &mut |_, _| {
+            any = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(any)
+    }
+}

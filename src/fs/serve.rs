@@ -1,0 +1,216 @@
+//! [`Operations`] as the kernel adapter calls them, onto the operations of this room.
+
+use super::operations::{Operations, Reply};
+use super::*;
+use crate::xattr::SetHow;
+
+impl Operations for Fs {
+    fn lookup(&self, parent: NodeId, name: &[u8], reply: impl Reply<LookupReply>) {
+        Fs::lookup(self, parent, name.to_vec(), reply);
+    }
+
+    fn forget(&self, ino: NodeId, count: u64) {
+        Fs::forget(self, ino, count);
+    }
+
+    fn getattr(&self, ino: NodeId, _fh: Option<u64>, reply: impl Reply<AttrReply>) {
+        Fs::getattr(self, ino, reply);
+    }
+
+    fn setattr(
+        &self,
+        ino: NodeId,
+        change: SetAttr,
+        _caller: Caller,
+        _fh: Option<u64>,
+        reply: impl Reply<AttrReply>,
+    ) {
+        Fs::setattr(self, ino, change, reply);
+    }
+
+    fn readlink(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
+        Fs::readlink(self, ino, reply);
+    }
+
+    fn symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+        reply: impl Reply<EntryReply>,
+    ) {
+        Fs::symlink(self, caller, parent, name.to_vec(), target.to_vec(), reply);
+    }
+
+    fn mknod(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        reply: impl Reply<EntryReply>,
+    ) {
+        Fs::mknod(self, caller, parent, name.to_vec(), node, reply);
+    }
+
+    fn mkdir(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        reply: impl Reply<EntryReply>,
+    ) {
+        Fs::mknod(self, caller, parent, name.to_vec(), NewNode { kind: FileKind::Directory, ..node }, reply);
+    }
+
+    fn unlink(&self, _caller: Caller, parent: NodeId, name: &[u8], reply: impl Reply<()>) {
+        Fs::unlink(self, parent, name.to_vec(), reply);
+    }
+
+    fn rmdir(&self, _caller: Caller, parent: NodeId, name: &[u8], reply: impl Reply<()>) {
+        Fs::rmdir(self, parent, name.to_vec(), reply);
+    }
+
+    fn link(&self, _caller: Caller, ino: NodeId, parent: NodeId, name: &[u8], reply: impl Reply<EntryReply>) {
+        Fs::link(self, ino, parent, name.to_vec(), reply);
+    }
+
+    fn rename(
+        &self,
+        _caller: Caller,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        flags: RenameFlags,
+        reply: impl Reply<()>,
+    ) {
+        Fs::rename(self, from.0, from.1.to_vec(), to.0, to.1.to_vec(), flags, reply);
+    }
+
+    fn open(&self, ino: NodeId, flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {
+        Fs::open(self, ino, flags, reply);
+    }
+
+    fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        node: NewNode,
+        flags: i32,
+        reply: impl Reply<(EntryReply, OpenReply)>,
+    ) {
+        Fs::create(self, caller, parent, name.to_vec(), node, flags, reply);
+    }
+
+    fn read(
+        &self,
+        ino: NodeId,
+        _fh: u64,
+        offset: u64,
+        size: u32,
+        _flags: ReadFlags,
+        reply: impl Reply<Vec<u8>>,
+    ) {
+        Fs::read(self, ino, offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        ino: NodeId,
+        _fh: u64,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _caller: Caller,
+        reply: impl Reply<u32>,
+    ) {
+        Fs::write(self, ino, offset, data.to_vec(), flags, reply);
+    }
+
+    fn flush(&self, ino: NodeId, _fh: u64, _owner: u64, reply: impl Reply<()>) {
+        Fs::flush(self, ino, reply);
+    }
+
+    fn release(&self, _ino: NodeId, fh: u64, reply: impl Reply<()>) {
+        Fs::release(self, fh);
+        reply(Ok(()));
+    }
+
+    fn fsync(&self, ino: NodeId, _fh: u64, _data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, reply);
+    }
+
+    fn opendir(&self, ino: NodeId, _flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {
+        Fs::opendir(self, ino, reply);
+    }
+
+    fn readdir(&self, ino: NodeId, _fh: u64, after: u64, out: Box<dyn DirSink>) {
+        Fs::readdir(self, ino, after, out);
+    }
+
+    fn releasedir(&self, _ino: NodeId, fh: u64, reply: impl Reply<()>) {
+        Fs::releasedir(self, fh);
+        reply(Ok(()));
+    }
+
+    fn fsyncdir(&self, ino: NodeId, _fh: u64, _data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, reply);
+    }
+
+    fn statfs(&self, reply: impl Reply<Statfs>) {
+        Fs::statfs(self, reply);
+    }
+
+    fn getxattr(&self, ino: NodeId, name: &[u8], reply: impl Reply<Vec<u8>>) {
+        Fs::getxattr(self, ino, name.to_vec(), reply);
+    }
+
+    fn setxattr(
+        &self,
+        ino: NodeId,
+        name: &[u8],
+        value: &[u8],
+        how: SetHow,
+        _caller: Caller,
+        reply: impl Reply<()>,
+    ) {
+        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, reply);
+    }
+
+    fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
+        Fs::listxattr(self, ino, reply);
+    }
+
+    fn removexattr(&self, ino: NodeId, name: &[u8], _caller: Caller, reply: impl Reply<()>) {
+        Fs::removexattr(self, ino, name.to_vec(), reply);
+    }
+
+    fn fallocate(
+        &self,
+        ino: NodeId,
+        _fh: u64,
+        range: (u64, u64),
+        mode: i32,
+        _caller: Caller,
+        reply: impl Reply<()>,
+    ) {
+        Fs::fallocate(self, ino, range.0, range.1, mode, reply);
+    }
+
+    fn lseek(&self, ino: NodeId, _fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>) {
+        Fs::seek(self, ino, offset, what == SeekWhat::Data, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        from: (NodeId, u64, u64),
+        to: (NodeId, u64, u64),
+        length: u32,
+        _caller: Caller,
+        reply: impl Reply<u32>,
+    ) {
+        Fs::copy_file_range(self, (from.0, from.2), (to.0, to.2), length.into(), reply);
+    }
+}

@@ -1,0 +1,188 @@
+//! `shoal mount` and `mount.fuse.shoal`: `DEVICE DIRECTORY [-sfnv] [-o OPTIONS]`.
+
+use crate::device::local::{self, Registration};
+use crate::device::mountinfo;
+use crate::fs::mount::start;
+use crate::fuse::adapter::Adapter;
+use crate::fuse::cli::{FAILED, USAGE, complain};
+use crate::fuse::daemon::{self, Readiness, Role, Signals};
+use crate::fuse::notify::Notifier;
+use crate::fuse::options::Request;
+use crate::fuse::{log, mount};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a mount waits for the daemon of an earlier, unmounted one to let go of the device.
+const LEAVING_MAX: Duration = Duration::from_secs(60);
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Block device or image file.
+    device: PathBuf,
+    /// Where to mount it.
+    directory: PathBuf,
+    /// Mount options, separated by commas.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground, with the log on stderr.
+    #[arg(long)]
+    foreground: bool,
+    /// Pass over unknown mount options.
+    #[arg(short = 's')]
+    sloppy: bool,
+    /// Do everything but mount.
+    #[arg(short = 'f')]
+    fake: bool,
+    /// Without effect: there is no mtab to write.
+    #[arg(short = 'n')]
+    no_mtab: bool,
+    /// Say what is done.
+    #[arg(short = 'v')]
+    verbose: bool,
+    /// The type that mount(8) was given.
+    #[arg(short = 't', value_name = "TYPE", hide = true)]
+    fs_type: Option<String>,
+}
+
+/// What to mount where, names made absolute.
+struct Task {
+    request: Request,
+    /// The device as it was given, for listings.
+    source: PathBuf,
+    mountpoint: PathBuf,
+}
+
+/// Mounts; returns 0 only when the mount is usable. The daemon's own process returns from here when
+/// the volume is unmounted.
+pub fn run(name: &str, arguments: Arguments) -> ExitCode {
+    let task = match prepare(&arguments) {
+        Ok(task) => task,
+        Err((what, code)) => return complain(name, what, code),
+    };
+    if arguments.fake {
+        return ExitCode::SUCCESS;
+    }
+    if task.request.remount {
+        return match remount(&task) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(what) => complain(name, what, FAILED),
+        };
+    }
+    let readiness = if arguments.foreground {
+        Readiness::nobody()
+    } else {
+        match daemon::detach() {
+            Ok(Role::Daemon(readiness)) => readiness,
+            Ok(Role::Command(Ok(()))) => {
+                if arguments.verbose {
+                    println!("{} mounted on {}", task.source.display(), task.mountpoint.display());
+                }
+                return ExitCode::SUCCESS;
+            }
+            Ok(Role::Command(Err(what))) => return complain(name, what, FAILED),
+            Err(e) => return complain(name, format_args!("cannot start a daemon: {e}"), FAILED),
+        }
+    };
+    serve(&task, readiness, arguments.foreground)
+}
+
+fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
+    let absolute =
+        |path: &Path| std::fs::canonicalize(path).map_err(|e| (format!("{}: {e}", path.display()), FAILED));
+    let mut request = Request::new(PathBuf::new());
+    for list in &arguments.options {
+        request.parse(list, arguments.sloppy).map_err(|what| (what, USAGE))?;
+    }
+    let mountpoint = absolute(&arguments.directory)?;
+    if !mountpoint.is_dir() {
+        return Err((format!("{}: not a directory", arguments.directory.display()), FAILED));
+    }
+    // A remount of a volume whose device has another name by now must still work.
+    request.volume.device = match absolute(&arguments.device) {
+        Err(_) if request.remount => arguments.device.clone(),
+        other => other?,
+    };
+    Ok(Task { request, source: arguments.device.clone(), mountpoint })
+}
+
+fn remount(task: &Task) -> Result<(), String> {
+    let there = format!("{}: no Shoal volume is mounted here", task.mountpoint.display());
+    match mountinfo::mounted_at(&task.mountpoint) {
+        Ok(Some(entry)) if entry.fs_type == mountinfo::FS_TYPE => {}
+        Ok(_) => return Err(there),
+        Err(e) => return Err(e.to_string()),
+    }
+    mount::remount(&task.mountpoint, task.request.flags)
+        .map_err(|e| format!("remounting {}: {e}", task.mountpoint.display()))
+}
+
+/// The daemon's life.
+fn serve(task: &Task, readiness: Readiness, foreground: bool) -> ExitCode {
+    let signals = Signals::block();
+    if let Err(e) = log::start(task.request.log.as_deref(), foreground) {
+        readiness.failed(&e.to_string());
+        return ExitCode::from(FAILED);
+    }
+    daemon::harden();
+    match volume(task, readiness, signals) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(()) => ExitCode::from(FAILED),
+    }
+}
+
+/// Joins, mounts, serves, leaves. Failures are told to whoever waits, or else to the log.
+fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()> {
+    let shown = task.source.display();
+    let device = &task.request.volume.device;
+    let opened = open(task);
+    let (mut registration, fuse, notifier) = match opened {
+        Ok(opened) => opened,
+        Err(e) => return Err(readiness.failed(&format!("{shown}: {e}"))),
+    };
+    // Errors of the volume name the device themselves where it helps.
+    let fs = match start(&task.request.volume, notifier.clone()) {
+        Ok(fs) => fs,
+        Err(e) => return Err(readiness.failed(&with_device(&e.to_string(), device))),
+    };
+    let adapter = Adapter::new(fs.clone(), notifier.clone());
+    let at = (task.source.as_os_str(), task.mountpoint.as_path());
+    let served = daemon::begin(adapter, fuse, notifier, at, task.request.flags, task.request.threads)
+        .and_then(|served| {
+            registration.set_mounted(served.connection)?;
+            served.unmount_on_signals(signals)?;
+            Ok(served)
+        });
+    let ended = match served {
+        Ok(served) => {
+            tracing::info!("{shown} mounted on {}", task.mountpoint.display());
+            readiness.ready();
+            served.run().map_err(|e| tracing::error!("serving {shown}: {e}"))
+        }
+        Err(e) => Err(readiness.failed(&e.to_string())),
+    };
+    let left = fs.stop();
+    match &left {
+        Ok(()) => tracing::info!("{shown} left"),
+        Err(e) => tracing::error!("leaving {shown}: {e}"),
+    }
+    registration.keep_until_exit();
+    ended.and(left.map_err(drop))
+}
+
+type Opened = (Registration, std::os::fd::OwnedFd, Arc<Notifier>);
+
+fn open(task: &Task) -> std::io::Result<Opened> {
+    let device = &task.request.volume.device;
+    local::wait_for_leaving(device, LEAVING_MAX)?;
+    let registration = Registration::new(device, &task.mountpoint)?;
+    let fuse = mount::open_device()?;
+    let notifier = Arc::new(Notifier::new(&fuse)?);
+    Ok((registration, fuse, notifier))
+}
+
+fn with_device(what: &str, device: &Path) -> String {
+    let device = device.display().to_string();
+    if what.contains(&device) { what.to_string() } else { format!("{device}: {what}") }
+}

@@ -1,0 +1,216 @@
+//! From the mount command to a served mount and to its end.
+//!
+//! The command forks before it has any thread. The child becomes the daemon: it joins the cluster,
+//! mounts, answers INIT and only then lets its parent go, so that a mount command that returned 0
+//! left a usable mount; otherwise the parent prints what the child could not do. Nothing is printed
+//! on success.
+
+use crate::fs::types::KernelCache;
+use crate::fuse::mount::{self, Unmount};
+use crate::fuse::notify::Notifier;
+use fuser::{Config, Filesystem, Session, SessionACL};
+use std::ffi::OsStr;
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+/// <linux/prctl.h>; libc has no name for it.
+const PR_SET_IO_FLUSHER: i32 = 57;
+
+/// Which of the two processes this is after [`detach`].
+pub enum Role {
+    /// The command; it ends with this: all well, or what went wrong.
+    Command(Result<(), String>),
+    /// The daemon to be.
+    Daemon(Readiness),
+}
+
+/// The daemon's word to the waiting command.
+pub struct Readiness(Option<PipeWriter>);
+
+/// First byte of the daemon's word if all is well; else the word is an error message.
+const READY: u8 = 0;
+
+impl Readiness {
+    /// For a daemon that stays in the foreground: nobody waits.
+    pub fn nobody() -> Readiness {
+        Readiness(None)
+    }
+
+    /// The mount is usable: lets go of the terminal, then of the command.
+    pub fn ready(self) {
+        if let Some(mut pipe) = self.0 {
+            if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+                for fd in 0..=2 {
+                    // SAFETY: dup2 of an open descriptor onto the standard ones, which Rust owns no object of.
+                    unsafe { libc::dup2(null.as_raw_fd(), fd) };
+                }
+            }
+            let _ = pipe.write_all(&[READY]);
+        }
+    }
+
+    /// The mount failed.
+    pub fn failed(self, why: &str) {
+        match self.0 {
+            Some(mut pipe) => drop(pipe.write_all(why.as_bytes())),
+            None => eprintln!("{why}"),
+        }
+    }
+}
+
+/// Forks. The command's side returns when the daemon is ready, has failed or has died.
+///
+/// # Errors
+/// If there can be no pipe or process.
+pub fn detach() -> io::Result<Role> {
+    let (mut reader, writer) = io::pipe()?;
+    // SAFETY: the process has one thread (commands start none before this), so the child may go on
+    // like any process.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(reader);
+            Ok(Role::Daemon(Readiness(Some(leave_session(writer)?))))
+        }
+        _ => {
+            drop(writer);
+            let mut word = Vec::new();
+            reader.read_to_end(&mut word)?;
+            Ok(Role::Command(match word.first() {
+                Some(&READY) => Ok(()),
+                Some(_) => Err(String::from_utf8_lossy(&word).into_owned()),
+                None => Err("the daemon died before the mount was complete; see its log".into()),
+            }))
+        }
+    }
+}
+
+/// The child's part: own session, no current directory, nothing of the caller's left open but the
+/// standard descriptors (until ready) and the pipe.
+fn leave_session(pipe: PipeWriter) -> io::Result<PipeWriter> {
+    const KEPT: i32 = 3;
+    std::env::set_current_dir("/")?;
+    // SAFETY: plain system calls on descriptors; the pipe is moved to KEPT and owned there alone,
+    // and whatever else stood open above belongs to no object of this process.
+    unsafe {
+        libc::setsid();
+        if pipe.as_raw_fd() != KEPT && libc::dup3(pipe.as_raw_fd(), KEPT, libc::O_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        std::mem::forget(pipe);
+        libc::close_range(KEPT as u32 + 1, u32::MAX, 0);
+        Ok(OwnedFd::from_raw_fd(KEPT).into())
+    }
+}
+
+/// What a process that serves a filesystem must be: spared the write-back of its own mounts when it
+/// allocates, and dead rather than half alive after a panic (a thread that panicked leaves locks and
+/// caches in an unknown state; the journal makes sudden death safe). Call it before any thread.
+pub fn harden() {
+    // SAFETY: a prctl without pointers. It is inherited by the threads started later; without the
+    // privilege it fails, which only costs the guarantee.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    std::panic::set_hook(Box::new(|info| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        tracing::error!("{info}; this host stops here\n{trace}");
+        eprintln!("{info}");
+        std::process::abort();
+    }));
+}
+
+/// A mount that has answered INIT.
+pub struct Served<F: Filesystem> {
+    session: Session<F>,
+    notifier: Arc<Notifier>,
+    mountpoint: std::path::PathBuf,
+    /// Minor number of the mount's anonymous device.
+    pub connection: u64,
+}
+
+/// Mounts `device` (an open /dev/fuse, the one of `notifier`) at `mountpoint` (canonical) and answers INIT.
+///
+/// # Errors
+/// With what was tried; then nothing is mounted.
+pub fn begin<F: Filesystem>(
+    filesystem: F,
+    device: OwnedFd,
+    notifier: Arc<Notifier>,
+    at: (&OsStr, &Path),
+    flags: u64,
+    threads: usize,
+) -> io::Result<Served<F>> {
+    let (source, mountpoint) = at;
+    let connection = mount::mount(device, source, mountpoint, flags)
+        .map_err(|e| io::Error::new(e.kind(), format!("mounting at {}: {e}", mountpoint.display())))?;
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    let session =
+        Session::from_fd(filesystem, connection.device, SessionACL::All, config).inspect_err(|_| {
+            let _ = mount::unmount(mountpoint, Unmount::Lazy);
+        })?;
+    if let Err(e) = mount::raise_read_ahead(connection.id) {
+        tracing::warn!("reads will be small: read_ahead_kb: {e}");
+    }
+    notifier.set_mounted(connection.id);
+    Ok(Served { session, notifier, mountpoint: mountpoint.to_owned(), connection: connection.id })
+}
+
+impl<F: Filesystem> Served<F> {
+    /// Serves until the filesystem is unmounted or its connection aborted.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn run(self) -> io::Result<()> {
+        self.session.run()
+    }
+
+    /// Unmounts lazily at the first SIGTERM, SIGINT or SIGHUP and aborts the connection at the next.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn unmount_on_signals(&self, signals: Signals) -> io::Result<()> {
+        let (notifier, mountpoint) = (Arc::clone(&self.notifier), self.mountpoint.clone());
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            signals.wait();
+            tracing::info!("unmounting on a signal");
+            if let Err(e) = mount::unmount(&mountpoint, Unmount::Lazy) {
+                tracing::warn!("unmounting {}: {e}", mountpoint.display());
+            }
+            loop {
+                signals.wait();
+                tracing::warn!("aborting on a second signal");
+                let _ = notifier.abort();
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// The signals that end a daemon, blocked in every thread and waited for in one.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks them in this thread and those it starts later: call it before any thread.
+    pub fn block() -> Signals {
+        // SAFETY: a sigset_t is plain data that sigemptyset initialises; the calls only read and
+        // write it and this thread's mask.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&mut set, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            Signals(set)
+        }
+    }
+
+    fn wait(&self) {
+        let mut signal = 0;
+        // SAFETY: both pointers are to live values.
+        while unsafe { libc::sigwait(&self.0, &mut signal) } != 0 {}
+    }
+}

@@ -1,0 +1,155 @@
+//! Invalidation of the kernel's caches: one writev on a duplicate of the session's device.
+//!
+//! fuser's own notifier is not used: it hides ENOENT, which coherence must see (a reply that makes
+//! the inode known may still be on its way), and lacks INC_EPOCH.
+
+use crate::fs::types::{KernelCache, NodeId};
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// `enum fuse_notify_code` of <linux/fuse.h>.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Code {
+    InvalInode = 2,
+    InvalEntry = 3,
+    IncEpoch = 8,
+}
+
+/// First protocol minor with FUSE_NOTIFY_INC_EPOCH (Linux 6.16).
+const MINOR_INC_EPOCH: u32 = 44;
+
+/// Bytes of `struct fuse_out_header`.
+const HEADER: usize = 16;
+
+/// The kernel's caches of one mount.
+pub struct Notifier {
+    device: File,
+    /// Protocol minor that the kernel named in INIT; 0 before.
+    minor: AtomicU32,
+    /// The connection's number, once it is mounted.
+    connection: OnceLock<u64>,
+}
+
+impl Notifier {
+    /// A notifier for the connection of `device` (an open /dev/fuse).
+    ///
+    /// # Errors
+    /// If the descriptor cannot be duplicated.
+    pub fn new(device: impl AsFd) -> io::Result<Notifier> {
+        let device: OwnedFd = device.as_fd().try_clone_to_owned()?;
+        Ok(Notifier { device: device.into(), minor: AtomicU32::new(0), connection: OnceLock::new() })
+    }
+
+    /// INIT told the kernel's protocol version.
+    pub fn set_protocol(&self, minor: u32) {
+        self.minor.store(minor, Ordering::Release);
+    }
+
+    /// The mount is complete.
+    pub fn set_mounted(&self, connection: u64) {
+        let _ = self.connection.set(connection);
+    }
+
+    fn send(&self, code: Code, body: &[&[u8]]) -> io::Result<()> {
+        let length = HEADER + body.iter().map(|part| part.len()).sum::<usize>();
+        let mut header = [0u8; HEADER];
+        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+        header[4..8].copy_from_slice(&(code as i32).to_ne_bytes());
+        let mut parts = [IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[])];
+        parts[0] = IoSlice::new(&header);
+        for (slot, part) in parts[1..].iter_mut().zip(body) {
+            *slot = IoSlice::new(part);
+        }
+        loop {
+            match (&self.device).write_vectored(&parts[..=body.len()]) {
+                Ok(n) if n == length => return Ok(()),
+                Ok(n) => {
+                    return Err(io::Error::other(format!("a notification of {length} bytes took {n}")));
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+impl KernelCache for Notifier {
+    fn inval_inode(&self, ino: NodeId, offset: i64, length: i64) -> io::Result<()> {
+        let mut body = [0u8; 24];
+        body[..8].copy_from_slice(&ino.0.to_ne_bytes());
+        body[8..16].copy_from_slice(&offset.to_ne_bytes());
+        body[16..].copy_from_slice(&length.to_ne_bytes());
+        self.send(Code::InvalInode, &[&body])
+    }
+
+    fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()> {
+        let mut body = [0u8; 16];
+        body[..8].copy_from_slice(&parent.0.to_ne_bytes());
+        let length =
+            u32::try_from(name.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))?;
+        body[8..12].copy_from_slice(&length.to_ne_bytes());
+        self.send(Code::InvalEntry, &[&body, name, &[0]])
+    }
+
+    fn inc_epoch(&self) -> io::Result<()> {
+        if !self.supports_epoch() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.send(Code::IncEpoch, &[])
+    }
+
+    fn supports_epoch(&self) -> bool {
+        self.minor.load(Ordering::Acquire) >= MINOR_INC_EPOCH
+    }
+
+    fn abort(&self) -> io::Result<()> {
+        let connection = *self.connection.get().ok_or(io::ErrorKind::NotConnected)?;
+        super::mount::abort(connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn sent(notify: impl FnOnce(&Notifier)) -> Vec<u8> {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let notifier = Notifier::new(&writer).unwrap();
+        notifier.set_protocol(MINOR_INC_EPOCH);
+        notify(&notifier);
+        drop((notifier, writer));
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn notifications_as_the_kernel_reads_them() {
+        let head = |length: u32, code: i32| {
+            [&length.to_ne_bytes()[..], &code.to_ne_bytes(), &0u64.to_ne_bytes()].concat()
+        };
+        let inode = sent(|n| n.inval_inode(NodeId(7), -1, 0).unwrap());
+        let expected = [&head(40, 2)[..], &7u64.to_ne_bytes(), &(-1i64).to_ne_bytes(), &[0; 8]].concat();
+        assert_eq!(inode, expected);
+        let entry = sent(|n| n.inval_entry(NodeId(1), b"abc").unwrap());
+        let expected =
+            [&head(36, 3)[..], &1u64.to_ne_bytes(), &3u32.to_ne_bytes(), &[0; 4], b"abc\0"].concat();
+        assert_eq!(entry, expected);
+        assert_eq!(sent(|n| n.inc_epoch().unwrap()), head(16, 8));
+    }
+
+    #[test]
+    fn no_epoch_before_the_kernel_named_its_version() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let notifier = Notifier::new(&writer).unwrap();
+        assert!(!notifier.supports_epoch());
+        assert_eq!(notifier.inc_epoch().unwrap_err().kind(), io::ErrorKind::Unsupported);
+        notifier.set_protocol(MINOR_INC_EPOCH - 1);
+        assert!(!notifier.supports_epoch());
+    }
+}

@@ -1,0 +1,473 @@
+//! The master's side of the lock conversation: a pure machine, one per host, for all groups this
+//! host masters.
+//!
+//! There is an object only for a lock in which another host has an interest; all others belong to
+//! this host without any record. Other hosts speak through registers, of which any intermediate
+//! content may be missed, so every rule looks at what *is* there:
+//!
+//! - M1 A host's mode is believed only when its `ack` has reached the last grant number sent to it;
+//!   until then the belief stays at what was granted.
+//! - M2 First come, first served: the head of the queue is granted when it goes with the beliefs of
+//!   all others, and whoever follows it and also fits. Nothing passes a waiting head, except for
+//!   [`LockName::IOpen`], whose exclusive wants may wait for ever and are passed.
+//! - M3 Whoever stands in the way of a waiting head is told a cap.
+//! - M4 A group that was just taken over grants nothing until every member has declared what it
+//!   holds, and every dead host is recovered.
+//! - Grant numbers grow over all locks and are never reused; a party is forgotten only when it
+//!   holds nothing, asks nothing and its request is gone from its register.
+//!
+//! Promise: at any time the modes that unfenced hosts hold are no stronger than the beliefs, and
+//! beliefs of different hosts go together.
+
+use crate::base::{AgNo, LockName, Mode, SlotId, Token};
+use crate::format::cluster::{Entry, EntryKind};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum MasterEvent {
+    /// This host became the master of `ag`. `awaited`: every other host that may hold locks of it.
+    /// `own`: this host's own locks of the group, (lock, held, wanted).
+    Open { ag: AgNo, token: Token, awaited: BTreeSet<SlotId>, own: Vec<(LockName, Mode, Mode)> },
+    /// The whole register of a peer, with the group of each entry.
+    Register { from: SlotId, entries: Vec<(AgNo, Entry)> },
+    /// The peer's incarnation holds nothing any more: it left, or it was recovered.
+    Gone { peer: SlotId },
+    /// What this host itself now holds (it lowered it, or nothing changed) and wants.
+    Own { ag: AgNo, lock: LockName, held: Mode, want: Mode },
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MasterAction {
+    /// This host itself may now hold `mode`.
+    Grant { lock: LockName, mode: Mode },
+    /// This host itself must come down to `cap` (`X`: it need not any more).
+    Cap { lock: LockName, cap: Mode },
+    /// The register for `to` has changed.
+    Publish { to: SlotId },
+    /// All have declared.
+    Opened { ag: AgNo },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Party {
+    belief: Mode,
+    cap: Mode,
+    /// Number of the last grant to it; 0 if it was forgotten since.
+    last_grant: u64,
+    seen: u64,
+    /// Its request stands in its register.
+    present: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Object {
+    ag: AgNo,
+    own: Mode,
+    own_cap: Mode,
+    parties: BTreeMap<SlotId, Party>,
+    /// `None` is this host.
+    queue: VecDeque<(Option<SlotId>, Mode)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Group {
+    token: Token,
+    awaited: BTreeSet<SlotId>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Peer {
+    /// Requests in its register when it was last read.
+    requests: BTreeSet<LockName>,
+    /// Grants in our register for it.
+    grants: BTreeSet<LockName>,
+}
+
+/// See the head of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Master {
+    caps_max: usize,
+    last_grant: u64,
+    groups: BTreeMap<AgNo, Group>,
+    /// Groups that wait for declarations.
+    opening: BTreeSet<AgNo>,
+    objects: BTreeMap<LockName, Object>,
+    peers: BTreeMap<SlotId, Peer>,
+}
+
+/// Most declarations asked of one peer at a time; the register is bounded.
+pub const ASKS_MAX: usize = 20;
+/// Most unasked caps in one register, the usual setting.
+pub const CAPS_MAX: usize = 18;
+
+impl Master {
+    /// A master of nothing, that tells one peer of at most `caps_max` unasked caps at a time.
+    pub fn new(caps_max: usize) -> Master {
+        Master {
+            caps_max,
+            last_grant: 0,
+            groups: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            objects: BTreeMap::new(),
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// One event; `own` tells what this host holds of a lock that has no object yet.
+    pub fn step(&mut self, event: MasterEvent, own: &dyn Fn(LockName) -> Mode) -> Vec<MasterAction> {
+        let mut out = Vec::new();
+        match event {
+            MasterEvent::Open { ag, token, awaited, own } => self.open(ag, token, awaited, own, &mut out),
+            MasterEvent::Register { from, entries } => self.register(from, entries, own, &mut out),
+            MasterEvent::Gone { peer } => self.gone(peer, &mut out),
+            MasterEvent::Own { ag, lock, held, want } => self.own(ag, lock, held, want, &mut out),
+        }
+        out
+    }
+
+    /// Is `ag` mastered here (perhaps still collecting declarations)? Under which token?
+    pub fn token(&self, ag: AgNo) -> Option<Token> {
+        self.groups.get(&ag).map(|g| g.token)
+    }
+
+    /// May this host take `lock` in any mode at once, without a word to anybody?
+    pub fn is_free(&self, ag: AgNo, lock: LockName) -> bool {
+        self.groups.get(&ag).is_some_and(|g| g.awaited.is_empty()) && !self.objects.contains_key(&lock)
+    }
+
+    /// Groups that wait for declarations, and of whom.
+    pub fn opening(&self) -> impl Iterator<Item = (AgNo, &BTreeSet<SlotId>)> {
+        self.opening.iter().map(|ag| (*ag, &self.groups[ag].awaited))
+    }
+
+    /// Locks in which other hosts have an interest.
+    pub fn objects(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// What `peer` is believed to hold.
+    pub fn belief(&self, lock: LockName, peer: SlotId) -> Mode {
+        self.objects.get(&lock).and_then(|o| o.parties.get(&peer)).map_or(Mode::N, |p| p.belief)
+    }
+
+    /// Our part of the register for `to`: declarations asked, then grants and caps.
+    pub fn outgoing(&self, to: SlotId) -> Vec<Entry> {
+        let asks = self.opening().filter(|(_, awaited)| awaited.contains(&to)).take(ASKS_MAX);
+        let mut entries: Vec<_> = asks.map(|(ag, _)| ask(ag, self.groups[&ag].token)).collect();
+        let Some(peer) = self.peers.get(&to) else { return entries };
+        let answered = |lock: &&LockName| self.objects[*lock].parties[&to].present;
+        entries.extend(peer.grants.iter().filter(answered).map(|lock| self.grant_entry(*lock, to)));
+        // The greatest first: whoever holds the greatest lock that is waited for waits for nothing.
+        let unasked = peer.grants.iter().rev().filter(|lock| !answered(lock)).take(self.caps_max);
+        entries.extend(unasked.map(|lock| self.grant_entry(*lock, to)));
+        entries
+    }
+
+    fn grant_entry(&self, lock: LockName, to: SlotId) -> Entry {
+        let object = &self.objects[&lock];
+        let party = &object.parties[&to];
+        Entry {
+            lock,
+            kind: EntryKind::Grant,
+            mode: party.belief,
+            held: Mode::N,
+            cap: party.cap,
+            flags: 0,
+            token: self.groups[&object.ag].token,
+            number: party.last_grant,
+            seq: party.seen,
+        }
+    }
+
+    fn open(
+        &mut self,
+        ag: AgNo,
+        token: Token,
+        awaited: BTreeSet<SlotId>,
+        own: Vec<(LockName, Mode, Mode)>,
+        out: &mut Vec<MasterAction>,
+    ) {
+        if self.groups.get(&ag).is_some_and(|g| g.token >= token) {
+            return;
+        }
+        assert!(!self.groups.contains_key(&ag), "a group is lost only by dying");
+        out.extend(awaited.iter().map(|to| MasterAction::Publish { to: *to }));
+        self.groups.insert(ag, Group { token, awaited });
+        self.opening.insert(ag);
+        for (lock, held, want) in own {
+            if want != Mode::N {
+                let mut object = Object::new(ag, held);
+                object.queue.push_back((None, want));
+                self.objects.insert(lock, object);
+            }
+        }
+        self.try_opened(ag, out);
+    }
+
+    fn try_opened(&mut self, ag: AgNo, out: &mut Vec<MasterAction>) {
+        if !self.groups[&ag].awaited.is_empty() {
+            return;
+        }
+        self.opening.remove(&ag);
+        out.push(MasterAction::Opened { ag });
+        let locks: Vec<_> = self.objects.iter().filter(|(_, o)| o.ag == ag).map(|(l, _)| *l).collect();
+        for lock in locks {
+            self.serve(lock, out);
+        }
+    }
+
+    fn register(
+        &mut self,
+        from: SlotId,
+        entries: Vec<(AgNo, Entry)>,
+        own: &dyn Fn(LockName) -> Mode,
+        out: &mut Vec<MasterAction>,
+    ) {
+        let current = |m: &Master, ag: AgNo, e: &Entry| m.groups.get(&ag).is_some_and(|g| g.token == e.token);
+        let requests: Vec<_> = entries
+            .iter()
+            .filter(|(ag, e)| e.kind == EntryKind::Request && current(self, *ag, e))
+            .copied()
+            .collect();
+        let present: BTreeSet<_> = requests.iter().map(|(_, e)| e.lock).collect();
+        let before = std::mem::replace(&mut self.peers.entry(from).or_default().requests, present.clone());
+        for lock in before.difference(&present) {
+            self.withdrawn(*lock, from, out);
+        }
+        for (ag, entry) in requests {
+            self.request(from, ag, entry, own, out);
+        }
+        for (ag, entry) in entries {
+            if entry.kind == EntryKind::Declared && current(self, ag, &entry) {
+                let group = self.groups.get_mut(&ag).expect("checked");
+                if group.awaited.remove(&from) {
+                    out.push(MasterAction::Publish { to: from });
+                    self.try_opened(ag, out);
+                }
+            }
+        }
+    }
+
+    /// The request is gone from the register: it was satisfied, or given up.
+    fn withdrawn(&mut self, lock: LockName, from: SlotId, out: &mut Vec<MasterAction>) {
+        let Some(object) = self.objects.get_mut(&lock) else { return };
+        if let Some(party) = object.parties.get_mut(&from) {
+            party.present = false;
+        }
+        object.queue.retain(|(who, _)| *who != Some(from));
+        self.serve(lock, out);
+    }
+
+    fn request(
+        &mut self,
+        from: SlotId,
+        ag: AgNo,
+        entry: Entry,
+        own: &dyn Fn(LockName) -> Mode,
+        out: &mut Vec<MasterAction>,
+    ) {
+        let lock = entry.lock;
+        if [entry.mode, entry.held].contains(&Mode::DW) {
+            tracing::warn!(?lock, %from, "request in a mode that is not supported yet, ignored");
+            return;
+        }
+        let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, own(lock)));
+        let party = object.parties.entry(from).or_default();
+        if party.present && party.seen == entry.seq {
+            return;
+        }
+        party.present = true;
+        party.seen = entry.seq;
+        if entry.number >= party.last_grant {
+            party.belief = entry.held;
+        }
+        let belief = party.belief;
+        let place = object.queue.iter_mut().find(|(who, _)| *who == Some(from));
+        match (place, belief.covers(entry.mode)) {
+            (Some(place), false) => place.1 = entry.mode,
+            (None, false) => object.queue.push_back((Some(from), entry.mode)),
+            (Some(_), true) => object.queue.retain(|(who, _)| *who != Some(from)),
+            (None, true) => {}
+        }
+        // The answer carries the request's number at least.
+        out.push(MasterAction::Publish { to: from });
+        self.serve(lock, out);
+    }
+
+    fn own(&mut self, ag: AgNo, lock: LockName, held: Mode, want: Mode, out: &mut Vec<MasterAction>) {
+        let Some(group) = self.groups.get(&ag) else { return };
+        if !self.objects.contains_key(&lock) {
+            if held.covers(want) {
+                return;
+            }
+            if group.awaited.is_empty() {
+                out.push(MasterAction::Grant { lock, mode: unshared(lock, want) });
+                return;
+            }
+        }
+        let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, held));
+        object.own = held;
+        let place = object.queue.iter_mut().find(|(who, _)| who.is_none());
+        match (place, held.covers(want)) {
+            (Some(place), false) => place.1 = want,
+            (None, false) => object.queue.push_back((None, want)),
+            (Some(_), true) => object.queue.retain(|(who, _)| who.is_some()),
+            (None, true) => {}
+        }
+        self.serve(lock, out);
+    }
+
+    fn gone(&mut self, peer: SlotId, out: &mut Vec<MasterAction>) {
+        self.peers.remove(&peer);
+        let known: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(_, o)| o.parties.contains_key(&peer))
+            .map(|(lock, _)| *lock)
+            .collect();
+        for lock in known {
+            let object = self.objects.get_mut(&lock).expect("just listed");
+            object.parties.remove(&peer);
+            object.queue.retain(|(who, _)| *who != Some(peer));
+            self.serve(lock, out);
+        }
+        for ag in self.opening.clone() {
+            if self.groups.get_mut(&ag).expect("listed groups exist").awaited.remove(&peer) {
+                self.try_opened(ag, out);
+            }
+        }
+    }
+
+    /// Grant what can be granted, set the caps, list what the registers must say, forget what is
+    /// of no interest. M2, M3, M4.
+    fn serve(&mut self, lock: LockName, out: &mut Vec<MasterAction>) {
+        let Some(object) = self.objects.get_mut(&lock) else { return };
+        let mut changed = BTreeSet::new();
+        if self.groups[&object.ag].awaited.is_empty() {
+            let blocked = object.grant(lock, &mut self.last_grant, &mut changed, out);
+            object.set_caps(lock, &blocked, &mut changed, out);
+        }
+        for (slot, party) in &object.parties {
+            let listed = party.present || !party.cap.covers(party.belief);
+            let grants = &mut self.peers.entry(*slot).or_default().grants;
+            if if listed { grants.insert(lock) } else { grants.remove(&lock) } {
+                changed.insert(*slot);
+            }
+        }
+        out.extend(changed.into_iter().map(|to| MasterAction::Publish { to }));
+        let queue = &object.queue;
+        object.parties.retain(|slot, p| {
+            p.belief != Mode::N || p.present || queue.iter().any(|(who, _)| *who == Some(*slot))
+        });
+        if object.parties.is_empty() && object.queue.is_empty() {
+            self.objects.remove(&lock);
+        }
+    }
+}
+
+impl Default for Party {
+    fn default() -> Party {
+        Party { belief: Mode::N, cap: Mode::X, last_grant: 0, seen: 0, present: false }
+    }
+}
+
+impl Object {
+    fn new(ag: AgNo, own: Mode) -> Object {
+        Object { ag, own, own_cap: Mode::X, parties: BTreeMap::new(), queue: VecDeque::new() }
+    }
+
+    /// Does everybody but `who` hold what goes with `mode`?
+    fn fits(&self, who: Option<SlotId>, mode: Mode) -> bool {
+        (who.is_none() || self.own.compatible(mode))
+            && self.parties.iter().all(|(slot, p)| Some(*slot) == who || p.belief.compatible(mode))
+    }
+
+    /// M2. The answer is who waits and is entitled to caps.
+    fn grant(
+        &mut self,
+        lock: LockName,
+        last_grant: &mut u64,
+        changed: &mut BTreeSet<SlotId>,
+        out: &mut Vec<MasterAction>,
+    ) -> Vec<(Option<SlotId>, Mode)> {
+        let mut blocked = Vec::new();
+        let mut at = 0;
+        while let Some((who, mode)) = self.queue.get(at).copied() {
+            if !self.fits(who, mode) {
+                blocked.push((who, mode));
+                if matches!(lock, LockName::IOpen(_)) && mode == Mode::X {
+                    at += 1;
+                    continue;
+                }
+                break;
+            }
+            self.queue.remove(at);
+            match who {
+                None => {
+                    self.own = mode;
+                    out.push(MasterAction::Grant { lock, mode });
+                }
+                Some(slot) => {
+                    *last_grant += 1;
+                    let party = self.parties.get_mut(&slot).expect("a waiting host has a record");
+                    party.belief = mode;
+                    party.last_grant = *last_grant;
+                    changed.insert(slot);
+                }
+            }
+        }
+        blocked
+    }
+
+    /// M3: whoever stands in the way of a blocked want gets a cap; all others lose theirs.
+    fn set_caps(
+        &mut self,
+        lock: LockName,
+        blocked: &[(Option<SlotId>, Mode)],
+        changed: &mut BTreeSet<SlotId>,
+        out: &mut Vec<MasterAction>,
+    ) {
+        let cap_of = |who: Option<SlotId>, holds: Mode| {
+            let in_the_way = |(by, want): &&(Option<SlotId>, Mode)| *by != who && !holds.compatible(*want);
+            let caps = blocked.iter().filter(in_the_way).map(|(_, want)| Mode::cap_beside(*want));
+            caps.fold(Mode::X, |a, b| if a.covers(b) { b } else { Mode::N })
+        };
+        let cap = cap_of(None, self.own);
+        if cap != self.own_cap {
+            self.own_cap = cap;
+            out.push(MasterAction::Cap { lock, cap });
+        }
+        for (slot, party) in &mut self.parties {
+            let cap = cap_of(Some(*slot), party.belief);
+            if cap != party.cap {
+                party.cap = cap;
+                changed.insert(*slot);
+            }
+        }
+    }
+}
+
+/// What this host takes when nobody else is interested: inodes and groups in full, so that the
+/// next operation finds them; whole-volume locks as asked.
+pub fn unshared(lock: LockName, want: Mode) -> Mode {
+    match lock {
+        LockName::Inode(_) | LockName::IOpen(_) | LockName::Ag(_) => Mode::X,
+        _ => want,
+    }
+}
+
+fn ask(ag: AgNo, token: Token) -> Entry {
+    Entry {
+        lock: LockName::Ag(ag),
+        kind: EntryKind::DeclareAsk,
+        mode: Mode::N,
+        held: Mode::N,
+        cap: Mode::N,
+        flags: 0,
+        token,
+        number: 0,
+        seq: 0,
+    }
+}
