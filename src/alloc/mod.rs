@@ -22,6 +22,7 @@
 
 mod allocator;
 mod apply;
+mod claim;
 mod deferred;
 mod group;
 mod page;
