@@ -107,6 +107,11 @@ fn volume_records() -> BTreeMap<String, Vec<Field>> {
         GroupHeader { vclock, init_chunks, zero, free_chunks, free_data, free_meta, reserved_roots, spare }
     );
     record!(r, "ChunkEntry", ChunkEntry { kind, zero, free, zero2, bitmap, spare });
+    r
+}
+
+fn inode_records() -> BTreeMap<String, Vec<Field>> {
+    let mut r = BTreeMap::new();
     record!(
         r,
         "DiskAttr",
@@ -136,6 +141,11 @@ fn volume_records() -> BTreeMap<String, Vec<Field>> {
     record!(r, "PageHeader", PageHeader { level, zero, count, spare });
     record!(r, "item::Slot", Slot { id, kind, zero, offset, length });
     record!(r, "ExtentRecord", shoal::format::extent::ExtentRecord { logical, physical, length, flags });
+    r
+}
+
+fn journal_records() -> BTreeMap<String, Vec<Field>> {
+    let mut r = BTreeMap::new();
     record!(
         r,
         "JournalHeader",
@@ -247,6 +257,8 @@ fn of_byte<T>(from_raw: impl Fn(u8) -> Option<T>) -> impl Fn(u16) -> Option<T> {
 #[test]
 fn records() {
     let mut records = volume_records();
+    records.extend(inode_records());
+    records.extend(journal_records());
     records.extend(cluster_records());
     let documented: BTreeMap<String, Vec<Field>> = tables()
         .into_iter()

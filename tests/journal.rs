@@ -2,82 +2,16 @@
 
 mod common;
 
-use common::simdisk::{Event, SimDisk, Unflushed};
-use shoal::base::{AgNo, BlockNo, Error, InodeNo, LockName, SlotId, TxnId, Version};
+use common::journal_rig::*;
+use shoal::base::{AgNo, BlockNo, Error, LockName, TxnId, Version};
 use shoal::device::BlockDevice;
-use shoal::format::journal::JournalPlace;
-use shoal::format::{Block, BlockKind, Geometry};
-use shoal::journal::{DeviceSink, Journal, JournalConfig, journal_is_clean, replay};
+use shoal::format::{Block, BlockKind};
+use shoal::journal::{Journal, JournalConfig, journal_is_clean};
 use shoal::store::Store;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-
-const FORMAT: u64 = 0xabcd;
-const SLOT: SlotId = SlotId(0);
-
-fn geometry() -> Geometry {
-    Geometry {
-        total_blocks: 65536,
-        max_slots: 2,
-        cell_pitch: 512,
-        ledger_pages: 1,
-        ag_blocks: 16384,
-        ag_count: 3,
-    }
-}
-
-fn extent() -> (BlockNo, u64) {
-    (geometry().ag_start(AgNo(0)).plus(512), 1024)
-}
-
-fn block(n: u64) -> BlockNo {
-    geometry().ag_start(AgNo(1)).plus(600 + n)
-}
-
-fn cover(n: u64) -> LockName {
-    LockName::Inode(InodeNo(block(n).0))
-}
-
-fn disk(blocks: u64) -> Arc<SimDisk> {
-    let disk = SimDisk::new(geometry().total_blocks * 4096);
-    let place = JournalPlace { format_id: FORMAT, slot: SLOT, start: extent().0, blocks: extent().1 };
-    for (i, b) in place.empty().iter().enumerate() {
-        disk.write(extent().0.plus(i as u64).byte(), &b.0).unwrap();
-    }
-    for n in 0..blocks {
-        let mut b = Block::init(FORMAT, block(n), BlockKind::Inode, block(n).0, cover(n), Version(1));
-        b.seal();
-        disk.write(block(n).byte(), &b.0).unwrap();
-    }
-    disk
-}
-
-fn open_with(disk: &Arc<SimDisk>, config: JournalConfig) -> (Arc<Store>, Arc<Journal>) {
-    let store = Store::new(disk.clone(), FORMAT, geometry(), 8 << 20);
-    let journal = Journal::open(store.clone(), extent(), SLOT, config).unwrap();
-    (store, journal)
-}
-
-fn by_hand() -> JournalConfig {
-    JournalConfig { background: false, ..Default::default() }
-}
-
-fn bump(journal: &Arc<Journal>, n: u64) -> TxnId {
-    let mut h = journal.begin(1).unwrap();
-    h.modify(block(n), BlockKind::Inode, cover(n), &mut add_one).unwrap();
-    h.finish()
-}
-
-fn add_one(b: &mut Block) {
-    let v = value(b) + 1;
-    b.body_mut()[..8].copy_from_slice(&v.to_le_bytes());
-}
-
-fn value(b: &Block) -> u64 {
-    u64::from_le_bytes(b.body()[..8].try_into().unwrap())
-}
 
 #[test]
 fn a_dropped_handle_leaves_no_trace() {
@@ -103,6 +37,28 @@ fn a_dropped_handle_leaves_no_trace() {
     h.modify(block(1), BlockKind::Inode, cover(1), &mut add_one).unwrap();
     h.finish();
     assert_eq!(store.read(block(1), BlockKind::Inode, cover(1)).unwrap().version(), Version(2));
+}
+
+/// Many handles that reserve much and use little wait for each other, not for the disk.
+#[test]
+fn worst_case_reservations_do_not_cost_commits() {
+    let disk = disk(8);
+    let (_, journal) = open_with(&disk, by_hand());
+    let flushes = disk.requests().2;
+    std::thread::scope(|s| {
+        for n in 0..8 {
+            let journal = journal.clone();
+            s.spawn(move || {
+                for _ in 0..200 {
+                    let mut h = journal.begin(journal.handle_max()).unwrap();
+                    h.modify(block(n), BlockKind::Inode, cover(n), &mut add_one).unwrap();
+                    h.finish();
+                }
+            });
+        }
+    });
+    assert_eq!(disk.requests().2, flushes);
+    journal.shutdown().unwrap();
 }
 
 #[test]
@@ -199,15 +155,6 @@ fn commits_are_shared() {
     crash_and_expect(&disk, THREADS, ROUNDS);
 }
 
-fn crash_and_expect(disk: &Arc<SimDisk>, blocks: u64, want: u64) {
-    let crashed = disk.snapshot();
-    let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
-    replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
-    for n in 0..blocks {
-        assert_eq!(value(&store.read(block(n), BlockKind::Inode, cover(n)).unwrap()), want, "block {n}");
-    }
-}
-
 /// Changers, releasers and checkpoints all at once on a log that turns many times, with a cache
 /// that holds a fraction of the blocks.
 #[test]
@@ -260,67 +207,6 @@ fn everything_at_once() {
     assert_eq!(store.cache_counts().1, 0, "nothing is pinned in the end");
     crash_and_expect(&disk, THREADS * EACH, want);
     assert!(matches!(journal.begin(1), Err(Error::Busy(_))));
-}
-
-/// Threads change all of their blocks together, commit and release; the disk is cut at random
-/// moments of that. Each thread's blocks must be equal then, and not older than what it was told.
-#[test]
-fn crashes_under_threads() {
-    const THREADS: u64 = 4;
-    const EACH: u64 = 12;
-    let disk = disk(THREADS * EACH);
-    let history = disk.record();
-    let config = JournalConfig {
-        commit_interval: Duration::from_millis(3),
-        checkpoint_quiet: Duration::from_millis(10),
-        background: true,
-    };
-    let (_, journal) = open_with(&disk, config);
-    let told = parking_lot::Mutex::new(Vec::new());
-    std::thread::scope(|s| {
-        for t in 0..THREADS {
-            let (journal, disk, told) = (journal.clone(), disk.clone(), &told);
-            s.spawn(move || {
-                for round in 1..=150 {
-                    let mut h = journal.begin(EACH as u32).unwrap();
-                    for n in t * EACH..(t + 1) * EACH {
-                        h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
-                    }
-                    let txn = h.finish();
-                    match (round + t) % 6 {
-                        0 => journal.commit(txn).unwrap(),
-                        1 => journal.release(&BTreeSet::from([cover(t * EACH + round % EACH)])).unwrap(),
-                        3 => journal.checkpoint_durable().unwrap(),
-                        _ => continue,
-                    }
-                    if journal.durable() >= txn {
-                        told.lock().push((disk.event_count(), t, round));
-                    }
-                }
-            });
-        }
-    });
-    let (events, told) = (disk.events(), told.into_inner());
-    for cut in 0..80usize {
-        let at = events.len() * (cut + 1) / 80;
-        let how =
-            [Unflushed::Lost, Unflushed::Kept, Unflushed::Torn(cut as u64), Unflushed::Subset(cut as u64)];
-        let crashed = history.crash_at(&events, at, how[cut % 4]);
-        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
-        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
-        for t in 0..THREADS {
-            let read = |n| value(&store.read(block(n), BlockKind::Inode, cover(n)).unwrap());
-            let values: BTreeSet<u64> = (t * EACH..(t + 1) * EACH).map(read).collect();
-            assert_eq!(values.len(), 1, "cut {cut} at {at}: thread {t} has {values:?}");
-            let least = told.iter().filter(|x| x.0 <= at && x.1 == t).map(|x| x.2).max().unwrap_or(0);
-            assert!(values.first() >= Some(&least), "cut {cut}: thread {t} was told {least}: {values:?}");
-        }
-    }
-}
-
-fn fill_one(b: &mut Block) {
-    let v = value(b) + 1;
-    b.body_mut().chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&v.to_le_bytes()));
 }
 
 #[test]
@@ -397,71 +283,6 @@ fn a_corrupt_block_is_an_error_and_read_by_many_only_once() {
         }
     });
     assert_eq!(disk.requests().0 - before, 1);
-}
-
-/// The newest header copy may be lost at any time.
-#[test]
-fn one_header_copy_is_enough() {
-    let disk = disk(4);
-    let (_, journal) = open_with(&disk, by_hand());
-    for n in 0..4 {
-        bump(&journal, n);
-        journal.checkpoint_all().unwrap();
-    }
-    for n in 0..4 {
-        journal.commit(bump(&journal, n)).unwrap();
-    }
-    for copy in 0..2 {
-        let rotten = disk.snapshot();
-        rotten.damage(extent().0.plus(copy).byte(), &[0; 4096]);
-        crash_and_expect(&rotten, 4, 2);
-    }
-}
-
-/// The tail has moved, but not to the head; the next transaction is written over what stood before
-/// the tail; power fails before its first flush. The header must have been durable by then, or
-/// the transaction at the new tail is not found.
-#[test]
-fn log_space_is_reused_only_behind_a_durable_header() {
-    let disk = disk(300);
-    let history = disk.record();
-    let (_, journal) = open_with(&disk, by_hand());
-    let change = |from: u64, count: u64| {
-        let mut h = journal.begin(count as u32).unwrap();
-        for n in from..from + count {
-            h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
-        }
-        h.finish()
-    };
-    for _ in 0..17 {
-        journal.commit(change(0, 50)).unwrap();
-    }
-    assert!(journal.fill().0 > 850);
-    // In the middle of the checkpoint another transaction becomes durable.
-    let (armed, other) = (AtomicBool::new(true), Arc::downgrade(&journal));
-    disk.on_request(move |op, offset, _| {
-        if op == "write" && offset >= block(0).byte() && armed.swap(false, Ordering::SeqCst) {
-            let journal = other.upgrade().unwrap();
-            journal.commit(bump(&journal, 299)).unwrap();
-        }
-    });
-    journal.checkpoint_durable().unwrap();
-    let used = journal.fill().0;
-    assert!(used > 0 && used < 10, "the tail stands at the transaction in between: {used}");
-    let before = disk.event_count();
-    for n in 0..4 {
-        change(n * 50, 50);
-    }
-    journal.commit(journal.running()).unwrap();
-    let events = disk.events();
-    let flush = before + events[before..].iter().position(|e| matches!(e, Event::Flush)).unwrap();
-    for seed in 0..40 {
-        let crashed = history.crash_at(&events, flush, Unflushed::Subset(seed));
-        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
-        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
-        let found = value(&store.read(block(299), BlockKind::Inode, cover(299)).unwrap());
-        assert_eq!(found, 1, "seed {seed}: an acknowledged change is gone");
-    }
 }
 
 /// Cost of a change of a hot block; run with `--release -- --ignored --nocapture`.

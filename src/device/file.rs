@@ -340,7 +340,7 @@ impl BlockDevice for FileDevice {
         const BLKZEROOUT: u64 = 0x127f;
         match self.clear(BLKZEROOUT, offset, length) {
             Ok(()) => Ok(()),
-            Err(e) if cannot(&e) => super::write_zeros_by_hand(self, offset, length),
+            Err(e) if cannot(&e) => crate::base::block_device::write_zeros_by_hand(self, offset, length),
             Err(e) => Err(Error::io("write zeros", offset, length as usize, &e)),
         }
     }

@@ -1,53 +1,13 @@
 //! Block I/O on the shared device. Level 1.
 //!
-//! Requests are whole blocks at block offsets. The trait is the bottom of every test: a simulated
-//! disk in `tests/` implements it with delays, tears, losses and errors.
-
-use crate::base::Result;
+//! Requests are whole blocks at block offsets. The trait [`BlockDevice`] stands in `base`, because the
+//! records' own loading (`format`) speaks it too; a simulated disk in `tests/` implements it with
+//! delays, tears, losses and errors.
 
 mod file;
 pub mod local;
 pub mod mountinfo;
 pub mod probe;
 
+pub use crate::base::BlockDevice;
 pub use file::{Access, FileDevice, Medium};
-
-/// The shared device. Several requests may be in flight; the caller orders what must be ordered.
-///
-/// Offsets and lengths are multiples of [`BlockDevice::logical_block`]. Buffers need no alignment
-/// (an implementation bounces what the kernel would refuse), aligned ones are faster.
-pub trait BlockDevice: Send + Sync {
-    /// Fill `buf` from `offset`. Never served from a cache of this host.
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
-    /// Write `data` at `offset`. Durable only after a later [`BlockDevice::flush`].
-    fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
-    /// Everything whose write returned before this call survives power loss when it returns.
-    fn flush(&self) -> Result<()>;
-    /// Tell the device that the range is unused; its content is undefined afterwards. May do nothing.
-    fn discard(&self, offset: u64, length: u64) -> Result<()>;
-    /// Write zeros to the range.
-    fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
-        write_zeros_by_hand(self, offset, length)
-    }
-    /// Usable bytes.
-    fn size(&self) -> u64;
-    /// Smallest unit written whole or not at all: 512 or 4096.
-    fn logical_block(&self) -> u32;
-    /// Unit below which the drive itself reads, changes and writes: 512 or 4096.
-    fn physical_block(&self) -> u32;
-    /// How messages name it: the path as the user gave it.
-    fn name(&self) -> String;
-}
-
-/// Zeros by ordinary writes, for devices that know nothing better.
-fn write_zeros_by_hand<D: BlockDevice + ?Sized>(dev: &D, offset: u64, length: u64) -> Result<()> {
-    const STEP: u64 = 1 << 20;
-    let zeros = vec![0u8; STEP.min(length) as usize];
-    let mut done = 0;
-    while done < length {
-        let n = STEP.min(length - done);
-        dev.write(offset + done, &zeros[..n as usize])?;
-        done += n;
-    }
-    Ok(())
-}

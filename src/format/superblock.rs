@@ -1,7 +1,6 @@
 //! The superblock: what never changes while anybody has the volume mounted.
 
-use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
-use crate::device::BlockDevice;
+use crate::base::{AgNo, BLOCK_SIZE, BlockDevice, BlockNo, Error, LockName, Result, Version};
 use crate::format::block::{Block, BlockKind, MAGIC};
 use crate::format::layout::{
     BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK,

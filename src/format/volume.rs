@@ -1,8 +1,7 @@
 //! The volume block: what may change while the volume is mounted. Two copies, written alternately
 //! under the volume lock, never journaled, so that replay needs nothing else.
 
-use crate::base::{BlockNo, Error, InodeNo, LockName, Result, Version};
-use crate::device::BlockDevice;
+use crate::base::{BlockDevice, BlockNo, Error, InodeNo, LockName, Result, Version};
 use crate::format::block::{Block, BlockKind};
 use crate::format::journal::EXTENT_BLOCKS_MIN;
 use crate::format::layout::{Geometry, SLOTS_MAX, VOLUME_BLOCKS};

@@ -167,7 +167,14 @@ impl Journal {
             if fits && s.ring.has_space(images) {
                 break;
             }
-            if s.committing {
+            let done = s.running.blocks.len() as u64 + want;
+            if !fits && s.running.open_handles > 0 && s.ring.fits_running(done) {
+                // What open handles reserve at worst is in the way, and mostly comes back: wait for
+                // that rather than pay a commit.
+                s.waiting_for_room += 1;
+                self.changed.wait(&mut s);
+                s.waiting_for_room -= 1;
+            } else if s.committing {
                 self.changed.wait(&mut s);
             } else if !fits {
                 self.commit_running(s)?;
@@ -209,7 +216,7 @@ impl Journal {
     fn close_handle(&self, mut s: parking_lot::MutexGuard<'_, State>, reserved: u32) {
         s.running.open_handles -= 1;
         s.running.reserved -= u64::from(reserved);
-        let tell = s.sealing && s.running.open_handles == 0;
+        let tell = s.waiting_for_room > 0 || (s.sealing && s.running.open_handles == 0);
         drop(s);
         if tell {
             self.changed.notify_all();

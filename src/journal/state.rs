@@ -59,6 +59,8 @@ pub(super) struct State {
     pub in_place_written: u64,
     pub in_place_flushed: u64,
     pub closed: bool,
+    /// Threads that wait in `begin` for open handles to give back what they do not need.
+    pub waiting_for_room: u32,
     dirty: HashMap<BlockNo, Dirty, BlockHash>,
     by_cover: BTreeSet<(LockName, BlockNo)>,
     /// How many blocks have their logged image in each transaction.
@@ -80,6 +82,7 @@ impl State {
             in_place_written: 0,
             in_place_flushed: 0,
             closed: false,
+            waiting_for_room: 0,
             dirty: HashMap::default(),
             by_cover: BTreeSet::new(),
             logged: BTreeMap::new(),

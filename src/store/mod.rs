@@ -162,7 +162,7 @@ impl Store {
     fn in_volume(&self, start: BlockNo, bytes: usize) -> Result<()> {
         let blocks = (bytes / BLOCK_SIZE) as u64;
         let inside = start.0.checked_add(blocks).is_some_and(|end| end <= self.geometry.total_blocks);
-        if bytes % BLOCK_SIZE == 0 && inside {
+        if bytes.is_multiple_of(BLOCK_SIZE) && inside {
             Ok(())
         } else {
             Err(Error::Invalid("data blocks outside the volume"))

@@ -1,4 +1,5 @@
 //! Shared by the tests.
 #![allow(dead_code)]
 
+pub mod journal_rig;
 pub mod simdisk;

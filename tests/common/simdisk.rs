@@ -149,7 +149,7 @@ impl SimDisk {
         let mut d = self.inner.lock();
         let unit = u64::from(self.logical);
         assert!(
-            offset % unit == 0 && len as u64 % unit == 0,
+            offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit),
             "{op} of {len} bytes at {offset} is not aligned"
         );
         let fails = d.dead || offset + len as u64 > self.size || {

@@ -47,6 +47,11 @@ impl Source {
         parts.next().is_some_and(|_| room != "bin").then(|| room.to_string())
     }
 
+    /// Test code that stands in files of its own beside what it tests.
+    pub fn is_test(&self) -> bool {
+        self.path.ends_with("tests.rs") || self.path.contains("/tests/")
+    }
+
     /// Line and first name of every path that begins with `root::`, groups (`root::{a, b::c}`) included.
     pub fn paths_from(&self, root: &str) -> Vec<(usize, String)> {
         let prefix = format!("{root}::");

@@ -47,7 +47,7 @@ fn cleared_ranges_read_as_zeros_and_nothing_else_does() {
         let zeros = back.iter().filter(|b| **b == 0).count();
         assert_eq!((zeros, back[4095], back[4096 + 8192]), (8192, 7, 7));
     }
-    super::super::write_zeros_by_hand(&dev, 0, 512 << 10).unwrap();
+    crate::base::block_device::write_zeros_by_hand(&dev, 0, 512 << 10).unwrap();
     let mut back = vec![1; 512 << 10];
     dev.read(0, &mut back).unwrap();
     assert!(back.iter().all(|b| *b == 0));

@@ -1,0 +1,134 @@
+//! Power cuts of a journal that several threads use, and of the tail's moves.
+
+mod common;
+
+use common::journal_rig::*;
+use common::simdisk::{Event, Unflushed};
+use shoal::format::BlockKind;
+use shoal::journal::{DeviceSink, JournalConfig, replay};
+use shoal::store::Store;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Threads change all of their blocks together, commit and release; the disk is cut at random
+/// moments of that. Each thread's blocks must be equal then, and not older than what it was told.
+#[test]
+fn crashes_under_threads() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 12;
+    let disk = disk(THREADS * EACH);
+    let history = disk.record();
+    let config = JournalConfig {
+        commit_interval: Duration::from_millis(3),
+        checkpoint_quiet: Duration::from_millis(10),
+        background: true,
+    };
+    let (_, journal) = open_with(&disk, config);
+    let told = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|s| {
+        for t in 0..THREADS {
+            let (journal, disk, told) = (journal.clone(), disk.clone(), &told);
+            s.spawn(move || {
+                for round in 1..=150 {
+                    let mut h = journal.begin(EACH as u32).unwrap();
+                    for n in t * EACH..(t + 1) * EACH {
+                        h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
+                    }
+                    let txn = h.finish();
+                    match (round + t) % 6 {
+                        0 => journal.commit(txn).unwrap(),
+                        1 => journal.release(&BTreeSet::from([cover(t * EACH + round % EACH)])).unwrap(),
+                        3 => journal.checkpoint_durable().unwrap(),
+                        _ => continue,
+                    }
+                    if journal.durable() >= txn {
+                        told.lock().push((disk.event_count(), t, round));
+                    }
+                }
+            });
+        }
+    });
+    let (events, told) = (disk.events(), told.into_inner());
+    for cut in 0..80usize {
+        let at = events.len() * (cut + 1) / 80;
+        let how =
+            [Unflushed::Lost, Unflushed::Kept, Unflushed::Torn(cut as u64), Unflushed::Subset(cut as u64)];
+        let crashed = history.crash_at(&events, at, how[cut % 4]);
+        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
+        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
+        for t in 0..THREADS {
+            let read = |n| value(&store.read(block(n), BlockKind::Inode, cover(n)).unwrap());
+            let values: BTreeSet<u64> = (t * EACH..(t + 1) * EACH).map(read).collect();
+            assert_eq!(values.len(), 1, "cut {cut} at {at}: thread {t} has {values:?}");
+            let least = told.iter().filter(|x| x.0 <= at && x.1 == t).map(|x| x.2).max().unwrap_or(0);
+            assert!(values.first() >= Some(&least), "cut {cut}: thread {t} was told {least}: {values:?}");
+        }
+    }
+}
+
+/// The newest header copy may be lost at any time.
+#[test]
+fn one_header_copy_is_enough() {
+    let disk = disk(4);
+    let (_, journal) = open_with(&disk, by_hand());
+    for n in 0..4 {
+        bump(&journal, n);
+        journal.checkpoint_all().unwrap();
+    }
+    for n in 0..4 {
+        journal.commit(bump(&journal, n)).unwrap();
+    }
+    for copy in 0..2 {
+        let rotten = disk.snapshot();
+        rotten.damage(extent().0.plus(copy).byte(), &[0; 4096]);
+        crash_and_expect(&rotten, 4, 2);
+    }
+}
+
+/// The tail has moved, but not to the head; the next transaction is written over what stood before
+/// the tail; power fails before its first flush. The header must have been durable by then, or
+/// the transaction at the new tail is not found.
+#[test]
+fn log_space_is_reused_only_behind_a_durable_header() {
+    let disk = disk(300);
+    let history = disk.record();
+    let (_, journal) = open_with(&disk, by_hand());
+    let change = |from: u64, count: u64| {
+        let mut h = journal.begin(count as u32).unwrap();
+        for n in from..from + count {
+            h.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
+        }
+        h.finish()
+    };
+    for _ in 0..17 {
+        journal.commit(change(0, 50)).unwrap();
+    }
+    assert!(journal.fill().0 > 850);
+    // In the middle of the checkpoint another transaction becomes durable.
+    let (armed, other) = (AtomicBool::new(true), Arc::downgrade(&journal));
+    disk.on_request(move |op, offset, _| {
+        if op == "write" && offset >= block(0).byte() && armed.swap(false, Ordering::SeqCst) {
+            let journal = other.upgrade().unwrap();
+            journal.commit(bump(&journal, 299)).unwrap();
+        }
+    });
+    journal.checkpoint_durable().unwrap();
+    let used = journal.fill().0;
+    assert!(used > 0 && used < 10, "the tail stands at the transaction in between: {used}");
+    let before = disk.event_count();
+    for n in 0..4 {
+        change(n * 50, 50);
+    }
+    journal.commit(journal.running()).unwrap();
+    let events = disk.events();
+    let flush = before + events[before..].iter().position(|e| matches!(e, Event::Flush)).unwrap();
+    for seed in 0..40 {
+        let crashed = history.crash_at(&events, flush, Unflushed::Subset(seed));
+        let store = Store::new(crashed, FORMAT, geometry(), 1 << 20);
+        replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Duration::ZERO)).unwrap();
+        let found = value(&store.read(block(299), BlockKind::Inode, cover(299)).unwrap());
+        assert_eq!(found, 1, "seed {seed}: an acknowledged change is gone");
+    }
+}
