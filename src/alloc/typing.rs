@@ -172,8 +172,8 @@ impl Allocator {
         for d in &mut drains {
             let (map, c) = g.loaded(d.chunk);
             if usize::from(map.chunk(c).ready) < BITS || map.chunk(c).claimed || d.since > durable {
-                // A new use begins, or tombstones are not in place yet: what was asked is void.
-                d.ticket = None;
+                // A new use begins (if it is finished, another draining follows, with no ticket), or
+                // tombstones are not in place yet.
                 continue;
             }
             if d.ticket.is_none() {

@@ -215,6 +215,20 @@ fn frees_without_the_group_are_deferred_and_done_later() {
 }
 
 #[test]
+fn nothing_is_freed_into_a_group_on_its_way_out() {
+    let rig = Rig::granted(1, 12);
+    let (inodes, runs) = rig.create(1, 3);
+    assert_eq!(rig.alloc.ag_demote(AgNo(0)), DemoteReady::Ready);
+    let mut txn = rig.alloc.begin_for_free(1).unwrap();
+    txn.free_block(inodes[0].block(), BlockKind::Inode, LockName::Inode(inodes[0])).unwrap();
+    txn.free_data(runs[0]).unwrap();
+    assert_eq!(rig.alloc.ag_demote(AgNo(0)), DemoteReady::Ready, "it was promised to the other host");
+    txn.finish().unwrap();
+    assert_eq!(rig.keeper.0.lock().len(), 2);
+    assert_eq!(rig.audit().data.len(), 3);
+}
+
+#[test]
 fn frees_too_far_apart_for_one_transaction_are_deferred() {
     // 40 chunk pages: a transaction does not touch all of them.
     let rig = Rig::granted(1, 31 * 40);
