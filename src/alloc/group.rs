@@ -1,394 +1,404 @@
-//! One allocation group in memory, while this host holds its lock.
+//! One allocation group in memory: what its blocks on disk say, and what has been promised on top.
 //!
-//! A set bit means: used on the disk, picked by somebody, or freed by a transaction whose free is not
-//! final yet. The pages on the disk are changed by transactions only, when they finish.
+//! Chunk pages are read when something is looked for in them, not before: the header's counts
+//! suffice to reserve. `truth` and the chunk pages' images change when a transaction finishes;
+//! everything else is this host's promise and vanishes with the lock.
 
+use super::page::{BITS, Class, PAGE_CHUNKS, PageMap};
 use crate::base::{AgNo, BlockNo, Error, LockName, Result, TxnId};
-use crate::format::group::{ChunkEntry, ChunkKind, ChunkPage, GroupHeader, chunk_start};
-use crate::format::layout::{CHUNK_BLOCKS, CHUNKS_PER_PAGE, Geometry};
-use crate::format::{Block, BlockKind};
+use crate::format::Geometry;
+use crate::format::block::BlockKind;
+use crate::format::group::{ChunkKind, ChunkPage, GroupHeader};
+use crate::format::layout::CHUNK_BLOCKS;
 use crate::store::Store;
 use crate::txn::BlockRun;
 use std::collections::VecDeque;
 
-/// Metadata blocks of each group that only freeing transactions may take, so that removal works on
-/// a full volume.
-pub const EMERGENCY: u64 = 64;
-const WORDS: usize = 8;
-const ALL: u64 = CHUNK_BLOCKS;
+/// Metadata blocks of each group that only freeing transactions may take.
+pub(super) const EMERGENCY_META: u64 = 16;
+/// Pages that are read in search of a better place before the next best is taken.
+const LOADS_FOR_BETTER: u32 = 4;
 
-/// A chunk in memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Chunk {
-    pub kind: ChunkKind,
-    pub free: u16,
-    bits: [u64; WORDS],
-}
-
-impl Chunk {
-    const UNTOUCHED: Chunk = Chunk { kind: ChunkKind::Free, free: ALL as u16, bits: [0; WORDS] };
-
-    fn of(entry: &ChunkEntry) -> Option<Chunk> {
-        let mut bits = [0; WORDS];
-        for (word, bytes) in bits.iter_mut().zip(entry.bitmap.chunks_exact(8)) {
-            *word = u64::from_le_bytes(bytes.try_into().ok()?);
-        }
-        let used: u32 = bits.iter().map(|w| w.count_ones()).sum();
-        let free = (ALL as u32 - used) as u16;
-        let mut kind = ChunkKind::from_raw(entry.kind)?;
-        if free != entry.free.get() || (kind == ChunkKind::Free && used > 0) {
-            return None;
-        }
-        // Empty data chunks may become anything again; empty metadata chunks stay what they are.
-        if kind == ChunkKind::Data && used == 0 {
-            kind = ChunkKind::Free;
-        }
-        Some(Chunk { kind, free, bits })
-    }
-
-    fn is_set(&self, i: u64) -> bool {
-        self.bits[(i / 64) as usize] >> (i % 64) & 1 == 1
-    }
-
-    fn set(&mut self, i: u64, used: bool) {
-        let (word, bit) = (&mut self.bits[(i / 64) as usize], 1 << (i % 64));
-        debug_assert_ne!(*word & bit != 0, used);
-        if used {
-            *word |= bit;
-            self.free -= 1;
-        } else {
-            *word &= !bit;
-            self.free += 1;
-        }
-    }
-
-    /// The first run of clear bits at or after `from`, at most `most` long.
-    fn clear_run(&self, from: u64, most: u64) -> Option<(u64, u64)> {
-        let mut at = from;
-        while at < ALL {
-            let rest = !self.bits[(at / 64) as usize] >> (at % 64);
-            if rest == 0 {
-                at = (at / 64 + 1) * 64;
-                continue;
-            }
-            at += u64::from(rest.trailing_zeros());
-            let mut end = at + 1;
-            while end < ALL && end - at < most && !self.is_set(end) {
-                end += 1;
-            }
-            return Some((at, end - at));
-        }
-        None
-    }
-}
-
-/// Free space of a group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+/// What the header says once all finished transactions are in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Truth {
+    pub vclock: u64,
+    pub init_chunks: u32,
     pub free_chunks: u64,
-    /// Free blocks in data chunks.
     pub free_data: u64,
-    /// Free blocks in metadata chunks.
     pub free_meta: u64,
 }
 
-impl Counts {
-    /// Blocks that data could take, if nothing else did.
-    pub fn for_data(&self) -> u64 {
-        self.free_data + self.free_chunks * CHUNK_BLOCKS
+impl Truth {
+    pub fn read(header: &GroupHeader) -> Truth {
+        Truth {
+            vclock: header.vclock.get(),
+            init_chunks: header.init_chunks.get(),
+            free_chunks: header.free_chunks.get(),
+            free_data: header.free_data.get(),
+            free_meta: header.free_meta.get(),
+        }
+    }
+
+    pub fn write(&self, header: &mut GroupHeader) {
+        header.vclock.set(self.vclock);
+        header.init_chunks.set(self.init_chunks);
+        header.free_chunks.set(self.free_chunks);
+        header.free_data.set(self.free_data);
+        header.free_meta.set(self.free_meta);
     }
 }
 
-/// When a freed run may be picked again.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    txn: TxnId,
-    metadata: bool,
-    run: BlockRun,
+/// A piece of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Piece {
+    pub chunk: u32,
+    pub bit: u16,
+    pub len: u16,
 }
 
-/// A group whose lock is held.
-pub struct Group {
+/// The blocks of one class.
+#[derive(Default)]
+pub(super) struct Pool {
+    /// Not busy, also on pages that have not been read.
+    pub ready: u64,
+    /// Of these, promised to reservations.
+    pub reserved: u64,
+    /// Freed by a transaction; to be reused when that one is durable (data) or in place (metadata).
+    waiting: VecDeque<(TxnId, Piece)>,
+    /// The chunk to look at first.
+    cursor: u32,
+}
+
+impl Pool {
+    /// Blocks that may still be promised.
+    pub fn unreserved(&self) -> u64 {
+        self.ready.saturating_sub(self.reserved)
+    }
+
+    /// The newest transaction whose freed blocks wait.
+    pub fn newest_waiting(&self) -> Option<TxnId> {
+        self.waiting.back().map(|w| w.0)
+    }
+}
+
+/// A draining chunk on its way to free.
+pub(super) struct Drain {
+    pub chunk: u32,
+    /// The transaction that emptied it.
+    pub since: TxnId,
+    /// What the oracle was asked, once that transaction was durable.
+    pub ticket: Option<u64>,
+}
+
+pub(super) struct Group {
     pub ag: AgNo,
-    start: BlockNo,
-    pub vclock: u64,
-    chunks: Vec<Chunk>,
-    counts: Counts,
-    pub reserved_data: u64,
-    pub reserved_meta: u64,
-    /// Transactions and picked runs that are not finished.
-    pub users: u32,
-    /// The lock is wanted by another host: nothing new is promised.
-    pub stopping: bool,
-    data_cursor: u64,
-    meta_cursor: u64,
-    waiting: VecDeque<Waiting>,
+    geometry: Geometry,
+    chunks: u32,
+    pub truth: Truth,
+    pages: Vec<Option<Box<PageMap>>>,
+    pub data: Pool,
+    pub meta: Pool,
+    /// Free chunks whose type is being changed.
+    pub free_claimed: u64,
+    /// Busy blocks of transactions that have not finished, and of guards.
+    pub taken: u64,
+    pub drains: Vec<Drain>,
+    /// Where to look for a free chunk for data; no free chunk is below `free_low`.
+    pub type_cursor: u32,
+    pub free_low: u32,
 }
 
 impl Group {
-    /// Read a group from the disk.
+    /// Read the header.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`.
-    pub fn load(store: &Store, geometry: &Geometry, ag: AgNo) -> Result<Group> {
-        let cover = LockName::Ag(ag);
+    /// `Corrupt` for counts that cannot be; `Io`.
+    pub fn load(store: &Store, ag: AgNo) -> Result<Group> {
+        let geometry = store.geometry();
         let place = geometry.ag_header(ag);
-        let header = store.read(place, BlockKind::GroupHeader, cover)?;
-        let header = header.body_as::<GroupHeader>();
-        let (total, init) = (geometry.ag_chunks(ag), u64::from(header.init_chunks.get()));
-        if init > total {
-            return Err(Error::corrupt(
-                place,
-                BlockKind::GroupHeader,
-                format_args!("at most {total} chunks"),
-                init,
-            ));
+        let block = store.read(place, BlockKind::GroupHeader, LockName::Ag(ag))?;
+        let truth = Truth::read(block.body_as::<GroupHeader>());
+        let chunks = geometry.ag_chunks(ag);
+        let in_chunks = truth.free_data.saturating_add(truth.free_meta).div_ceil(CHUNK_BLOCKS);
+        if u64::from(truth.init_chunks) > chunks || truth.free_chunks.saturating_add(in_chunks) > chunks {
+            let found = format!("{truth:?}");
+            let e = Error::corrupt(place, BlockKind::GroupHeader, format_args!("{chunks} chunks"), found);
+            tracing::error!("{e}");
+            return Err(e);
         }
-        let mut chunks = Vec::with_capacity(total as usize);
-        for page in 0..init.div_ceil(CHUNKS_PER_PAGE) {
-            let place = geometry.chunk_page(ag, page);
-            let image = store.read(place, BlockKind::ChunkPage, cover)?;
-            let here = (init - page * CHUNKS_PER_PAGE).min(CHUNKS_PER_PAGE) as usize;
-            for (i, entry) in image.body_as::<ChunkPage>().entries[..here].iter().enumerate() {
-                chunks.push(Chunk::of(entry).ok_or_else(|| {
-                    Error::corrupt(
-                        place,
-                        BlockKind::ChunkPage,
-                        "a consistent chunk entry",
-                        format_args!("entry {i}"),
-                    )
-                })?);
-            }
-        }
-        chunks.resize(total as usize, Chunk::UNTOUCHED);
-        let mut counts = Counts::default();
-        for chunk in &chunks {
-            match chunk.kind {
-                ChunkKind::Free => counts.free_chunks += 1,
-                ChunkKind::Data => counts.free_data += u64::from(chunk.free),
-                ChunkKind::Metadata | ChunkKind::Draining => counts.free_meta += u64::from(chunk.free),
-                ChunkKind::System => {}
-            }
-        }
+        let pool = |ready| Pool { ready, ..Pool::default() };
         Ok(Group {
             ag,
-            start: geometry.ag_start(ag),
-            vclock: header.vclock.get(),
-            chunks,
-            counts,
-            reserved_data: 0,
-            reserved_meta: 0,
-            users: 0,
-            stopping: false,
-            data_cursor: 0,
-            meta_cursor: 0,
-            waiting: VecDeque::new(),
+            geometry,
+            chunks: chunks as u32,
+            truth,
+            pages: (0..geometry.chunk_pages(ag)).map(|_| None).collect(),
+            data: pool(truth.free_data),
+            meta: pool(truth.free_meta),
+            free_claimed: 0,
+            taken: 0,
+            drains: Vec::new(),
+            type_cursor: 0,
+            free_low: 0,
         })
     }
 
-    /// Free space as others may see it: promises deducted.
-    pub fn unpromised(&self) -> u64 {
-        (self.counts.for_data() + self.counts.free_meta)
-            .saturating_sub(self.reserved_data + self.reserved_meta)
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
-    /// Can so much more be promised? `spare` metadata blocks are kept back.
-    pub fn fits(&self, data: u64, meta: u64, spare: u64) -> bool {
-        let chunks = |wanted: u64, free: u64| wanted.saturating_sub(free).div_ceil(CHUNK_BLOCKS);
-        let data = if data == 0 { 0 } else { self.reserved_data + data };
-        let data = data.max(self.reserved_data);
-        let meta = self.reserved_meta + meta + spare;
-        chunks(data, self.counts.free_data) + chunks(meta, self.counts.free_meta) <= self.counts.free_chunks
-    }
-
-    /// Nothing of the group is promised or in use.
-    pub fn is_idle(&self) -> bool {
-        self.reserved_data == 0 && self.reserved_meta == 0 && self.users == 0
-    }
-
-    fn chunk_of(&self, block: BlockNo) -> (usize, u64) {
-        let from = block.0 - self.start.0;
-        ((from / CHUNK_BLOCKS) as usize, from % CHUNK_BLOCKS)
-    }
-
-    /// Is a metadata block?
-    pub fn kind_at(&self, block: BlockNo) -> ChunkKind {
-        self.chunks.get(self.chunk_of(block).0).map_or(ChunkKind::System, |c| c.kind)
-    }
-
-    fn mark(&mut self, run: BlockRun, used: bool) {
-        let (chunk, first) = self.chunk_of(run.start);
-        let c = &mut self.chunks[chunk];
-        (first..first + run.blocks).for_each(|i| c.set(i, used));
-        let count = match c.kind {
-            ChunkKind::Data => &mut self.counts.free_data,
-            _ => &mut self.counts.free_meta,
-        };
-        *count = if used { *count - run.blocks } else { *count + run.blocks };
-        if !used && c.kind == ChunkKind::Data && u64::from(c.free) == CHUNK_BLOCKS {
-            c.kind = ChunkKind::Free;
-            self.counts.free_data -= CHUNK_BLOCKS;
-            self.counts.free_chunks += 1;
+    pub fn pool(&mut self, class: Class) -> &mut Pool {
+        match class {
+            Class::Data => &mut self.data,
+            Class::Meta => &mut self.meta,
         }
     }
 
-    fn retype(&mut self, chunk: usize, kind: ChunkKind) {
-        self.chunks[chunk].kind = kind;
-        self.counts.free_chunks -= 1;
-        match kind {
-            ChunkKind::Data => self.counts.free_data += CHUNK_BLOCKS,
-            _ => self.counts.free_meta += CHUNK_BLOCKS,
-        }
+    /// Chunk pages of the group.
+    pub fn page_count(&self) -> u32 {
+        self.pages.len() as u32
     }
 
-    /// Pick a run of at most `most` data blocks, at `near` if that is free.
-    pub fn pick_data(&mut self, most: u64, near: Option<BlockNo>) -> Option<BlockRun> {
-        let near = near.filter(|b| b.0 >= self.start.0).map(|b| self.chunk_of(b));
-        if let Some((chunk, at)) = near.filter(|(c, _)| *c < self.chunks.len())
-            && self.chunks[chunk].kind == ChunkKind::Data
-            && let Some((first, n)) = self.chunks[chunk].clear_run(at, most)
-        {
-            return Some(self.take(chunk, first, n));
-        }
-        // Behind the file's own chunk first, then from where the last search ended.
-        let from = near.map_or(self.data_cursor, |(c, _)| c as u64 + 1);
-        let total = self.chunks.len() as u64;
-        let order = |i: u64| ((from + i) % total) as usize;
-        let wanted = if most >= CHUNK_BLOCKS / 2 { ChunkKind::Free } else { ChunkKind::Data };
-        let find = |g: &Group, kind: ChunkKind| {
-            (0..total).map(order).find(|c| g.chunks[*c].kind == kind && g.chunks[*c].free > 0)
-        };
-        let other = if wanted == ChunkKind::Free { ChunkKind::Data } else { ChunkKind::Free };
-        let chunk = find(self, wanted).or_else(|| find(self, other))?;
-        if self.chunks[chunk].kind == ChunkKind::Free {
-            self.retype(chunk, ChunkKind::Data);
-        }
-        self.data_cursor = chunk as u64;
-        let (first, n) = self.chunks[chunk].clear_run(0, most)?;
-        Some(self.take(chunk, first, n))
+    pub fn chunks(&self) -> u32 {
+        self.chunks
     }
 
-    fn take(&mut self, chunk: usize, first: u64, blocks: u64) -> BlockRun {
-        let run = BlockRun { start: self.start.plus(chunk as u64 * CHUNK_BLOCKS + first), blocks };
-        self.mark(run, true);
-        run
-    }
-
-    /// Pick a metadata block near `near`; `prepare` zeroes and flushes a chunk that becomes one of
-    /// metadata: what it held before must not look like a version to replay.
+    /// The page's chunks; read on first use.
     ///
     /// # Errors
-    /// What `prepare` gives; `NoSpace`.
-    pub fn pick_meta(
-        &mut self,
-        geometry: &Geometry,
-        near: Option<BlockNo>,
-        prepare: &mut dyn FnMut(BlockNo) -> Result<()>,
-    ) -> Result<BlockNo> {
-        let near = near.filter(|b| b.0 >= self.start.0).map(|b| self.chunk_of(b));
-        let usable = |g: &Group, c: usize| {
-            matches!(g.chunks[c].kind, ChunkKind::Metadata | ChunkKind::Draining) && g.chunks[c].free > 0
-        };
-        let total = self.chunks.len();
-        let from = near.map_or(self.meta_cursor as usize, |(c, _)| c).min(total - 1);
-        let found = (0..total).map(|i| (from + i) % total).find(|c| usable(self, *c));
-        let chunk = match found {
-            Some(chunk) => chunk,
-            None => {
-                let chunk =
-                    (0..total).find(|c| self.chunks[*c].kind == ChunkKind::Free).ok_or(Error::NoSpace)?;
-                prepare(chunk_start(geometry, self.ag, chunk as u64))?;
-                self.retype(chunk, ChunkKind::Metadata);
-                chunk
-            }
-        };
-        self.meta_cursor = chunk as u64;
-        let at = near.filter(|(c, _)| *c == chunk).map_or(0, |(_, at)| at);
-        let c = &self.chunks[chunk];
-        let (first, _) = c.clear_run(at, 1).or_else(|| c.clear_run(0, 1)).ok_or(Error::NoSpace)?;
-        self.vclock += 1;
-        Ok(self.take(chunk, first, 1).start)
-    }
-
-    /// Give picked blocks back that no transaction used.
-    pub fn unpick(&mut self, run: BlockRun) {
-        self.each_chunk(run, |g, part| g.mark(part, false));
-    }
-
-    /// Blocks freed by `txn`: to be picked again when that is final.
-    pub fn freed(&mut self, txn: TxnId, metadata: bool, run: BlockRun) {
-        self.waiting.push_back(Waiting { txn, metadata, run });
-    }
-
-    /// Make freed blocks usable whose transactions are durable (data) or in place (metadata).
-    pub fn collect(&mut self, durable: TxnId, in_place: TxnId) {
-        for _ in 0..self.waiting.len() {
-            let Some(w) = self.waiting.pop_front() else { return };
-            if w.txn <= if w.metadata { in_place } else { durable } {
-                self.each_chunk(w.run, |g, part| g.mark(part, false));
+    /// `Corrupt`, `Io`.
+    pub fn page(&mut self, store: &Store, page: u32) -> Result<&mut PageMap> {
+        let p = page as usize;
+        if self.pages[p].is_none() {
+            let first = p * PAGE_CHUNKS;
+            let len = (self.chunks as usize - first).min(PAGE_CHUNKS);
+            let valid = (self.truth.init_chunks as usize).saturating_sub(first).min(len);
+            let map = if valid == 0 {
+                PageMap::untouched(len)
             } else {
-                self.waiting.push_back(w);
+                let place = self.geometry.chunk_page(self.ag, page.into());
+                let block = store.read(place, BlockKind::ChunkPage, LockName::Ag(self.ag))?;
+                PageMap::load(place, block.body_as::<ChunkPage>(), valid, len)?
+            };
+            for c in (0..len).filter(|c| map.chunk(*c).kind == ChunkKind::Draining) {
+                // Emptied under an earlier holder, whose log is in place.
+                self.drains.push(Drain { chunk: (first + c) as u32, since: TxnId(0), ticket: None });
+            }
+            self.pages[p] = Some(Box::new(map));
+        }
+        Ok(self.pages[p].as_mut().expect("just loaded"))
+    }
+
+    /// The page that holds a chunk, which must have been loaded, and the chunk's index on it.
+    pub fn loaded(&mut self, chunk: u32) -> (&mut PageMap, usize) {
+        let map = self.pages[chunk as usize / PAGE_CHUNKS].as_mut().expect("pieces are of loaded pages");
+        (map, chunk as usize % PAGE_CHUNKS)
+    }
+
+    /// Chunk and bit of a block of this group; `None` for the unusable rest at its end.
+    pub fn locate(&self, block: BlockNo) -> Option<(u32, u16)> {
+        let at = block.0.checked_sub(self.geometry.ag_start(self.ag).0)?;
+        let chunk = u32::try_from(at / CHUNK_BLOCKS).ok().filter(|c| *c < self.chunks)?;
+        Some((chunk, (at % CHUNK_BLOCKS) as u16))
+    }
+
+    /// First block of a piece.
+    pub fn start_of(&self, piece: Piece) -> BlockNo {
+        let at = u64::from(piece.chunk) * CHUNK_BLOCKS + u64::from(piece.bit);
+        self.geometry.ag_start(self.ag).plus(at)
+    }
+
+    /// The pieces of a run, one per chunk, their pages loaded; each must be in use as `class`.
+    ///
+    /// # Errors
+    /// `Corrupt` if any block is not; `Io`.
+    pub fn pieces_in_use(&mut self, store: &Store, class: Class, run: BlockRun) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let (mut at, mut left) = (run.start, run.blocks);
+        while left > 0 {
+            let Some((chunk, bit)) = self.locate(at) else {
+                return Err(not_in_use(at, class));
+            };
+            let len = left.min(CHUNK_BLOCKS - u64::from(bit)) as u16;
+            self.page(store, chunk / PAGE_CHUNKS as u32)?;
+            let (map, c) = self.loaded(chunk);
+            if !class.is_in(map.chunk(c).kind) || !map.all_busy(c, bit.into(), len.into()) {
+                return Err(not_in_use(at, class));
+            }
+            pieces.push(Piece { chunk, bit, len });
+            (at, left) = (at.plus(len.into()), left - u64::from(len));
+        }
+        Ok(pieces)
+    }
+
+    /// Look for a chunk with `min` ready blocks, from the cursor round once; at most `loads` pages
+    /// are read for it.
+    fn find(&mut self, store: &Store, class: Class, min: u32, mut loads: u32) -> Result<Option<u32>> {
+        let count = self.page_count();
+        let cursor = self.pool(class).cursor;
+        for i in 0..=count {
+            let page = (cursor / PAGE_CHUNKS as u32 + i) % count;
+            if self.pages[page as usize].is_none() {
+                if u64::from(page) * PAGE_CHUNKS as u64 >= self.truth.init_chunks.into() {
+                    continue;
+                }
+                if loads == 0 {
+                    continue;
+                }
+                loads -= 1;
+            }
+            let from = if i == 0 { cursor as usize % PAGE_CHUNKS } else { 0 };
+            if let Some(c) = self.page(store, page)?.find(class, from, min) {
+                return Ok(Some(page * PAGE_CHUNKS as u32 + c as u32));
+            }
+        }
+        Ok(None)
+    }
+
+    fn counts_lie(&self, class: Class) -> Error {
+        let place = self.geometry.ag_header(self.ag);
+        let e = Error::corrupt(place, BlockKind::GroupHeader, format_args!("free {class:?} blocks"), "none");
+        tracing::error!("{e}");
+        e
+    }
+
+    fn take(&mut self, class: Class, piece: Piece) {
+        let (map, c) = self.loaded(piece.chunk);
+        map.take(c, piece.bit.into(), piece.len.into());
+        let pool = self.pool(class);
+        pool.ready -= u64::from(piece.len);
+        pool.reserved -= u64::from(piece.len);
+        pool.cursor = piece.chunk;
+        self.taken += u64::from(piece.len);
+    }
+
+    /// A reserved metadata block becomes busy: near `near` if that is here, else low in the group.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn take_meta(&mut self, store: &Store, near: BlockNo) -> Result<BlockNo> {
+        let here = self.near(store, Class::Meta, near)?;
+        let piece = match here {
+            Some((chunk, bit)) => Piece { chunk, bit, len: 1 },
+            None => {
+                let found = self.find(store, Class::Meta, 1, u32::MAX)?;
+                let chunk = found.ok_or_else(|| self.counts_lie(Class::Meta))?;
+                let (map, c) = self.loaded(chunk);
+                let bit = map.first_ready(c, 0).expect("found for its ready blocks") as u16;
+                Piece { chunk, bit, len: 1 }
+            }
+        };
+        let cursor = self.meta.cursor;
+        self.take(Class::Meta, piece);
+        if here.is_some() {
+            // The cursor is for those without a neighbour: it stays at the low end.
+            self.meta.cursor = cursor;
+        }
+        Ok(self.start_of(piece))
+    }
+
+    /// A ready block in the chunk of `near`, the next one behind it if there is one.
+    fn near(&mut self, store: &Store, class: Class, near: BlockNo) -> Result<Option<(u32, u16)>> {
+        let Some((chunk, bit)) = self.locate(near) else { return Ok(None) };
+        let map = self.page(store, chunk / PAGE_CHUNKS as u32)?;
+        let c = chunk as usize % PAGE_CHUNKS;
+        let state = map.chunk(c);
+        if state.claimed || state.ready == 0 || !class.is_in(state.kind) {
+            return Ok(None);
+        }
+        let found = match class {
+            Class::Meta => map.first_ready(c, bit.into()).or_else(|| map.first_ready(c, 0)),
+            // Data continues exactly here or looks for a long run.
+            Class::Data => map.first_ready(c, bit.into()).filter(|b| *b == usize::from(bit)),
+        };
+        Ok(found.map(|b| (chunk, b as u16)))
+    }
+
+    /// Reserved data blocks become busy; one run of at most `want`, at `near` if that is ready.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn take_data(&mut self, store: &Store, want: u64, near: Option<BlockNo>) -> Result<BlockRun> {
+        let want = want.min(BITS as u64) as usize;
+        let exact = match near {
+            Some(near) => self.near(store, Class::Data, near)?,
+            None => None,
+        };
+        let (chunk, bit, len) = match exact {
+            Some((chunk, bit)) => {
+                let (map, c) = self.loaded(chunk);
+                (chunk, bit, map.run_at(c, bit.into(), want))
+            }
+            None => {
+                let mut found = self.find(store, Class::Data, want as u32, LOADS_FOR_BETTER)?;
+                if found.is_none() {
+                    found = self.find(store, Class::Data, 1, u32::MAX)?;
+                }
+                let chunk = found.ok_or_else(|| self.counts_lie(Class::Data))?;
+                let (map, c) = self.loaded(chunk);
+                let (bit, len) = map.best_run(c, want).expect("found for its ready blocks");
+                (chunk, bit as u16, len)
+            }
+        };
+        let piece = Piece { chunk, bit, len: len as u16 };
+        self.take(Class::Data, piece);
+        Ok(BlockRun { start: self.start_of(piece), blocks: len as u64 })
+    }
+
+    /// Busy blocks that were never used become ready again.
+    pub fn give_back(&mut self, class: Class, run: BlockRun) {
+        let (chunk, bit) = self.locate(run.start).expect("it was taken here");
+        let piece = Piece { chunk, bit, len: run.blocks as u16 };
+        self.taken -= run.blocks;
+        self.make_ready(class, piece);
+    }
+
+    fn make_ready(&mut self, class: Class, piece: Piece) {
+        let (map, c) = self.loaded(piece.chunk);
+        map.give(c, piece.bit.into(), piece.len.into());
+        let pool = self.pool(class);
+        pool.ready += u64::from(piece.len);
+        if class == Class::Meta {
+            pool.cursor = pool.cursor.min(piece.chunk);
+        }
+    }
+
+    /// `txn` freed a piece: it stays busy until nothing can bring its old use back.
+    pub fn free_later(&mut self, class: Class, txn: TxnId, piece: Piece) {
+        self.pool(class).waiting.push_back((txn, piece));
+    }
+
+    /// Make freed blocks ready whose transaction is durable (data) or in place (metadata).
+    ///
+    /// A data block may be overwritten in place by the next owner at once. If the free were not
+    /// durable, a crash would give the block back to its old file with the new owner's bytes in it.
+    /// A metadata block's tombstone must be in place: else its next version is compared with an old
+    /// image, and a power cut between the two could let replay bring back the old life.
+    pub fn settle(&mut self, durable: TxnId, checkpointed: TxnId) {
+        for (class, upto) in [(Class::Data, durable), (Class::Meta, checkpointed)] {
+            while let Some((txn, piece)) = self.pool(class).waiting.front().copied()
+                && txn <= upto
+            {
+                self.pool(class).waiting.pop_front();
+                self.make_ready(class, piece);
             }
         }
     }
 
-    /// Blocks that wait to become usable.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.iter().map(|w| w.run.blocks).sum()
+    /// Do freed blocks wait to become ready?
+    pub fn has_waiting(&self) -> bool {
+        self.data.newest_waiting().is_some() || self.meta.newest_waiting().is_some()
     }
 
-    fn each_chunk(&mut self, run: BlockRun, mut visit: impl FnMut(&mut Group, BlockRun)) {
-        for part in split_at_chunks(self.start, run) {
-            visit(self, part);
-        }
+    /// Blocks that are promised.
+    pub fn outstanding(&self) -> u64 {
+        self.data.reserved + self.meta.reserved + self.taken
     }
 }
 
-/// Cut a run where chunks end.
-pub fn split_at_chunks(group_start: BlockNo, run: BlockRun) -> Vec<BlockRun> {
-    let mut parts = Vec::new();
-    let (mut at, end) = (run.start.0, run.start.0 + run.blocks);
-    while at < end {
-        let next = ((at - group_start.0) / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS + group_start.0;
-        let stop = next.min(end);
-        parts.push(BlockRun { start: BlockNo(at), blocks: stop - at });
-        at = stop;
-    }
-    parts
-}
-
-/// Set or clear the bits of a run that lies within one chunk in the chunk's entry on its page, and
-/// give the chunk `kind` if it has none. Returns the change of the header's counts
-/// (free chunks, free data, free metadata).
-pub fn apply_run(
-    page: &mut Block,
-    index: usize,
-    first: u64,
-    blocks: u64,
-    used: bool,
-    kind: ChunkKind,
-) -> (i64, i64, i64) {
-    let entry = &mut page.body_as_mut::<ChunkPage>().entries[index];
-    let of = |kind: u8, n: i64| match ChunkKind::from_raw(kind) {
-        Some(ChunkKind::Data) => (0, n, 0),
-        Some(ChunkKind::Metadata | ChunkKind::Draining) => (0, 0, n),
-        _ => (0, 0, 0),
-    };
-    let mut change = (0, 0, 0);
-    let mut add = |(a, b, c): (i64, i64, i64)| change = (change.0 + a, change.1 + b, change.2 + c);
-    if used && entry.kind != kind as u8 {
-        // A free chunk, or an empty data chunk, is typed anew by its first use.
-        if entry.kind == ChunkKind::Free as u8 {
-            add((-1, 0, 0));
-        } else {
-            add(of(entry.kind, -i64::from(entry.free.get())));
-        }
-        entry.kind = kind as u8;
-        add(of(entry.kind, i64::from(entry.free.get())));
-    }
-    (first..first + blocks).for_each(|i| entry.set(i as usize, used));
-    let n = if used { -(blocks as i64) } else { blocks as i64 };
-    entry.free.set((i64::from(entry.free.get()) + n) as u16);
-    add(of(entry.kind, n));
-    change
+fn not_in_use(block: BlockNo, class: Class) -> Error {
+    let e = Error::corrupt(block, "allocation bitmap", format_args!("a used {class:?} block"), "a free one");
+    tracing::error!("{e}");
+    e
 }

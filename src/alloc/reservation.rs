@@ -1,38 +1,31 @@
-//! Promises of space, and blocks picked but not used yet. Dropping either gives it back.
+//! Guards of promised blocks. Dropping one gives everything back.
 
-use super::Allocator;
-use super::group::Group;
-use crate::base::{AgNo, BlockNo};
+use super::allocator::Cell;
+use super::page::{Class, PAGE_CHUNKS};
+use crate::base::{AgNo, BlockNo, InodeNo};
+use crate::format::layout::CHUNK_BLOCKS;
 use crate::txn::BlockRun;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Space promised to one operation or file.
+/// A part of a reservation in one group.
+pub(super) struct Part {
+    pub cell: Arc<Cell>,
+    pub data: u64,
+    pub meta: u64,
+}
+
+/// Blocks promised to the holder, by number, not by place. While any is outstanding, the lock of the
+/// group it is in is not given up.
+#[derive(Default)]
 pub struct Reservation {
-    alloc: Arc<Allocator>,
-    parts: Vec<Part>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    ag: AgNo,
-    data: u64,
-    meta: u64,
-}
-
-impl std::fmt::Debug for Reservation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(&self.parts).finish()
-    }
+    pub(super) parts: Vec<Part>,
 }
 
 impl Reservation {
-    /// Of nothing.
-    pub fn empty(alloc: Arc<Allocator>) -> Reservation {
-        Reservation { alloc, parts: Vec::new() }
-    }
-
-    pub(super) fn new(alloc: Arc<Allocator>, ag: AgNo, data: u64, meta: u64) -> Reservation {
-        Reservation { alloc, parts: vec![Part { ag, data, meta }] }
+    /// Nothing; to be merged into.
+    pub fn empty() -> Reservation {
+        Reservation::default()
     }
 
     /// Data blocks left.
@@ -45,116 +38,155 @@ impl Reservation {
         self.parts.iter().map(|p| p.meta).sum()
     }
 
-    /// Take over another's promises.
+    /// Is nothing left?
+    pub fn is_empty(&self) -> bool {
+        self.parts.iter().all(|p| p.data == 0 && p.meta == 0)
+    }
+
+    /// The groups it is in.
+    pub fn groups(&self) -> Vec<AgNo> {
+        self.parts.iter().map(|p| p.cell.ag).collect()
+    }
+
+    /// Take over what `other` holds.
     pub fn merge(&mut self, mut other: Reservation) {
         for part in std::mem::take(&mut other.parts) {
-            match self.parts.iter_mut().find(|p| p.ag == part.ag) {
-                Some(own) => (own.data, own.meta) = (own.data + part.data, own.meta + part.meta),
-                None => self.parts.push(part),
-            }
+            self.add(part);
         }
     }
 
-    /// Hand over so much of it, or all there is.
+    pub(super) fn add(&mut self, part: Part) {
+        match self.parts.iter_mut().find(|p| Arc::ptr_eq(&p.cell, &part.cell)) {
+            Some(p) => {
+                p.data += part.data;
+                p.meta += part.meta;
+            }
+            None => self.parts.push(part),
+        }
+    }
+
+    /// A reservation of its own with so much of this one, or as much as there is.
     pub fn split(&mut self, mut data: u64, mut meta: u64) -> Reservation {
-        let mut parts = Vec::new();
-        for part in &mut self.parts {
-            let (d, m) = (part.data.min(data), part.meta.min(meta));
-            (part.data, part.meta) = (part.data - d, part.meta - m);
-            (data, meta) = (data - d, meta - m);
+        let mut out = Reservation::empty();
+        for p in &mut self.parts {
+            let (d, m) = (p.data.min(data), p.meta.min(meta));
             if d + m > 0 {
-                parts.push(Part { ag: part.ag, data: d, meta: m });
+                out.parts.push(Part { cell: p.cell.clone(), data: d, meta: m });
             }
+            (p.data, p.meta) = (p.data - d, p.meta - m);
+            (data, meta) = (data - d, meta - m);
         }
-        self.parts.retain(|p| p.data + p.meta > 0);
-        Reservation { alloc: self.alloc.clone(), parts }
+        out
     }
 
-    /// Give back what exceeds this.
+    /// Give back what exceeds `data` and `meta`.
     pub fn shrink(&mut self, data: u64, meta: u64) {
-        let (extra_data, extra_meta) = (self.data().saturating_sub(data), self.meta().saturating_sub(meta));
-        if extra_data + extra_meta > 0 {
-            drop(self.split(extra_data, extra_meta));
+        let (more_data, more_meta) = (self.data().saturating_sub(data), self.meta().saturating_sub(meta));
+        if more_data + more_meta > 0 {
+            drop(self.split(more_data, more_meta));
         }
     }
 
-    pub(super) fn data_part(&self) -> Option<(AgNo, u64)> {
-        self.parts.iter().find(|p| p.data > 0).map(|p| (p.ag, p.data))
-    }
-
-    pub(super) fn meta_part(&self) -> Option<AgNo> {
-        self.parts.iter().find(|p| p.meta > 0).map(|p| p.ag)
-    }
-
-    pub(super) fn spend_data(&mut self, ag: AgNo, blocks: u64) {
-        if let Some(part) = self.parts.iter_mut().find(|p| p.ag == ag) {
-            part.data -= blocks;
-        }
-    }
-
-    pub(super) fn spend_meta(&mut self, ag: AgNo) {
-        if let Some(part) = self.parts.iter_mut().find(|p| p.ag == ag) {
-            part.meta -= 1;
-        }
+    /// The part to take a block of `class` from: in group `near` if there is one.
+    pub(super) fn part(&mut self, class: Class, near: Option<AgNo>) -> Option<&mut Part> {
+        let has = |p: &Part| if class == Class::Data { p.data > 0 } else { p.meta > 0 };
+        let at = self.parts.iter().position(|p| has(p) && Some(p.cell.ag) == near);
+        let at = at.or_else(|| self.parts.iter().position(has))?;
+        Some(&mut self.parts[at])
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        for part in &self.parts {
-            if let Some(group) = self.alloc.find(part.ag) {
-                let mut group = group.lock();
-                group.reserved_data -= part.data;
-                group.reserved_meta -= part.meta;
+        for p in &self.parts {
+            if p.data + p.meta > 0 {
+                p.cell.with(|g| {
+                    g.data.reserved -= p.data;
+                    g.meta.reserved -= p.meta;
+                });
             }
         }
     }
 }
 
-/// Data blocks picked for data that is on its way to the disk. A transaction makes them used
-/// (`Transaction::use_data`); dropped, they are free again.
+/// Concrete data blocks, chosen but not yet allocated on disk: the data is written first, then
+/// [`super::Transaction::use_data`] makes them the file's.
+#[derive(Default)]
 pub struct PendingRuns {
-    alloc: Arc<Allocator>,
+    pub(super) taken: Vec<(Arc<Cell>, BlockRun)>,
     runs: Vec<BlockRun>,
-    /// Per run: its group counts us among its users.
-    groups: Vec<AgNo>,
 }
 
 impl PendingRuns {
-    pub(super) fn new(alloc: Arc<Allocator>) -> PendingRuns {
-        PendingRuns { alloc, runs: Vec::new(), groups: Vec::new() }
+    pub(super) fn push(&mut self, cell: &Arc<Cell>, run: BlockRun) {
+        self.taken.push((cell.clone(), run));
+        match self.runs.last_mut() {
+            Some(last) if last.start.plus(last.blocks) == run.start => last.blocks += run.blocks,
+            _ => self.runs.push(run),
+        }
     }
 
-    /// The runs, in the order of the data.
+    /// The runs in the order of the file, neighbours merged.
     pub fn runs(&self) -> &[BlockRun] {
         &self.runs
     }
 
-    pub(super) fn push(&mut self, group: &mut Group, run: BlockRun) {
-        group.users += 1;
-        self.runs.push(run);
-        self.groups.push(group.ag);
+    /// Blocks in all runs.
+    pub fn blocks(&self) -> u64 {
+        self.runs.iter().map(|r| r.blocks).sum()
     }
 
-    pub(super) fn last_end(&self) -> Option<BlockNo> {
-        self.runs.last().map(|r| r.start.plus(r.blocks))
+    /// Log space that a transaction needs to use them, besides its own changes:
+    /// [`super::Allocator::begin_with`] adds it.
+    pub fn log_blocks(&self) -> u32 {
+        let page = |c: &Cell, b: BlockNo| (b.0 - c.start.0) / CHUNK_BLOCKS / PAGE_CHUNKS as u64;
+        let pages: BTreeSet<_> = self.taken.iter().map(|(c, r)| (c.ag, page(c, r.start))).collect();
+        let groups: BTreeSet<_> = self.taken.iter().map(|(c, _)| c.ag).collect();
+        (pages.len() + groups.len()) as u32
     }
 
-    /// Hand the runs to a transaction, which counts as their groups' user from then on.
-    pub(super) fn into_runs(mut self) -> Vec<(AgNo, BlockRun)> {
-        let runs = std::mem::take(&mut self.runs);
-        std::mem::take(&mut self.groups).into_iter().zip(runs).collect()
+    /// Give the blocks back into `reservation`, for another attempt.
+    pub fn give_back(mut self, reservation: &mut Reservation) {
+        for (cell, run) in std::mem::take(&mut self.taken) {
+            cell.with(|g| {
+                g.give_back(Class::Data, run);
+                g.data.reserved += run.blocks;
+            });
+            reservation.add(Part { cell, data: run.blocks, meta: 0 });
+        }
     }
 }
 
 impl Drop for PendingRuns {
     fn drop(&mut self) {
-        for (run, ag) in self.runs.iter().zip(&self.groups) {
-            if let Some(group) = self.alloc.find(*ag) {
-                let mut group = group.lock();
-                group.unpick(*run);
-                group.users -= 1;
-            }
+        for (cell, run) in &self.taken {
+            cell.with(|g| g.give_back(Class::Data, *run));
+        }
+    }
+}
+
+/// An inode number chosen in memory, so that its lock can be taken before the transaction begins.
+pub struct PickedInode {
+    pub(super) cell: Arc<Cell>,
+    pub(super) block: Option<BlockNo>,
+    ino: InodeNo,
+}
+
+impl PickedInode {
+    pub(super) fn new(cell: Arc<Cell>, block: BlockNo) -> PickedInode {
+        PickedInode { cell, block: Some(block), ino: InodeNo(block.0) }
+    }
+
+    /// The number.
+    pub fn ino(&self) -> InodeNo {
+        self.ino
+    }
+}
+
+impl Drop for PickedInode {
+    fn drop(&mut self) {
+        if let Some(start) = self.block {
+            self.cell.with(|g| g.give_back(Class::Meta, BlockRun { start, blocks: 1 }));
         }
     }
 }

@@ -1,280 +1,414 @@
-//! The transaction that the rooms above work with: a journal handle plus the blocks it takes and
-//! gives. Group blocks change only in [`Transaction::finish`], under the groups' mutexes.
+//! The transaction that all changes of metadata go through: a journal handle, and the allocations
+//! and frees that become true with it.
 
-use super::group::{Group, apply_run, split_at_chunks};
-use super::{Allocator, PendingRuns, Reservation};
+use super::allocator::{Allocator, Cell, CellState};
+use super::apply::{self, Change};
+use super::deferred::{DEFERRED_PER_ITEM, DeferredFree, SlotGuard};
+use super::group::Piece;
+use super::page::{Class, PAGE_CHUNKS};
+use super::reservation::{Part, PendingRuns, PickedInode, Reservation};
 use crate::base::{AgNo, BlockNo, Error, Generation, InodeNo, LockName, Result, TxnId, Version};
-use crate::format::group::{ChunkKind, GroupHeader};
-use crate::format::layout::{CHUNK_BLOCKS, CHUNKS_PER_PAGE, Geometry};
 use crate::format::{Block, BlockKind};
 use crate::journal::Handle;
 use crate::txn::{BlockRun, BlockSource, BlockTxn};
-use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
-use std::collections::{BTreeMap, BTreeSet};
+use parking_lot::MutexGuard;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Blocks of its own that a transaction may change per group: the header and chunk pages.
-const GROUP_BLOCKS: u32 = 12;
+/// Group blocks that frees of one transaction may touch; what lies further apart is deferred.
+const FREE_TOUCH: u32 = 12;
+/// Group blocks for an inode number picked before the transaction began.
+const PICKED_TOUCH: u32 = 2;
+/// Frees that free tree pages that are deferred again: more rounds than this are a bug.
+const DEFER_ROUNDS_MAX: u32 = 8;
 
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    /// Blocks picked: used from now on.
-    Take {
-        run: BlockRun,
-        kind: ChunkKind,
-    },
-    /// A metadata block freed; its last version.
-    FreeMeta {
-        block: BlockNo,
-        version: Version,
-    },
-    FreeData {
-        run: BlockRun,
-    },
-}
-
-/// One atomic change of blocks and of their allocation.
+/// One atomic change. Allocated blocks are busy in memory at once and become used on disk when it is
+/// finished; dropped unfinished, everything is as before.
+///
+/// Whoever holds one must not reserve, nor begin another: both may wait for it to end.
 pub struct Transaction {
     alloc: Arc<Allocator>,
     handle: Option<Handle>,
-    reservation: Reservation,
-    /// May use the emergency share.
-    making_room: bool,
-    changes: Vec<(AgNo, Change)>,
-    /// Groups that count us as a user, how often.
-    users: BTreeMap<AgNo, u32>,
-    /// Frees in groups that are not held. They become items of the slot inode when the transaction
-    /// finishes, not before: the free may come from the middle of a change of that very tree.
-    deferred: Vec<(BlockRun, Option<(BlockKind, LockName)>)>,
+    res: Reservation,
+    /// Groups that are not given up before this ends.
+    pinned: Vec<Arc<Cell>>,
+    metas: Vec<(usize, BlockNo)>,
+    pending: Vec<PendingRuns>,
+    frees: Vec<(usize, Class, Piece)>,
+    deferred: Vec<DeferredFree>,
+    /// Group blocks that frees will touch: pages, and `u32::MAX` for the header.
+    touched: BTreeSet<(usize, u32)>,
+    free_budget: u32,
+    /// May take metadata blocks from the emergency share.
+    emergency: bool,
+    slot: Option<SlotGuard>,
 }
 
 impl Transaction {
     pub(super) fn begin(
-        alloc: Arc<Allocator>,
-        reservation: Reservation,
-        blocks: u32,
-        making_room: bool,
+        alloc: &Arc<Allocator>,
+        res: Reservation,
+        log_blocks: u32,
+        emergency: bool,
     ) -> Result<Transaction> {
-        let handle = Some(alloc.journal.begin(blocks + GROUP_BLOCKS)?);
-        Ok(Transaction {
-            alloc,
-            handle,
-            reservation,
-            making_room,
-            changes: Vec::new(),
-            users: BTreeMap::new(),
+        let geometry = alloc.store.geometry();
+        let per_part = |p: &Part| {
+            let pages = geometry.chunk_pages(p.cell.ag).min(p.meta) as u32;
+            if p.meta > 0 { 1 + pages } else { 0 }
+        };
+        let needed = log_blocks + PICKED_TOUCH + res.parts.iter().map(per_part).sum::<u32>();
+        let deferral = alloc.deferred.log_blocks();
+        // A small journal gives less room to frees: more of them are deferred.
+        let room = alloc.handle_max.saturating_sub(needed + deferral);
+        let free_budget = FREE_TOUCH.min(room);
+        let total = (needed + deferral + free_budget).min(alloc.handle_max.max(needed));
+        let handle = alloc.journal.begin(total)?;
+        let mut txn = Transaction {
+            alloc: alloc.clone(),
+            handle: Some(handle),
+            res: Reservation::empty(),
+            pinned: Vec::with_capacity(2),
+            metas: Vec::new(),
+            pending: Vec::new(),
+            frees: Vec::new(),
             deferred: Vec::new(),
-        })
+            touched: BTreeSet::new(),
+            free_budget,
+            emergency,
+            slot: None,
+        };
+        for part in &res.parts {
+            txn.pin(&part.cell);
+        }
+        txn.res = res;
+        Ok(txn)
+    }
+
+    /// Keep a group from being given up; it must not be on its way out unless something in it is
+    /// promised to this transaction.
+    fn pin(&mut self, cell: &Arc<Cell>) -> usize {
+        if let Some(at) = self.pinned.iter().position(|c| Arc::ptr_eq(c, cell)) {
+            return at;
+        }
+        cell.state.lock().pins += 1;
+        self.pinned.push(cell.clone());
+        self.pinned.len() - 1
     }
 
     fn handle(&mut self) -> &mut Handle {
-        self.handle.as_mut().expect("present until finish or drop")
+        self.handle.as_mut().expect("a transaction has a handle until it ends")
+    }
+
+    fn reader(&self) -> &Handle {
+        self.handle.as_ref().expect("a transaction has a handle until it ends")
     }
 
     /// The journal transaction it will be part of.
     pub fn txn_id(&self) -> TxnId {
-        self.handle.as_ref().expect("present until finish or drop").txn()
+        self.reader().txn()
     }
 
-    /// Become a user of a held group; `None` if it is not held or is being given up.
-    fn enter(&mut self, ag: AgNo) -> Option<Arc<Mutex<Group>>> {
-        let group = self.alloc.find(ag)?;
-        if !self.users.contains_key(&ag) {
-            let mut g = group.lock();
-            // Idle and wanted elsewhere: it may be on its way out at this moment. Not idle, it stays.
-            if g.stopping && g.is_idle() {
-                return None;
-            }
-            g.users += 1;
-            drop(g);
-            self.users.insert(ag, 1);
+    /// What may still be allocated.
+    pub fn reservation(&self) -> &Reservation {
+        &self.res
+    }
+
+    /// Exclude other transactions of this host from the own slot's inode until this one ends. To be
+    /// called before the first look at its tree that leads to a change, after all other local locks
+    /// have been taken. May be called again.
+    pub fn lock_slot_inode(&mut self) {
+        if self.slot.is_none() {
+            self.slot = Some(self.alloc.slot_lock.lock());
         }
-        Some(group)
     }
 
-    /// Pick a metadata block; its version is the group's vclock.
-    fn pick(&mut self, near: Option<BlockNo>) -> Result<(BlockNo, Version)> {
-        let geometry = self.alloc.store.geometry();
-        let (ag, promised) = match self.reservation.meta_part() {
-            Some(ag) => (ag, true),
-            None if self.making_room => (self.emergency_group().ok_or(Error::NoSpace)?, false),
-            None => return Err(Error::NoSpace),
-        };
-        let group = self.enter(ag).ok_or(Error::NoSpace)?;
-        let mut g = group.lock();
-        self.alloc.collect(&mut g);
-        let store = self.alloc.store.clone();
-        let near = near.filter(|b| geometry.ag_of(*b) == Some(ag));
-        let block = g.pick_meta(&geometry, near, &mut |chunk| {
-            store.device().write_zeros(chunk.byte(), BlockNo(CHUNK_BLOCKS).byte())?;
-            store.device().flush()
-        })?;
-        if promised {
-            g.reserved_meta -= 1;
-            self.reservation.spend_meta(ag);
+    /// The data blocks chosen before are used from now on. Their group blocks come out of what is
+    /// set aside for frees; [`Allocator::begin_with`] has room for scattered ones.
+    pub fn use_data(&mut self, pending: PendingRuns) {
+        self.free_budget = self.free_budget.saturating_sub(pending.log_blocks());
+        self.use_data_paid(pending);
+    }
+
+    pub(super) fn use_data_paid(&mut self, pending: PendingRuns) {
+        for (cell, _) in &pending.taken {
+            self.pin(cell);
         }
-        let run = BlockRun { start: block, blocks: 1 };
-        let version = Version(g.vclock);
-        drop(g);
-        self.changes.push((ag, Change::Take { run, kind: ChunkKind::Metadata }));
-        Ok((block, version))
+        self.pending.push(pending);
     }
 
-    fn emergency_group(&self) -> Option<AgNo> {
-        self.alloc.held().into_iter().find(|ag| {
-            let Some(group) = self.alloc.find(*ag) else { return false };
-            let mut g = group.lock();
-            self.alloc.collect(&mut g);
-            !(g.stopping && g.is_idle()) && g.fits(0, 1, 0)
-        })
-    }
-
-    /// A new inode block near `near`: its number and generation.
+    /// A new inode block, near `near`: header and zeroed body.
     ///
     /// # Errors
-    /// `NoSpace` if the reservation is used up.
+    /// `NoSpace` if the reservation is used up; `Corrupt`, `Io`, `Halted`, `ChangeTooLarge`.
     pub fn alloc_inode(&mut self, near: BlockNo) -> Result<(InodeNo, Generation)> {
-        let (block, version) = self.pick(Some(near))?;
+        let (at, block) = self.take_meta(near)?;
+        self.create_inode(at, block)
+    }
+
+    /// As [`Transaction::alloc_inode`] with a number picked before.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Halted`, `ChangeTooLarge`.
+    pub fn use_inode(&mut self, mut picked: PickedInode) -> Result<(InodeNo, Generation)> {
+        let at = self.pin(&picked.cell);
+        let block = picked.block.take().expect("a pick is used once");
+        self.create_inode(at, block)
+    }
+
+    fn create_inode(&mut self, at: usize, block: BlockNo) -> Result<(InodeNo, Generation)> {
         let ino = InodeNo(block.0);
-        self.handle().create(block, BlockKind::Inode, ino.0, LockName::Inode(ino), version)?;
+        let version = self.create(at, block, BlockKind::Inode, ino, LockName::Inode(ino))?;
         Ok((ino, Generation(version.0)))
     }
 
-    /// Make picked data blocks used; their data must be on the device already.
-    pub fn use_data(&mut self, pending: PendingRuns) {
-        for (ag, run) in pending.into_runs() {
-            *self.users.entry(ag).or_insert(0) += 1;
-            self.changes.push((ag, Change::Take { run, kind: ChunkKind::Data }));
+    /// A reserved metadata block becomes busy; the group's place in `pinned`.
+    fn take_meta(&mut self, near: BlockNo) -> Result<(usize, BlockNo)> {
+        if self.emergency && self.res.meta() == 0 {
+            self.draw_emergency();
+        }
+        let (cell, block) = self.alloc.take_meta(&mut self.res, near)?;
+        Ok((self.pin(&cell), block))
+    }
+
+    /// Promise a block that is kept for freeing transactions.
+    fn draw_emergency(&mut self) {
+        let mut cells = self.pinned.clone();
+        cells.extend(self.alloc.cells());
+        for cell in cells {
+            let Ok(mut state) = cell.open(&self.alloc.store) else { continue };
+            let mine = self.pinned.iter().any(|c| Arc::ptr_eq(c, &cell));
+            if (state.demoting && !mine) || state.group().meta.unreserved() == 0 {
+                continue;
+            }
+            state.group().meta.reserved += 1;
+            drop(state);
+            self.res.add(Part { cell, data: 0, meta: 1 });
+            return;
         }
     }
 
-    /// Finish: all of it takes effect, to be committed with the running journal transaction.
+    /// Write the header of a block that has just become busy.
+    fn create(
+        &mut self,
+        at: usize,
+        block: BlockNo,
+        kind: BlockKind,
+        owner: InodeNo,
+        cover: LockName,
+    ) -> Result<Version> {
+        // From here on the transaction's end decides: given back, or used.
+        self.metas.push((at, block));
+        let version = self.pinned[at].with(|g| {
+            g.truth.vclock += 1;
+            Version(g.truth.vclock)
+        });
+        let created = self.handle().create(block, kind, owner.0, cover, version);
+        if created.is_err() {
+            // Nothing stands in it: a caller that goes on must not make it used.
+            self.metas.pop();
+            let run = BlockRun { start: block, blocks: 1 };
+            self.pinned[at].with(|g| g.give_back(Class::Meta, run));
+        }
+        created.map(|()| version)
+    }
+
+    /// The place in `pinned` of the group of `block`, if it is held and stays.
+    fn pin_for_free(&mut self, block: BlockNo) -> Result<Option<usize>> {
+        let ag = self.alloc.store.geometry().ag_of(block);
+        let ag = ag.ok_or_else(|| Error::corrupt(block, "freed block", "a block of a group", "none"))?;
+        if let Some(at) = self.pinned.iter().position(|c| c.ag == ag) {
+            return Ok(Some(at));
+        }
+        let Some(cell) = self.alloc.cell(ag) else { return Ok(None) };
+        let mut state = cell.open(&self.alloc.store)?;
+        if state.demoting {
+            return Ok(None);
+        }
+        state.pins += 1;
+        drop(state);
+        self.pinned.push(cell);
+        Ok(Some(self.pinned.len() - 1))
+    }
+
+    /// Is there log space for another free in this chunk? Then it is set aside.
+    fn afford(&mut self, at: usize, chunk: u32) -> bool {
+        let wanted = [(at, u32::MAX), (at, chunk / PAGE_CHUNKS as u32)];
+        let need = wanted.iter().filter(|t| !self.touched.contains(t)).count() as u32;
+        if need > self.free_budget {
+            return false;
+        }
+        self.free_budget -= need;
+        self.touched.extend(wanted);
+        true
+    }
+
+    fn defer(&mut self, start: BlockNo, blocks: u64, version: Option<Version>) {
+        match self.deferred.last_mut() {
+            Some(last) if version.is_none() && last.version.is_none() => {
+                if last.start.plus(last.blocks) == start {
+                    last.blocks += blocks;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.deferred.push(DeferredFree { start, blocks, version });
+    }
+
+    /// Free a metadata block whose last version is `last`.
+    fn free_meta(&mut self, block: BlockNo, last: Version) -> Result<()> {
+        let Some(at) = self.pin_for_free(block)? else {
+            self.defer(block, 1, Some(last));
+            return Ok(());
+        };
+        let cell = self.pinned[at].clone();
+        let run = BlockRun { start: block, blocks: 1 };
+        let piece = cell.with(|g| g.pieces_in_use(&self.alloc.store, Class::Meta, run))?[0];
+        if !self.afford(at, piece.chunk) {
+            self.defer(block, 1, Some(last));
+            return Ok(());
+        }
+        let version = cell.with(|g| {
+            g.truth.vclock = g.truth.vclock.max(last.0) + 1;
+            Version(g.truth.vclock)
+        });
+        self.handle().tombstone(block, cell.ag.0.into(), LockName::Ag(cell.ag), version)?;
+        self.frees.push((at, Class::Meta, piece));
+        Ok(())
+    }
+
+    /// Do a free that was deferred; the caller removes its item in this transaction.
     ///
     /// # Errors
-    /// If a group's pages cannot be read; then nothing takes effect.
+    /// `NeedSpace` if the group is not held now; `Corrupt`, `Io`, `Halted`.
+    pub fn free_deferred(&mut self, free: &DeferredFree) -> Result<()> {
+        if self.pin_for_free(free.start)?.is_none() {
+            return Err(Error::NeedSpace);
+        }
+        match free.version {
+            Some(version) => self.free_meta(free.start, version),
+            None => self.free_data(BlockRun { start: free.start, blocks: free.blocks }),
+        }
+    }
+
+    /// Put the frees that cannot be done now into the slot inode.
+    fn store_deferred(&mut self) -> Result<()> {
+        for _ in 0..DEFER_ROUNDS_MAX {
+            if self.deferred.is_empty() {
+                return Ok(());
+            }
+            self.lock_slot_inode();
+            self.emergency = true;
+            let keeper = self.alloc.deferred.clone();
+            let frees = std::mem::take(&mut self.deferred);
+            let geometry = self.alloc.store.geometry();
+            for group in frees.chunk_by(|a, b| geometry.ag_of(a.start) == geometry.ag_of(b.start)) {
+                group.chunks(DEFERRED_PER_ITEM).try_for_each(|part| keeper.add(self, part))?;
+            }
+        }
+        Err(Error::Invalid("deferring frees frees blocks that must be deferred without end"))
+    }
+
+    /// All of it becomes part of the running journal transaction; durable when that is.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `Halted`, `ChangeTooLarge`, `NoSpace`; everything has been undone then.
     pub fn finish(mut self) -> Result<TxnId> {
-        while let Some((run, metadata)) = self.deferred.pop() {
-            let deferred = self.alloc.deferred.clone();
-            deferred.defer(&mut self, run, metadata)?;
-        }
-        let ags: BTreeSet<AgNo> = self.changes.iter().map(|(ag, _)| *ag).collect();
-        let mut groups: BTreeMap<AgNo, ArcMutexGuard<RawMutex, Group>> = BTreeMap::new();
-        for ag in ags {
-            let group = self.alloc.find(ag).ok_or(Error::Busy(format!("group {ag} is gone")))?;
-            groups.insert(ag, group.lock_arc());
-        }
-        let changes = std::mem::take(&mut self.changes);
-        let mut handle = self.handle.take().expect("present until finish or drop");
-        let geometry = self.alloc.store.geometry();
-        for (i, (ag, change)) in changes.iter().enumerate() {
-            let group = groups.get_mut(ag).expect("locked above");
-            if let Err(e) = apply(&mut handle, &geometry, group, change) {
-                drop((handle, i));
-                drop(groups);
-                self.changes = changes;
-                return Err(e);
+        self.store_deferred()?;
+        let mut work = self.changes();
+        // Groups are locked in ascending order.
+        work.sort_by_key(|(at, _)| self.pinned[*at].ag);
+        let mut handle = self.handle.take().expect("finished once");
+        let cells = self.pinned.clone();
+        let mut states: Vec<_> = work.iter().map(|(at, _)| cells[*at].state.lock()).collect();
+        let mut applied = Vec::with_capacity(work.len());
+        for ((_, changes), state) in work.iter_mut().zip(&mut states) {
+            match apply::write(&mut handle, state.group(), changes) {
+                Ok(a) => applied.push(a),
+                Err(e) => {
+                    // Undone before anybody else can look at the group blocks.
+                    drop(handle);
+                    state.note(&e);
+                    return Err(e);
+                }
             }
         }
         let txn = handle.finish();
-        for (ag, change) in &changes {
-            let group = groups.get_mut(ag).expect("locked above");
-            match *change {
-                Change::Take { .. } => {}
-                Change::FreeMeta { block, .. } => {
-                    group.freed(txn, true, BlockRun { start: block, blocks: 1 })
-                }
-                Change::FreeData { run } => group.freed(txn, false, run),
-            }
+        for (((_, changes), state), applied) in work.iter().zip(&mut states).zip(applied) {
+            adopt(state, changes, applied, txn);
         }
-        for (ag, n) in std::mem::take(&mut self.users) {
-            match groups.get_mut(&ag) {
-                Some(group) => group.users -= n,
-                None => {
-                    if let Some(group) = self.alloc.find(ag) {
-                        group.lock().users -= n;
-                    }
-                }
-            }
-        }
+        drop(states);
+        self.metas.clear();
+        self.pending.iter_mut().for_each(|p| p.taken.clear());
         Ok(txn)
     }
+
+    /// What changes in each group, by its place in `pinned`.
+    fn changes(&self) -> Vec<(usize, Vec<Change>)> {
+        let mut work: Vec<(usize, Vec<Change>)> = Vec::with_capacity(self.pinned.len());
+        let mut add = |at: usize, change: Change| match work.iter_mut().find(|(a, _)| *a == at) {
+            Some((_, changes)) => changes.push(change),
+            None => work.push((at, vec![change])),
+        };
+        let geometry = self.alloc.store.geometry();
+        let piece = |ag: AgNo, start: BlockNo, len: u64| {
+            let from = start.0 - geometry.ag_start(ag).0;
+            let per = crate::format::layout::CHUNK_BLOCKS;
+            Piece { chunk: (from / per) as u32, bit: (from % per) as u16, len: len as u16 }
+        };
+        for &(at, block) in &self.metas {
+            let piece = piece(self.pinned[at].ag, block, 1);
+            add(at, Change { class: Class::Meta, piece, free: false });
+        }
+        for (cell, run) in self.pending.iter().flat_map(|p| &p.taken) {
+            let at = self.pinned.iter().position(|c| Arc::ptr_eq(c, cell)).expect("pinned when used");
+            let piece = piece(cell.ag, run.start, run.blocks);
+            add(at, Change { class: Class::Data, piece, free: false });
+        }
+        for &(at, class, piece) in &self.frees {
+            add(at, Change { class, piece, free: true });
+        }
+        work
+    }
 }
 
-/// Carry one change into the group's blocks.
-fn apply(handle: &mut Handle, geometry: &Geometry, group: &mut Group, change: &Change) -> Result<()> {
-    let ag = group.ag;
-    match *change {
-        Change::Take { run, kind } => set_bits(handle, geometry, group, run, true, kind),
-        Change::FreeData { run } => set_bits(handle, geometry, group, run, false, ChunkKind::Data),
-        Change::FreeMeta { block, version } => {
-            group.vclock = group.vclock.max(version.0) + 1;
-            handle.tombstone(block, ag.0.into(), LockName::Ag(ag), Version(group.vclock))?;
-            set_bits(
-                handle,
-                geometry,
-                group,
-                BlockRun { start: block, blocks: 1 },
-                false,
-                ChunkKind::Metadata,
-            )
+/// The handle is finished: what it did to one group's blocks is the truth now.
+fn adopt(state: &mut MutexGuard<'_, CellState>, changes: &[Change], applied: apply::Applied, txn: TxnId) {
+    let g = state.group();
+    g.truth = applied.truth;
+    for c in changes {
+        if c.free {
+            g.free_later(c.class, txn, c.piece);
+        } else {
+            g.taken -= u64::from(c.piece.len);
+        }
+    }
+    for (chunk, kind) in applied.kinds {
+        let (map, c) = g.loaded(chunk);
+        map.set_kind(c, kind);
+        if kind == crate::format::group::ChunkKind::Draining {
+            Allocator::note_drain(g, chunk, txn);
         }
     }
 }
 
-fn set_bits(
-    handle: &mut Handle,
-    geometry: &Geometry,
-    group: &Group,
-    run: BlockRun,
-    used: bool,
-    kind: ChunkKind,
-) -> Result<()> {
-    let (ag, cover) = (group.ag, LockName::Ag(group.ag));
-    let start = geometry.ag_start(ag);
-    for part in split_at_chunks(start, run) {
-        let from = part.start.0 - start.0;
-        let (chunk, first) = (from / CHUNK_BLOCKS, from % CHUNK_BLOCKS);
-        let page = chunk / CHUNKS_PER_PAGE;
-        extend_pages(handle, geometry, ag, chunk)?;
-        let mut delta = (0, 0, 0);
-        handle.modify(geometry.chunk_page(ag, page), BlockKind::ChunkPage, cover, &mut |b: &mut Block| {
-            delta = apply_run(b, (chunk % CHUNKS_PER_PAGE) as usize, first, part.blocks, used, kind);
-        })?;
-        handle.modify(geometry.ag_header(ag), BlockKind::GroupHeader, cover, &mut |b: &mut Block| {
-            let h = b.body_as_mut::<GroupHeader>();
-            let add = |n: u64, d: i64| n.saturating_add_signed(d);
-            h.free_chunks.set(add(h.free_chunks.get(), delta.0));
-            h.free_data.set(add(h.free_data.get(), delta.1));
-            h.free_meta.set(add(h.free_meta.get(), delta.2));
-            h.vclock.set(h.vclock.get().max(group.vclock));
-        })?;
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        // Images first: a block must not be handed out while its old image is still to be put back.
+        drop(self.handle.take());
+        for &(at, start) in &self.metas {
+            self.pinned[at].with(|g| g.give_back(Class::Meta, BlockRun { start, blocks: 1 }));
+        }
+        // Promises before pins: a group without either may be given up at once.
+        self.pending.clear();
+        drop(std::mem::take(&mut self.res));
+        self.pinned.iter().for_each(|c| c.unpin());
     }
-    Ok(())
-}
-
-/// Make the entries up to `chunk` valid; new chunk pages are made as they are reached.
-fn extend_pages(handle: &mut Handle, geometry: &Geometry, ag: AgNo, chunk: u64) -> Result<()> {
-    let cover = LockName::Ag(ag);
-    let header = handle.read(geometry.ag_header(ag), BlockKind::GroupHeader, cover)?;
-    let init = u64::from(header.body_as::<GroupHeader>().init_chunks.get());
-    if chunk < init {
-        return Ok(());
-    }
-    for page in init.div_ceil(CHUNKS_PER_PAGE)..=chunk / CHUNKS_PER_PAGE {
-        let fresh = crate::format::group::page_block(0, geometry, ag, page, Version(1));
-        handle.create(geometry.chunk_page(ag, page), BlockKind::ChunkPage, ag.0.into(), cover, Version(1))?;
-        handle.modify(geometry.chunk_page(ag, page), BlockKind::ChunkPage, cover, &mut |b: &mut Block| {
-            b.body_mut().copy_from_slice(fresh.body());
-        })?;
-    }
-    handle.modify(geometry.ag_header(ag), BlockKind::GroupHeader, cover, &mut |b: &mut Block| {
-        b.body_as_mut::<GroupHeader>().init_chunks.set(chunk as u32 + 1);
-    })
 }
 
 impl BlockSource for Transaction {
     fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
-        self.alloc.store.read(block, kind, cover)
+        self.reader().read(block, kind, cover)
     }
 }
 
@@ -296,61 +430,32 @@ impl BlockTxn for Transaction {
         cover: LockName,
         near: BlockNo,
     ) -> Result<BlockNo> {
-        let (block, version) = self.pick(Some(near))?;
-        self.handle().create(block, kind, owner.0, cover, version)?;
+        let (at, block) = self.take_meta(near)?;
+        self.create(at, block, kind, owner, cover)?;
         Ok(block)
     }
 
     fn free_block(&mut self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
-        let version = self.read(block, kind, cover)?.version();
-        let ag = self.alloc.store.geometry().ag_of(block).ok_or_else(|| {
-            Error::corrupt(block, kind, "a block of an allocation group", "one outside them")
-        })?;
-        if self.enter(ag).is_some() {
-            self.changes.push((ag, Change::FreeMeta { block, version }));
-            return Ok(());
-        }
-        self.deferred.push((BlockRun { start: block, blocks: 1 }, Some((kind, cover))));
-        Ok(())
+        let image = self.reader().read(block, kind, cover)?;
+        self.free_meta(block, image.version())
     }
 
     fn free_data(&mut self, run: BlockRun) -> Result<()> {
-        let geometry = self.alloc.store.geometry();
-        let outside = || Error::corrupt(run.start, "data run", "blocks of one allocation group", run.blocks);
-        let ag = geometry.ag_of(run.start).ok_or_else(outside)?;
-        if run.blocks == 0 || geometry.ag_of(run.start.plus(run.blocks - 1)) != Some(ag) {
-            return Err(outside());
-        }
-        match self.enter(ag) {
-            Some(group) => {
-                // Two owners of one block would be found by fsck; here they must not free it twice.
-                if group.lock().kind_at(run.start) != ChunkKind::Data {
-                    return Err(Error::corrupt(run.start, "data run", "a data chunk", "another kind"));
-                }
-                self.changes.push((ag, Change::FreeData { run }));
-                Ok(())
+        let Some(at) = self.pin_for_free(run.start)? else {
+            self.defer(run.start, run.blocks, None);
+            return Ok(());
+        };
+        let cell = self.pinned[at].clone();
+        let pieces = cell.with(|g| g.pieces_in_use(&self.alloc.store, Class::Data, run))?;
+        let mut start = run.start;
+        for piece in pieces {
+            if self.afford(at, piece.chunk) {
+                self.frees.push((at, Class::Data, piece));
+            } else {
+                self.defer(start, piece.len.into(), None);
             }
-            None => {
-                self.deferred.push((run, None));
-                Ok(())
-            }
+            start = start.plus(piece.len.into());
         }
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        // Without finish: the handle undoes the blocks, we the picks.
-        drop(self.handle.take());
-        for (ag, change) in std::mem::take(&mut self.changes) {
-            if let (Change::Take { run, .. }, Some(group)) = (change, self.alloc.find(ag)) {
-                group.lock().unpick(run);
-            }
-        }
-        for (ag, n) in std::mem::take(&mut self.users) {
-            if let Some(group) = self.alloc.find(ag) {
-                group.lock().users -= n;
-            }
-        }
+        Ok(())
     }
 }

@@ -138,3 +138,15 @@ pub fn page_block(format_id: u64, geometry: &Geometry, ag: AgNo, page: u64, vers
 pub fn chunk_start(geometry: &Geometry, ag: AgNo, chunk: u64) -> BlockNo {
     geometry.ag_start(ag).plus(chunk * crate::format::layout::CHUNK_BLOCKS)
 }
+
+/// A free that waits for its group, in an item of a slot's inode (an item holds up to 40).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DeferredFreeRecord {
+    pub start: U64,
+    pub blocks: U64,
+    /// Last version of a freed metadata block; 0 for data.
+    pub version: U64,
+}
+
+const _: () = assert!(size_of::<DeferredFreeRecord>() == 24);

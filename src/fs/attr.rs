@@ -45,7 +45,7 @@ impl SetAttr {
 impl Core {
     /// Write changed attributes of an inode whose state is locked.
     pub(super) fn store_attr(&self, node: &Node, state: &mut NodeState, attr: Attr) -> Result<()> {
-        let mut txn = self.change(Reservation::empty(self.alloc.clone()), 2)?;
+        let mut txn = self.change(Reservation::empty(), 2)?;
         self.tree(node.ino).write_attr(&mut txn, &attr)?;
         state.last_txn = txn.finish()?;
         state.attr = Some(attr);
@@ -124,7 +124,7 @@ impl Core {
         };
         self.file(node, state)?.write(plan, &*self.store, &*self.store, data)?;
         if let Some(space) = space {
-            state.space.get_or_insert_with(|| Reservation::empty(self.alloc.clone())).merge(space);
+            state.space.get_or_insert_default().merge(space);
         }
         Ok(())
     }

@@ -163,8 +163,8 @@ impl Core {
     fn change_freeing(&self, space: Option<Reservation>, blocks: u32) -> Result<FreeingChange<'_>> {
         self.check_writable()?;
         let slot = self.slot_lock.lock();
-        let space = space.unwrap_or_else(|| Reservation::empty(self.alloc.clone()));
-        let txn = self.alloc.begin_for_free(space, blocks)?;
+        let space = space.unwrap_or_default();
+        let txn = self.alloc.begin_sure(space, blocks)?;
         Ok(FreeingChange { txn, _slot: slot })
     }
 

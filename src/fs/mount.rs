@@ -282,6 +282,9 @@ impl Core {
                 free_meta: 0,
                 groups,
             });
+            if let Err(e) = self.alloc.maintain() {
+                tracing::warn!("looking after chunks: {e}");
+            }
             if self.locks.cached() > LOCKS_MAX {
                 self.locks.shrink(LOCKS_MAX * 3 / 4);
             }

@@ -84,7 +84,7 @@ impl Op<'_> {
 
     /// The operation's reservation: what was got for it over restarts, filled up to `want`.
     pub fn space(&mut self, want: Want) -> Step<Reservation> {
-        let mut have = self.space.take().unwrap_or_else(|| Reservation::empty(self.core.alloc.clone()));
+        let mut have = self.space.take().unwrap_or_default();
         let more = Want {
             data: want.data.saturating_sub(have.data()),
             meta: want.meta.saturating_sub(u32::try_from(have.meta()).unwrap_or(u32::MAX)),

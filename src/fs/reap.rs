@@ -7,11 +7,11 @@
 
 use super::attr::{STEP, STEP_BLOCKS};
 use super::*;
-use crate::alloc::DeferredFrees;
+use crate::alloc::{DeferredFree, DeferredFrees};
 use crate::file::Progress;
 use crate::format::BlockKind;
-use crate::inode::{ItemKey, ItemKind};
-use crate::txn::{BlockRun, BlockTxn};
+use crate::inode::{ItemKey, ItemKind, tree_costs};
+use crate::txn::BlockTxn;
 use crate::xattr;
 use parking_lot::Condvar;
 use std::collections::BTreeSet;
@@ -74,54 +74,20 @@ pub fn insert_orphan(
     tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
 }
 
-/// A deferred free: key the first block; value blocks u64, kind of a metadata block u16 (0: data),
-/// class and id of its lock u8 and u64.
-struct Deferred {
-    run: BlockRun,
-    metadata: Option<(BlockKind, LockName)>,
-}
-
-impl Deferred {
-    fn encode(&self) -> Vec<u8> {
-        let (kind, (class, id)) = match self.metadata {
-            Some((kind, cover)) => (kind as u16, cover.to_raw()),
-            None => (0, (0, 0)),
-        };
-        let mut value = self.run.blocks.to_le_bytes().to_vec();
-        value.extend(kind.to_le_bytes());
-        value.push(class);
-        value.extend(id.to_le_bytes());
-        value
-    }
-
-    fn decode(start: u64, value: &[u8]) -> Option<Deferred> {
-        let (blocks, rest) = value.split_first_chunk()?;
-        let (kind, rest) = rest.split_first_chunk()?;
-        let (class, id) = rest.split_first()?;
-        let cover = LockName::from_raw(*class, u64::from_le_bytes(id.try_into().ok()?));
-        let run = BlockRun { start: BlockNo(start), blocks: u64::from_le_bytes(*blocks) };
-        let metadata = match u16::from_le_bytes(*kind) {
-            0 => None,
-            kind => Some((BlockKind::from_raw(kind)?, cover?)),
-        };
-        Some(Deferred { run, metadata })
-    }
-}
-
 /// Deferred frees as items of the slot inode.
 pub struct SlotDeferral {
     pub tree: Tree,
 }
 
 impl DeferredFrees for SlotDeferral {
-    fn defer(
-        &self,
-        txn: &mut dyn BlockTxn,
-        run: BlockRun,
-        metadata: Option<(BlockKind, LockName)>,
-    ) -> Result<()> {
-        let key = ItemKey::new(ItemKind::DeferredFree, run.start.0);
-        self.tree.put(txn, key, &Deferred { run, metadata }.encode())
+    fn add(&self, txn: &mut dyn BlockTxn, frees: &[DeferredFree]) -> Result<()> {
+        let Some(first) = frees.first() else { return Ok(()) };
+        let key = ItemKey::new(ItemKind::DeferredFree, first.start.0);
+        self.tree.put(txn, key, &DeferredFree::encode(frees))
+    }
+
+    fn log_blocks(&self) -> u32 {
+        tree_costs::LOG_BLOCKS
     }
 }
 
@@ -161,7 +127,7 @@ impl Core {
             self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
                 match key.kind {
                     ItemKind::Orphan => orphans.push(InodeNo(key.id)),
-                    ItemKind::DeferredFree => frees.extend(Deferred::decode(key.id, value)),
+                    ItemKind::DeferredFree => frees.push((key, value.to_vec())),
                     _ => {}
                 }
                 if orphans.len() + frees.len() < BATCH {
@@ -174,22 +140,19 @@ impl Core {
         for ino in orphans {
             self.reaper.unlinked(self, ino);
         }
-        frees.into_iter().try_for_each(|free| self.free_deferred(free))
+        frees.into_iter().try_for_each(|(key, value)| self.free_deferred(key, &value))
     }
 
-    /// Free a run in a group that was not held when it was freed. Nothing is held now.
-    fn free_deferred(self: &Arc<Self>, free: Deferred) -> Result<()> {
-        let start = free.run.start;
-        let Some(ag) = self.geometry.ag_of(start) else { return Ok(()) };
+    /// Free what lies in a group that was not held when it was freed. Nothing is held now.
+    fn free_deferred(self: &Arc<Self>, key: ItemKey, value: &[u8]) -> Result<()> {
+        let frees = DeferredFree::decode(self.slot_tree.ino, value)?;
+        let Some(ag) = frees.first().and_then(|f| self.geometry.ag_of(f.start)) else { return Ok(()) };
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
         let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-        if !self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::DeferredFree, start.0))? {
+        if !self.slot_tree.remove(&mut change.txn, key)? {
             return Ok(());
         }
-        match free.metadata {
-            Some((kind, cover)) => change.txn.free_block(start, kind, cover)?,
-            None => change.txn.free_data(free.run)?,
-        }
+        frees.iter().try_for_each(|f| change.txn.free_deferred(f))?;
         change.txn.finish().map(|_| ())
     }
 

@@ -161,7 +161,7 @@ impl Core {
         let meta = batch.space().meta;
         let mut space = match &mut state.space {
             Some(held) => held.split(0, meta.into()),
-            None => Reservation::empty(self.alloc.clone()),
+            None => Reservation::empty(),
         };
         // An earlier batch may have used more than its share; the emergency share is the last resort.
         let short = meta.saturating_sub(u32::try_from(space.meta()).unwrap_or(u32::MAX));

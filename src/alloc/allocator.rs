@@ -1,0 +1,476 @@
+//! The groups this host holds, reservations in them, and their way in and out with the group locks.
+
+use super::deferred::{DeferredFrees, DrainOracle, NeverDrains, SlotLock};
+use super::group::{EMERGENCY_META, Group};
+use super::page::Class;
+use super::reservation::{Part, PendingRuns, PickedInode, Reservation};
+use super::transaction::Transaction;
+use crate::base::{AgNo, BlockNo, Error, Result};
+use crate::format::layout::CHUNK_BLOCKS;
+use crate::journal::Journal;
+use crate::store::Store;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a reservation is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Data blocks.
+    pub data: u64,
+    /// Metadata blocks, inodes included.
+    pub meta: u32,
+    /// The group to prefer.
+    pub near: Option<AgNo>,
+}
+
+/// May the lock of a group be given up?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DemoteReady {
+    /// Nothing is promised in it, and nothing will be.
+    Ready,
+    /// So many blocks are promised, or transactions are under way. Write-back frees them; ask again.
+    Busy { reserved: u64 },
+}
+
+/// Free space of a group, or of all groups held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Chunks, system chunks included.
+    pub chunks: u64,
+    pub free_chunks: u64,
+    /// Free blocks in data chunks.
+    pub free_data: u64,
+    /// Free blocks in metadata and draining chunks.
+    pub free_meta: u64,
+    /// Blocks promised and not yet allocated, of either class.
+    pub promised: u64,
+}
+
+impl Counts {
+    /// Free blocks of any kind, promised ones included.
+    pub fn free_blocks(&self) -> u64 {
+        self.free_chunks * CHUNK_BLOCKS + self.free_data + self.free_meta
+    }
+
+    fn add(&mut self, other: &Counts) {
+        self.chunks += other.chunks;
+        self.free_chunks += other.free_chunks;
+        self.free_data += other.free_data;
+        self.free_meta += other.free_meta;
+        self.promised += other.promised;
+    }
+}
+
+/// A group whose lock this host holds X.
+pub(super) struct Cell {
+    pub ag: AgNo,
+    /// First block of the group.
+    pub start: BlockNo,
+    pub state: Mutex<CellState>,
+    /// Held while chunks get a type, journal waits included; never by the holder of a handle.
+    pub typing: Mutex<()>,
+}
+
+#[derive(Default)]
+pub(super) struct CellState {
+    /// The lock is wanted elsewhere: no new promises.
+    pub demoting: bool,
+    /// Transactions and type changes under way.
+    pub pins: u32,
+    /// Its blocks on disk are damaged: nothing is allocated or freed here.
+    pub damaged: Option<Error>,
+    pub group: Option<Group>,
+}
+
+impl Cell {
+    /// The group in memory, which must be loaded: for guards, whose making loaded it.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Group) -> T) -> T {
+        f(self.state.lock().group.as_mut().expect("a group with promises is loaded"))
+    }
+
+    /// Lock, and load the group if it is not.
+    pub fn open(&self, store: &Store) -> Result<MutexGuard<'_, CellState>> {
+        let mut state = self.state.lock();
+        if let Some(e) = &state.damaged {
+            return Err(e.clone());
+        }
+        if state.group.is_none() {
+            match Group::load(store, self.ag) {
+                Ok(group) => state.group = Some(group),
+                Err(e) => {
+                    state.note(&e);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// One transaction or type change less.
+    pub fn unpin(&self) {
+        self.state.lock().pins -= 1;
+    }
+}
+
+impl CellState {
+    pub fn group(&mut self) -> &mut Group {
+        self.group.as_mut().expect("opened")
+    }
+
+    /// Damage closes the group; the rest of the volume stays usable.
+    pub fn note(&mut self, e: &Error) {
+        if matches!(e, Error::Corrupt { .. }) && self.damaged.is_none() {
+            self.damaged = Some(e.clone());
+        }
+    }
+}
+
+/// How much of a wish a group must be able to give.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    Whole,
+    Part,
+}
+
+/// The allocator of one mount.
+pub struct Allocator {
+    pub(super) store: Arc<Store>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) deferred: Arc<dyn DeferredFrees>,
+    pub(super) oracle: Arc<dyn DrainOracle>,
+    pub(super) slot_lock: Arc<SlotLock>,
+    /// Most log blocks of one transaction.
+    pub(super) handle_max: u32,
+    groups: RwLock<BTreeMap<AgNo, Arc<Cell>>>,
+    /// The group that served last.
+    home: AtomicU32,
+}
+
+impl Allocator {
+    /// Holds no group yet, and keeps emptied metadata chunks (see [`Allocator::with_oracle`]).
+    pub fn new(store: Arc<Store>, journal: Arc<Journal>, deferred: Arc<dyn DeferredFrees>) -> Arc<Allocator> {
+        Allocator::with_oracle(store, journal, deferred, Arc::new(NeverDrains))
+    }
+
+    /// As [`Allocator::new`]; emptied metadata chunks become free when `oracle` permits.
+    pub fn with_oracle(
+        store: Arc<Store>,
+        journal: Arc<Journal>,
+        deferred: Arc<dyn DeferredFrees>,
+        oracle: Arc<dyn DrainOracle>,
+    ) -> Arc<Allocator> {
+        Arc::new(Allocator {
+            handle_max: journal.handle_max(),
+            store,
+            journal,
+            deferred,
+            oracle,
+            slot_lock: Arc::default(),
+            groups: RwLock::default(),
+            home: AtomicU32::new(u32::MAX),
+        })
+    }
+
+    /// This host now holds the group's lock X. Its blocks are read when they are needed.
+    pub fn ag_granted(&self, ag: AgNo) {
+        let cell = || {
+            let start = self.store.geometry().ag_start(ag);
+            Arc::new(Cell { ag, start, state: Mutex::default(), typing: Mutex::new(()) })
+        };
+        self.groups.write().entry(ag).or_insert_with(cell).state.lock().demoting = false;
+    }
+
+    /// The lock is wanted elsewhere: promise nothing more in this group. Once `Ready`, release the
+    /// group's blocks through the journal, then call [`Allocator::ag_released`]; otherwise ask again
+    /// after write-back, or call [`Allocator::ag_keep`].
+    pub fn ag_demote(&self, ag: AgNo) -> DemoteReady {
+        let Some(cell) = self.cell(ag) else { return DemoteReady::Ready };
+        let mut state = cell.state.lock();
+        state.demoting = true;
+        let reserved = state.group.as_ref().map_or(0, Group::outstanding);
+        if reserved == 0 && state.pins == 0 { DemoteReady::Ready } else { DemoteReady::Busy { reserved } }
+    }
+
+    /// The group is kept after all.
+    pub fn ag_keep(&self, ag: AgNo) {
+        if let Some(cell) = self.cell(ag) {
+            cell.state.lock().demoting = false;
+        }
+    }
+
+    /// The lock is gone. Freed blocks that waited for a commit or checkpoint need not: the release
+    /// brought everything in place.
+    pub fn ag_released(&self, ag: AgNo) {
+        let Some(cell) = self.groups.write().remove(&ag) else { return };
+        let state = cell.state.lock();
+        let promised = state.group.as_ref().map_or(0, Group::outstanding);
+        if promised > 0 || state.pins > 0 {
+            // A transaction that finishes now would write under another host's lock.
+            let what = format!("group {ag} was given up with {promised} blocks promised in it");
+            self.store.halt().trip(what);
+        }
+    }
+
+    /// The groups held, those that are being given up included.
+    pub fn held(&self) -> Vec<AgNo> {
+        self.groups.read().keys().copied().collect()
+    }
+
+    pub(super) fn cell(&self, ag: AgNo) -> Option<Arc<Cell>> {
+        self.groups.read().get(&ag).cloned()
+    }
+
+    pub(super) fn cells(&self) -> Vec<Arc<Cell>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    /// Free space of a group; `None` if it is not held or cannot be read.
+    pub fn counts(&self, ag: AgNo) -> Option<Counts> {
+        let cell = self.cell(ag)?;
+        let mut state = cell.open(&self.store).ok()?;
+        let g = state.group();
+        Some(Counts {
+            chunks: g.chunks().into(),
+            free_chunks: g.truth.free_chunks,
+            free_data: g.truth.free_data,
+            free_meta: g.truth.free_meta,
+            promised: g.outstanding(),
+        })
+    }
+
+    /// Free blocks of a group, promised ones deducted; `None` if it is not held or cannot be read.
+    pub fn free_blocks(&self, ag: AgNo) -> Option<u64> {
+        self.counts(ag).map(|c| c.free_blocks().saturating_sub(c.promised))
+    }
+
+    /// Free space of all groups held.
+    pub fn totals(&self) -> Counts {
+        let mut sum = Counts::default();
+        self.held().into_iter().filter_map(|ag| self.counts(ag)).for_each(|c| sum.add(&c));
+        sum
+    }
+
+    /// The held group with the most free blocks: where a new directory goes.
+    pub fn roomiest(&self) -> Option<AgNo> {
+        let counted = self.held().into_iter().filter_map(|ag| Some((self.counts(ag)?.free_blocks(), ag)));
+        counted.max_by_key(|(free, ag)| (*free, std::cmp::Reverse(*ag))).map(|(_, ag)| ag)
+    }
+
+    /// Promise blocks, in one group if one has them, else in several. Call it holding no handle: it
+    /// may write and wait for log space (a chunk gets a type).
+    ///
+    /// # Errors
+    /// `NeedSpace` if the groups held cannot give it; `Io`, `Halted`.
+    pub fn reserve(&self, want: Want) -> Result<Reservation> {
+        let cells = self.candidates(want.near);
+        let mut got = Reservation::empty();
+        for cell in &cells {
+            if self.gather(cell, want, Fit::Whole, &mut got)? {
+                self.home.store(cell.ag.0, Ordering::Relaxed);
+                return Ok(got);
+            }
+        }
+        for cell in &cells {
+            if self.gather(cell, want, Fit::Part, &mut got)? {
+                return Ok(got);
+            }
+        }
+        Err(Error::NeedSpace)
+    }
+
+    /// As [`Allocator::reserve`] when no other group can help: waits until freed blocks have become
+    /// reusable.
+    ///
+    /// # Errors
+    /// `NoSpace` if even then the groups held cannot give it; `Io`, `Halted`.
+    pub fn reserve_last(&self, want: Want) -> Result<Reservation> {
+        if self.has_waiting() {
+            match self.reserve(want) {
+                Err(Error::NeedSpace) => self.force_freed()?,
+                other => return other,
+            }
+        }
+        self.reserve(want).map_err(|e| if e == Error::NeedSpace { Error::NoSpace } else { e })
+    }
+
+    /// Are freed blocks waiting to become reusable?
+    pub fn has_waiting(&self) -> bool {
+        self.cells().iter().any(|cell| cell.state.lock().group.as_ref().is_some_and(Group::has_waiting))
+    }
+
+    /// The groups in the order to ask them.
+    fn candidates(&self, near: Option<AgNo>) -> Vec<Arc<Cell>> {
+        let groups = self.groups.read();
+        let home = AgNo(self.home.load(Ordering::Relaxed));
+        let first = near.and_then(|ag| groups.get(&ag));
+        let second = groups.get(&home).filter(|_| near != Some(home));
+        let rest = groups.iter().filter(|(ag, _)| Some(**ag) != near && **ag != home).map(|(_, c)| c);
+        first.into_iter().chain(second).chain(rest).cloned().collect()
+    }
+
+    /// Promise in one group what is missing in `got`; true if nothing is missing any more.
+    fn gather(&self, cell: &Arc<Cell>, want: Want, fit: Fit, got: &mut Reservation) -> Result<bool> {
+        let (mut data, mut meta) = (want.data - got.data(), u64::from(want.meta) - got.meta());
+        // Others may take what a new chunk brought: try a few times, then it is their turn.
+        for attempt in 0..3 {
+            let mut state = match cell.open(&self.store) {
+                Ok(state) => state,
+                Err(Error::Corrupt { .. }) => return Ok(false),
+                Err(e) => return Err(e),
+            };
+            if state.demoting {
+                return Ok(false);
+            }
+            let g = state.group();
+            if g.has_waiting() {
+                g.settle(self.journal.durable(), self.journal.checkpointed());
+            }
+            let (lack_data, lack_meta) = g.lacking(data, meta);
+            let whole = lack_data == 0 && (lack_meta == 0 || meta == 0);
+            if !whole && attempt < 2 {
+                drop(state);
+                match self.make_room(cell, data, meta, fit) {
+                    Ok(true) => continue,
+                    Ok(false) | Err(Error::Corrupt { .. }) if fit == Fit::Whole => return Ok(false),
+                    Ok(false) | Err(Error::Corrupt { .. }) => {}
+                    Err(e) => return Err(e),
+                }
+                state = cell.state.lock();
+                if state.demoting || state.damaged.is_some() {
+                    return Ok(false);
+                }
+            }
+            let g = state.group();
+            if fit == Fit::Part {
+                data = data.min(g.data.unreserved());
+                meta = meta.min(g.meta.unreserved().saturating_sub(EMERGENCY_META));
+            } else if !whole {
+                return Ok(false);
+            }
+            g.data.reserved += data;
+            g.meta.reserved += meta;
+            drop(state);
+            got.add(Part { cell: cell.clone(), data, meta });
+            break;
+        }
+        Ok(got.data() == want.data && got.meta() == u64::from(want.meta))
+    }
+
+    /// Make freed blocks reusable: commit and, for metadata, checkpoint.
+    fn force_freed(&self) -> Result<()> {
+        let mut metadata = false;
+        let mut newest = None;
+        let cells = self.cells();
+        for cell in &cells {
+            if let Some(g) = &cell.state.lock().group {
+                metadata |= g.meta.newest_waiting().is_some();
+                newest = newest.max(g.data.newest_waiting());
+            }
+        }
+        if metadata {
+            self.journal.checkpoint_all()?;
+        } else if let Some(txn) = newest {
+            self.journal.commit(txn)?;
+        }
+        for cell in &cells {
+            if let Some(g) = &mut cell.state.lock().group {
+                g.settle(self.journal.durable(), self.journal.checkpointed());
+            }
+        }
+        Ok(())
+    }
+
+    /// Choose data blocks for `blocks` of the reservation, in long runs, from `near` on if that is
+    /// free. Nothing is changed on disk.
+    ///
+    /// # Errors
+    /// `NoSpace` if the reservation holds less; `Corrupt`, `Io`.
+    pub fn take_data(
+        &self,
+        res: &mut Reservation,
+        blocks: u64,
+        mut near: Option<BlockNo>,
+    ) -> Result<PendingRuns> {
+        let mut pending = PendingRuns::default();
+        let mut left = blocks;
+        while left > 0 {
+            let near_ag = near.and_then(|b| self.store.geometry().ag_of(b));
+            let part = res.part(Class::Data, near_ag).ok_or(Error::NoSpace)?;
+            let mut state = part.cell.open(&self.store)?;
+            let run = state.group().take_data(&self.store, left.min(part.data), near);
+            let run = run.inspect_err(|e| state.note(e))?;
+            drop(state);
+            part.data -= run.blocks;
+            left -= run.blocks;
+            near = Some(run.start.plus(run.blocks));
+            let cell = part.cell.clone();
+            pending.push(&cell, run);
+        }
+        Ok(pending)
+    }
+
+    /// Choose the number of an inode to be, in the reservation's groups, near `near` if possible.
+    ///
+    /// # Errors
+    /// `NoSpace` if the reservation holds no metadata block; `Corrupt`, `Io`.
+    pub fn pick_inode(&self, res: &mut Reservation, near: BlockNo) -> Result<PickedInode> {
+        let (cell, block) = self.take_meta(res, near)?;
+        Ok(PickedInode::new(cell, block))
+    }
+
+    /// A reserved metadata block becomes busy.
+    pub(super) fn take_meta(&self, res: &mut Reservation, near: BlockNo) -> Result<(Arc<Cell>, BlockNo)> {
+        let near_ag = self.store.geometry().ag_of(near);
+        let part = res.part(Class::Meta, near_ag).ok_or(Error::NoSpace)?;
+        let mut state = part.cell.open(&self.store)?;
+        let block = state.group().take_meta(&self.store, near).inspect_err(|e| state.note(e))?;
+        drop(state);
+        part.meta -= 1;
+        Ok((part.cell.clone(), block))
+    }
+
+    /// Begin a transaction that may allocate what `res` holds; what it does not use is given back
+    /// when it ends. `log_blocks`: metadata blocks that the caller itself will change, create or
+    /// free, at most; the group blocks are added to it.
+    ///
+    /// # Errors
+    /// `ChangeTooLarge`, `Halted`.
+    pub fn begin(self: &Arc<Self>, res: Reservation, log_blocks: u32) -> Result<Transaction> {
+        Transaction::begin(self, res, log_blocks, false)
+    }
+
+    /// As [`Allocator::begin`], and use the data blocks of `pending` in it.
+    ///
+    /// # Errors
+    /// `ChangeTooLarge`, `Halted`.
+    pub fn begin_with(
+        self: &Arc<Self>,
+        res: Reservation,
+        log_blocks: u32,
+        pending: PendingRuns,
+    ) -> Result<Transaction> {
+        let mut txn = Transaction::begin(self, res, log_blocks + pending.log_blocks(), false)?;
+        txn.use_data_paid(pending);
+        Ok(txn)
+    }
+
+    /// Begin a transaction that gives space back. It needs no reservation; the few metadata blocks it
+    /// may have to allocate on the way come from the groups' emergency share.
+    ///
+    /// # Errors
+    /// `ChangeTooLarge`, `Halted`.
+    pub fn begin_for_free(self: &Arc<Self>, log_blocks: u32) -> Result<Transaction> {
+        self.begin_sure(Reservation::empty(), log_blocks)
+    }
+
+    /// Begin a transaction that must not fail for want of a few metadata blocks: what `res` lacks
+    /// comes from the emergency share.
+    ///
+    /// # Errors
+    /// `ChangeTooLarge`, `Halted`.
+    pub fn begin_sure(self: &Arc<Self>, res: Reservation, log_blocks: u32) -> Result<Transaction> {
+        Transaction::begin(self, res, log_blocks, true)
+    }
+}

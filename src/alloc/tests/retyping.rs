@@ -1,0 +1,130 @@
+//! Chunks and their types.
+
+use super::*;
+
+/// What lies in a chunk that becomes metadata is zeroed, and flushed, before any log mentions it.
+#[test]
+fn a_chunk_is_clean_on_disk_before_it_holds_metadata() {
+    let rig = Rig::granted(1, 40);
+    let garbage = vec![0xa5u8; (CHUNK_BLOCKS as usize) * BLOCK_SIZE];
+    let own = rig.geometry.ag_own_chunks(AgNo(0)) + 4;
+    for chunk in own..40 {
+        let start = group::chunk_start(&rig.geometry, AgNo(0), chunk);
+        rig.device.write(start.byte(), &garbage).unwrap();
+    }
+    rig.device.events.lock().clear();
+    let (inodes, _) = rig.create(1, 0);
+    rig.journal.commit(rig.journal.running()).unwrap();
+    let at = inodes[0].block().0;
+    let chunk = at - (at - rig.geometry.groups_start().0) % CHUNK_BLOCKS;
+    let events = rig.device.events.lock().clone();
+    let zeroed = |b: u64| {
+        let hit = |e: &Event| matches!(e, Event::Write(s, n, true) if (*s..s + n).contains(&b));
+        events.iter().position(hit).unwrap_or_else(|| panic!("block {b} was not zeroed"))
+    };
+    let last = (chunk..chunk + CHUNK_BLOCKS).map(zeroed).max().unwrap();
+    let flush = last + events[last..].iter().position(|e| *e == Event::Flush).unwrap();
+    let logged = events.iter().position(|e| matches!(e, Event::Write(_, _, false))).unwrap();
+    assert!(flush < logged, "{events:?}");
+    let mut raw = vec![1u8; garbage.len()];
+    rig.device.read(BlockNo(chunk).byte(), &mut raw).unwrap();
+    assert!(raw.iter().all(|b| *b == 0));
+}
+
+#[test]
+fn pages_are_made_as_chunks_are_needed() {
+    // Two and a half pages; mkfs made an entry for the first chunks only.
+    let rig = Rig::granted(1, 77);
+    let (_, runs) = rig.create(0, 60 * 512);
+    rig.journal.checkpoint_all().unwrap();
+    assert_eq!(rig.audit().data, blocks(&runs).collect());
+    rig.give_up(AgNo(0));
+    rig.alloc.ag_granted(AgNo(0));
+    let (inodes, more) = rig.create(5, 512);
+    let audit = rig.audit();
+    assert_eq!(audit.data.len(), 61 * 512);
+    assert_eq!(audit.meta, inodes.iter().map(|i| i.block()).collect());
+    assert!(blocks(&more).all(|b| !blocks(&runs).any(|r| r == b)));
+    // Metadata stays low.
+    let highest = inodes.iter().map(|i| i.0).max().unwrap();
+    assert!((highest - rig.geometry.ag_start(AgNo(0)).0) / CHUNK_BLOCKS < 8);
+}
+
+#[test]
+fn an_emptied_metadata_chunk_is_free_when_the_oracle_says_so() {
+    let rig = Rig::granted(1, 10);
+    let (mut inodes, _) = rig.create(40, 0);
+    for _ in 0..40 {
+        inodes.extend(rig.create(30, 0).0);
+    }
+    let chunks = rig.audit_group(AgNo(0)).count(ChunkKind::Metadata);
+    assert_eq!(chunks, 3);
+    for part in inodes.chunks(30) {
+        rig.free(part, &[]).unwrap();
+    }
+    assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Draining), 3);
+    let free = rig.alloc.totals().free_chunks;
+    rig.alloc.maintain().unwrap();
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 0, "not even durable");
+    rig.journal.commit(rig.journal.running()).unwrap();
+    rig.alloc.maintain().unwrap();
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 0, "tombstones not in place");
+    rig.journal.checkpoint_all().unwrap();
+    rig.alloc.maintain().unwrap();
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 3);
+    assert_eq!(rig.alloc.totals().free_chunks, free, "not passed");
+    // One is used again meanwhile, and emptied again: what was asked for it is void.
+    let (again, _) = rig.create(1, 0);
+    rig.free(&again, &[]).unwrap();
+    rig.journal.checkpoint_all().unwrap();
+    rig.tickets.passed.store(3, Ordering::Relaxed);
+    for _ in 0..4 {
+        rig.alloc.maintain().unwrap();
+    }
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 4);
+    let audit = rig.audit_group(AgNo(0));
+    assert_eq!(rig.alloc.totals().free_chunks, free + 2);
+    assert_eq!(audit.count(ChunkKind::Draining), 1);
+    // Data may have them now.
+    let rest = rig.alloc.totals().free_chunks * CHUNK_BLOCKS;
+    let (_, runs) = rig.create(0, rest);
+    assert_eq!(rig.audit().data, blocks(&runs).collect());
+}
+
+#[test]
+fn a_draining_chunk_is_metadata_again_at_once() {
+    let rig = Rig::granted(1, 6);
+    let (inodes, _) = rig.create(3, 0);
+    rig.free(&inodes, &[]).unwrap();
+    rig.journal.checkpoint_all().unwrap();
+    assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Draining), 1);
+    rig.device.events.lock().clear();
+    let (again, _) = rig.create(1, 0);
+    assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Metadata), 1);
+    assert_eq!(again[0], inodes[0], "from the low end");
+    assert!(rig.device.events.lock().is_empty(), "no zeroing");
+}
+
+#[test]
+fn an_unused_data_chunk_becomes_metadata_when_no_chunk_is_free() {
+    let rig = Rig::granted(1, 8);
+    let chunks = rig.alloc.totals().free_chunks;
+    let (_, runs) = rig.create(0, (chunks - 1) * CHUNK_BLOCKS);
+    assert_eq!(rig.alloc.totals().free_chunks, 0);
+    let mut held = Vec::new();
+    while let Ok(res) = rig.reserve(0, 50) {
+        held.push(res);
+    }
+    let before: u64 = held.iter().map(Reservation::meta).sum();
+    assert!(rig.reserve(0, 50).is_err());
+    // Its data is freed: after the commit the chunk may change sides.
+    rig.free(&[], &[BlockRun { start: runs[0].start, blocks: CHUNK_BLOCKS }]).unwrap();
+    assert!(rig.reserve(0, 50).is_err());
+    rig.journal.commit(rig.journal.running()).unwrap();
+    while let Ok(res) = rig.reserve(0, 50) {
+        held.push(res);
+    }
+    let after: u64 = held.iter().map(Reservation::meta).sum();
+    assert!(after > before + 400, "{before} {after}");
+    assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Metadata), 2);
+}

@@ -1,0 +1,226 @@
+//! Giving chunks a type, and taking it from metadata chunks that have emptied.
+
+use super::allocator::{Allocator, Cell, Fit};
+use super::apply;
+use super::group::{Drain, EMERGENCY_META, Group};
+use super::page::BITS;
+use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
+use crate::format::group::{ChunkKind, chunk_start};
+use crate::format::layout::CHUNK_BLOCKS;
+
+/// Data chunks that are typed ahead in a group with plenty of room, so that a growing file finds its
+/// next chunk beside the last one.
+const DATA_AHEAD: u64 = 4;
+/// Metadata blocks that stay before an emptied metadata chunk is given away without need.
+const META_KEPT: u64 = 256;
+
+impl Allocator {
+    /// Give chunks a type so that `data` and `meta` blocks more can be promised in this group: all of
+    /// it (`Whole`), or as much as there are chunks for. False if nothing could be done.
+    ///
+    /// The caller holds no handle: this begins one, and a seal waits for those that are open.
+    pub(super) fn make_room(&self, cell: &Cell, data: u64, meta: u64, fit: Fit) -> Result<bool> {
+        let _one = cell.typing.lock();
+        let claimed = {
+            let mut state = cell.open(&self.store)?;
+            if state.demoting {
+                return Ok(false);
+            }
+            let (lack_data, lack_meta) = state.group().lacking(data, meta);
+            if lack_data == 0 && (lack_meta == 0 || meta == 0) {
+                // Somebody else has made room meanwhile.
+                return Ok(true);
+            }
+            let claimed = self.claim(state.group(), (lack_data, lack_meta), meta > 0, fit);
+            let claimed = claimed.inspect_err(|e| state.note(e))?;
+            if claimed.iter().all(|(_, chunks)| chunks.is_empty()) {
+                return Ok(false);
+            }
+            state.pins += 1;
+            claimed
+        };
+        let mut result = Ok(true);
+        for (to, chunks) in claimed {
+            if chunks.is_empty() {
+                continue;
+            }
+            if result.is_ok() {
+                result = self.retype(cell, &chunks, to).map(|_| true);
+            }
+            if result.is_err() {
+                chunks.iter().for_each(|c| cell.with(|g| g.loaded_claim(*c, false)));
+            }
+        }
+        cell.unpin();
+        result
+    }
+
+    /// Choose the chunks.
+    fn claim(
+        &self,
+        g: &mut Group,
+        (lack_data, lack_meta): (u64, u64),
+        wants_meta: bool,
+        fit: Fit,
+    ) -> Result<[(ChunkKind, Vec<u32>); 2]> {
+        let free = g.free_chunks();
+        // What metadata needs, the emergency share with it, is not given to data.
+        let for_data = free.saturating_sub(lack_meta);
+        if fit == Fit::Whole && lack_data > for_data {
+            return Ok([(ChunkKind::Metadata, vec![]), (ChunkKind::Data, vec![])]);
+        }
+        let mut claimed = (Vec::new(), Vec::new());
+        // Data that lacks a chunk brings the emergency share with it.
+        let meta_chunks = if wants_meta || lack_data > 0 { lack_meta } else { 0 };
+        let ahead = if lack_data > 0 { DATA_AHEAD.min(free / 8) } else { 0 };
+        let data_chunks = lack_data.max(ahead).min(for_data);
+        let mut claim_all = || -> Result<()> {
+            for (to, count, list) in [
+                (ChunkKind::Metadata, meta_chunks, &mut claimed.0),
+                (ChunkKind::Data, data_chunks, &mut claimed.1),
+            ] {
+                while (list.len() as u64) < count {
+                    let Some(chunk) = g.claim(&self.store, to)? else { break };
+                    list.push(chunk);
+                }
+            }
+            Ok(())
+        };
+        let outcome = claim_all();
+        let short = fit == Fit::Whole
+            && (wants_meta && (claimed.0.len() as u64) < meta_chunks || (claimed.1.len() as u64) < lack_data);
+        if outcome.is_err() || short {
+            claimed.0.drain(..).chain(claimed.1.drain(..)).for_each(|c| g.loaded_claim(c, false));
+        }
+        outcome.map(|()| [(ChunkKind::Metadata, claimed.0), (ChunkKind::Data, claimed.1)])
+    }
+
+    /// Change the type of claimed chunks, and put them to use. The caller holds `typing` and a pin.
+    fn retype(&self, cell: &Cell, chunks: &[u32], to: ChunkKind) -> Result<TxnId> {
+        if to == ChunkKind::Metadata {
+            self.zero(cell, chunks)?;
+        }
+        let blocks = cell.with(|g| apply::retype_blocks(g, chunks));
+        let mut handle = self.journal.begin(blocks)?;
+        let mut state = cell.state.lock();
+        let truth = match apply::retype(&mut handle, state.group(), chunks, to) {
+            Ok(truth) => truth,
+            Err(e) => {
+                // The images go back while nobody else can look at them.
+                drop(handle);
+                state.note(&e);
+                return Err(e);
+            }
+        };
+        let txn = handle.finish();
+        let g = state.group();
+        g.truth = truth;
+        chunks.iter().for_each(|c| g.retyped(*c, to));
+        Ok(txn)
+    }
+
+    /// Old user data must not look like a version: it is gone before the chunk can be a target of
+    /// replay.
+    fn zero(&self, cell: &Cell, chunks: &[u32]) -> Result<()> {
+        let geometry = self.store.geometry();
+        for chunk in chunks {
+            self.store.halt().check()?;
+            self.store.permit().check()?;
+            let start = chunk_start(&geometry, cell.ag, (*chunk).into());
+            self.store.device().write_zeros(start.byte(), CHUNK_BLOCKS * BLOCK_SIZE as u64)?;
+        }
+        self.store.flush()
+    }
+
+    /// To be called about once a second by a background thread that holds nothing: makes freed
+    /// blocks reusable, lets emptied metadata chunks go.
+    ///
+    /// # Errors
+    /// `Io`, `Halted`; damage of one group is logged and leaves the others alone.
+    pub fn maintain(&self) -> Result<()> {
+        for cell in self.cells() {
+            let chunk = {
+                let mut state = cell.state.lock();
+                if state.demoting || state.damaged.is_some() {
+                    continue;
+                }
+                let Some(g) = state.group.as_mut() else { continue };
+                g.settle(self.journal.durable(), self.journal.checkpointed());
+                self.drained_chunk(g)
+            };
+            if let Some(chunk) = chunk {
+                match self.let_go(&cell, chunk) {
+                    Ok(()) | Err(Error::Corrupt { .. }) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Advance the draining chunks; one that may become free now.
+    fn drained_chunk(&self, g: &mut Group) -> Option<u32> {
+        let mut drains = std::mem::take(&mut g.drains);
+        drains.retain(|d| {
+            let (map, c) = g.loaded(d.chunk);
+            map.chunk(c).kind == ChunkKind::Draining
+        });
+        let mut ready = None;
+        let durable = self.journal.durable();
+        let pressed = g.free_chunks() == 0;
+        let kept = if pressed { EMERGENCY_META } else { META_KEPT };
+        for d in &mut drains {
+            let (map, c) = g.loaded(d.chunk);
+            if usize::from(map.chunk(c).ready) < BITS || map.chunk(c).claimed || d.since > durable {
+                // A new use begins (if it is finished, another draining follows, with no ticket), or
+                // tombstones are not in place yet.
+                continue;
+            }
+            if d.ticket.is_none() {
+                d.ticket = self.oracle.ask();
+            }
+            let passed = d.ticket.is_some_and(|t| self.oracle.passed(t));
+            if passed && ready.is_none() && g.meta.unreserved() >= CHUNK_BLOCKS + kept {
+                ready = Some(d.chunk);
+            }
+        }
+        g.drains.append(&mut drains);
+        ready
+    }
+
+    fn let_go(&self, cell: &Cell, chunk: u32) -> Result<()> {
+        let _one = cell.typing.lock();
+        {
+            let mut state = cell.state.lock();
+            if state.demoting || state.group.is_none() {
+                return Ok(());
+            }
+            let g = state.group();
+            let (map, c) = g.loaded(chunk);
+            let still = map.chunk(c).kind == ChunkKind::Draining
+                && usize::from(map.chunk(c).ready) == BITS
+                && !map.chunk(c).claimed;
+            // It was looked at without `typing`: an allocation may have come in between, and one that
+            // came and went has begun another draining with no ticket.
+            let asked = g.drains.iter().any(|d| d.chunk == chunk && d.ticket.is_some());
+            if !still || !asked || g.meta.unreserved() < CHUNK_BLOCKS + EMERGENCY_META {
+                return Ok(());
+            }
+            g.loaded_claim(chunk, true);
+            state.pins += 1;
+        }
+        let result = self.retype(cell, &[chunk], ChunkKind::Free);
+        cell.with(|g| match &result {
+            Ok(_) => g.drains.retain(|d| d.chunk != chunk),
+            Err(_) => g.loaded_claim(chunk, false),
+        });
+        cell.unpin();
+        result.map(|_| ())
+    }
+
+    /// A chunk has emptied in `txn`.
+    pub(super) fn note_drain(g: &mut Group, chunk: u32, txn: TxnId) {
+        g.drains.retain(|d| d.chunk != chunk);
+        g.drains.push(Drain { chunk, since: txn, ticket: None });
+    }
+}
