@@ -1,0 +1,59 @@
+//! All hosts die in the middle of their work: what was fsync'd is there after a remount.
+
+use crate::rig::Cluster;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Makes files and fsyncs them until the mount is gone; answers with what was promised.
+fn work(at: PathBuf, who: usize, round: usize) -> BTreeMap<String, Vec<u8>> {
+    let mut promised = BTreeMap::new();
+    for i in 0.. {
+        let name = format!("r{round}-h{who}-{i}");
+        let content: Vec<u8> = (0..(i * 7919) % 60_000).map(|n| (n * 31 + i) as u8).collect();
+        let written = File::create(at.join(&name)).and_then(|mut f| {
+            f.write_all(&content)?;
+            f.sync_all()
+        });
+        match written {
+            Ok(()) => drop(promised.insert(name, content)),
+            Err(_) => return promised,
+        }
+    }
+    promised
+}
+
+#[test]
+fn what_was_synced_survives_the_death_of_all_hosts() {
+    let rounds = std::env::var("SHOAL_ROUNDS").map_or(3, |n| n.parse().expect("a number of rounds"));
+    let cluster = Cluster::new("512M", 2, Duration::from_secs(120 + 30 * rounds as u64));
+    let mut promised = BTreeMap::new();
+    for round in 0..rounds {
+        let workers: Vec<_> = (0..2)
+            .map(|who| {
+                let at = cluster.at(who);
+                std::thread::spawn(move || work(at, who, round))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(1500));
+        cluster.kill(&[0, 1]);
+        for worker in workers {
+            promised.extend(worker.join().unwrap());
+        }
+        cluster.mount(0);
+        cluster.mount(1);
+        for (name, content) in &promised {
+            let host = usize::from(name.ends_with('7'));
+            let found = fs::read(cluster.at(host).join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(found == *content, "{name} differs after round {round}");
+        }
+        assert!(promised.len() > 20, "only {} files: nothing was tested", promised.len());
+        for name in std::mem::take(&mut promised).into_keys() {
+            fs::remove_file(cluster.at(1).join(name)).unwrap();
+        }
+    }
+    cluster.umount(0);
+    cluster.umount(1);
+}

@@ -1,0 +1,10 @@
+//! Real mounts of one image as several hosts: litmus tests, random operations against a model, and
+//! the death of all hosts. Needs root and /dev/fuse, and `cargo build --workspace` before.
+#![cfg(feature = "fuse")]
+
+mod crash;
+mod litmus;
+mod model;
+mod random;
+mod rig;
+mod rig_xattr;
