@@ -13,7 +13,7 @@ RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
 
-.PHONY: all build demo test bench install deps lint clean
+.PHONY: all build demo test install deps lint clean
 
 all: build
 
@@ -32,10 +32,6 @@ demo: build
 test:
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
-
-bench: build
-	$(CARGO) bench --bench memfs --no-run
-	benches/run.sh $(RELEASE)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -96,6 +96,12 @@ impl Error {
         }
     }
 
+    /// A sound block of another kind than expected: no damage where a stale reference is possible (an
+    /// inode number that was freed meanwhile), only where the reference is known to be current.
+    pub fn is_other_kind(&self) -> bool {
+        matches!(self, Error::Corrupt { kind, expected, .. } if kind == expected)
+    }
+
     /// A failed device request.
     pub fn io(op: &'static str, offset: u64, length: usize, cause: &std::io::Error) -> Error {
         Error::Io { op, offset, length: length as u64, cause: cause.to_string() }

@@ -134,7 +134,7 @@ impl Core {
     fn load<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
         if state.attr.is_none() {
             let attr = match self.tree(node.ino).read_attr(&*self.store) {
-                Err(Error::Corrupt { kind, expected, .. }) if kind == expected => return Err(Error::Stale),
+                Err(e) if e.is_other_kind() => return Err(Error::Stale),
                 other => other?,
             };
             node.check_generation(attr.generation)?;

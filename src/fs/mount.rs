@@ -224,15 +224,7 @@ impl Core {
         if replayed.is_empty() {
             return Ok(());
         }
-        // Moving items may take a block: have a group of our own at hand, unless those wait as well.
-        let members = self.cluster.membership();
-        let own = (0..self.geometry.ag_count)
-            .map(AgNo)
-            .find(|ag| members.owner_of(*ag).0.slot() == Some(self.slot));
-        let _space = match own.filter(|_| !replayed.contains(&self.slot)) {
-            Some(ag) => Some(self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?),
-            None => None,
-        };
+        // No group is ours before the cluster is told, so a move that takes a block must wait.
         for slot in replayed.iter().filter(|s| **s != self.slot) {
             let other = slot_tree(*slot, &volume.slots[usize::from(slot.0)]);
             match self.adopt_slot(other) {

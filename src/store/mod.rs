@@ -227,7 +227,12 @@ impl Store {
 
 fn log_corrupt(e: &Error) {
     if let Error::Corrupt { .. } = e {
-        tracing::error!("{e}");
+        if e.is_other_kind() {
+            // Whoever knows that the reference is current reports it.
+            tracing::debug!("{e}");
+        } else {
+            tracing::error!("{e}");
+        }
     }
 }
 
