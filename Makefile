@@ -13,7 +13,7 @@ RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
 
-.PHONY: all build demo test install deps lint clean
+.PHONY: all build demo test bench install deps lint clean
 
 all: build
 
@@ -32,6 +32,9 @@ demo: build
 test:
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
+
+bench: build
+	benches/bench.py $(BENCH) $(RELEASE)
 
 lint:
 	$(CARGO) fmt --all --check
