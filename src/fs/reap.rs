@@ -10,6 +10,7 @@ use super::*;
 use crate::alloc::{DeferredFree, DeferredFrees};
 use crate::file::Progress;
 use crate::format::BlockKind;
+use crate::format::value::encode_orphan;
 use crate::inode::{ItemKey, ItemKind, tree_costs};
 use crate::txn::BlockTxn;
 use crate::xattr;
@@ -71,7 +72,7 @@ pub fn insert_orphan(
     ino: InodeNo,
     generation: Generation,
 ) -> Result<()> {
-    tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
+    tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &encode_orphan(generation))
 }
 
 /// Deferred frees as items of the slot inode.
@@ -145,7 +146,10 @@ impl Core {
 
     /// Free what lies in a group that was not held when it was freed. Nothing is held now.
     fn free_deferred(self: &Arc<Self>, key: ItemKey, value: &[u8]) -> Result<()> {
-        let frees = DeferredFree::decode(self.slot_tree.ino, value)?;
+        let frees = DeferredFree::decode(value).ok_or_else(|| Error::Damaged {
+            inode: self.slot_tree.ino,
+            what: "a deferred free that cannot be".into(),
+        })?;
         let Some(ag) = frees.first().and_then(|f| self.geometry.ag_of(f.start)) else { return Ok(()) };
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
         let mut change = self.change_freeing(None, STEP_BLOCKS)?;
