@@ -42,6 +42,12 @@ fn what_was_synced_survives_the_death_of_all_hosts() {
         for worker in workers {
             promised.extend(worker.join().unwrap());
         }
+        cluster.check();
+        if round % 2 == 1 {
+            // Replayed by fsck instead of by the next mount.
+            cluster.fsck(&["-p"]);
+            cluster.check();
+        }
         cluster.mount(0);
         cluster.mount(1);
         for (name, content) in &promised {
@@ -56,4 +62,5 @@ fn what_was_synced_survives_the_death_of_all_hosts() {
     }
     cluster.umount(0);
     cluster.umount(1);
+    cluster.check();
 }

@@ -118,6 +118,21 @@ impl Cluster {
             assert!(daemon.wait(Duration::from_secs(10)), "a killed daemon did not end");
         }
     }
+
+    /// The volume, which no host has mounted, is sound to the last bit; journals are replayed in
+    /// memory.
+    pub fn check(&self) {
+        self.fsck(&["-n", "-f"]);
+    }
+
+    /// Run fsck, which must find nothing.
+    pub fn fsck(&self, arguments: &[&str]) {
+        let fsck = program("fsck_shoal");
+        assert!(fsck.exists(), "{} is missing: cargo build --workspace", fsck.display());
+        let out = Command::new(fsck).args(arguments).arg(self.image()).output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "fsck {arguments:?}: {:?}\n{stdout}{stderr}", out.status);
+    }
 }
 
 impl Drop for Cluster {
