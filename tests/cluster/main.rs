@@ -3,6 +3,7 @@
 #![cfg(feature = "fuse")]
 
 mod crash;
+mod leave;
 mod litmus;
 mod model;
 mod random;

@@ -105,6 +105,18 @@ impl Cluster {
         assert!(errors.is_empty(), "host {host} logged {errors:#?}");
     }
 
+    /// Take the mount out of the tree; what is open stays so.
+    pub fn umount_lazily(&self, host: usize) {
+        mount::unmount(&self.at(host), Unmount::Lazy).unwrap();
+    }
+
+    /// Does a host's daemon end within `limit`?
+    pub fn is_gone(&self, host: usize, limit: Duration) -> bool {
+        let at = self.at(host);
+        let running = local::running().unwrap();
+        running.iter().filter(|r| r.daemon.mountpoint == at).all(|r| r.wait(limit))
+    }
+
     /// Kill the daemons of these hosts as a power cut would, all at once.
     pub fn kill(&self, hosts: &[usize]) {
         let places: Vec<PathBuf> = hosts.iter().map(|h| self.at(*h)).collect();
