@@ -78,6 +78,8 @@ pub struct Core {
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,
+    /// How the lock room reaches us.
+    hook: Arc<coherence::Hook>,
 }
 
 /// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on
