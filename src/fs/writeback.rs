@@ -150,7 +150,7 @@ impl Core {
         batch: &FlushBatch,
         pending: Option<PendingRuns>,
     ) -> Result<()> {
-        state.wrote_in_place = true;
+        state.data_txn = self.journal.running();
         if !batch.needs_txn() {
             return Ok(());
         }

@@ -1,0 +1,13 @@
+//! Whole hosts, from the operations down, on a simulated disk in this process: crashes at any request
+//! to the disk, random work of several hosts in bad weather, full volumes. No kernel is involved.
+#![cfg(feature = "fuse")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod host;
+mod model;
+mod points;
+mod story;
+mod tree;
+mod workloads;
