@@ -72,7 +72,7 @@ pub struct Core {
     /// Local exclusion of changes to it. Taken before a transaction begins, held until it is finished.
     slot_lock: Arc<Mutex<()>>,
     handles: handles::Handles,
-    reaper: reap::Queue,
+    reaper: Arc<reap::Queue>,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,

@@ -180,7 +180,9 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
     let journal = Journal::open(store.clone(), extent(own), slot, config)?;
     let tree = slot_tree(slot, own);
-    let alloc = Allocator::new(store.clone(), journal.clone(), Arc::new(reap::SlotDeferral { tree }));
+    let reaper = Arc::<reap::Queue>::default();
+    let deferral = Arc::new(reap::SlotDeferral { tree, reaper: reaper.clone() });
+    let alloc = Allocator::new(store.clone(), journal.clone(), deferral);
     let hook = Arc::new(Hook::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, hook.clone());
@@ -203,7 +205,7 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
         slot_tree: tree,
         slot_lock: Arc::default(),
         handles: handles::Handles::default(),
-        reaper: reap::Queue::default(),
+        reaper,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
         next_id: AtomicU64::new(1),

@@ -231,6 +231,13 @@ impl Core {
         }
     }
 
+    /// Flush everything that is dirty and not on its way out already; for threads that hold nothing.
+    pub(super) fn flush_all_now(self: &Arc<Self>) {
+        let dirty: Vec<InodeNo> = self.writeback.state.lock().dirty.iter().copied().collect();
+        let now = self.clock.now();
+        dirty.into_iter().for_each(|ino| self.flush_if_due(ino, true, now));
+    }
+
     fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {
         let forget = || {
             self.writeback.state.lock().dirty.remove(&ino);
