@@ -8,9 +8,14 @@ use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
 use shoal::cluster::SlotClaim;
 use shoal::device::BlockDevice;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+/// Stale reads are of single blocks behind the coordination cells, which a host must see to join.
+const STALE_BYTES: usize = 4096;
+const STALE_FROM: u64 = 16 << 20;
 
 /// How a host's requests fare. Requests under way at once overtake each other by their delays.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +26,10 @@ pub struct Weather {
     pub torn_of_1000: u32,
     /// So many of 100,000 requests fail.
     pub failing_of_100000: u32,
+    /// Flushes are acknowledged and forgotten.
+    pub lost_flushes: bool,
+    /// What was read once is not read again: writes of other hosts are never seen.
+    pub stale_reads: bool,
 }
 
 /// One host's way to the disk.
@@ -30,6 +39,8 @@ pub struct Port {
     cut: AtomicBool,
     weather: Mutex<Option<(Weather, StdRng)>>,
     failed: AtomicU64,
+    /// Blocks that metadata reads go on finding, where reads are stale.
+    seen: Mutex<HashMap<u64, Vec<u8>>>,
 }
 
 impl Port {
@@ -42,7 +53,12 @@ impl Port {
             cut: AtomicBool::new(false),
             weather: Mutex::default(),
             failed: AtomicU64::new(0),
+            seen: Mutex::default(),
         })
+    }
+
+    fn weather(&self) -> Weather {
+        self.weather.lock().as_ref().map(|(w, _)| *w).unwrap_or_default()
     }
 
     /// From now on.
@@ -90,10 +106,20 @@ impl Port {
 impl BlockDevice for Port {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.pass("read", offset, buf.len())?;
-        self.disk.read(offset, buf)
+        self.disk.read(offset, buf)?;
+        if self.weather().stale_reads && buf.len() == STALE_BYTES && offset >= STALE_FROM {
+            let mut seen = self.seen.lock();
+            buf.copy_from_slice(seen.entry(offset).or_insert_with(|| buf.to_vec()));
+        }
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        if self.weather().stale_reads {
+            self.seen
+                .lock()
+                .retain(|at, _| *at + STALE_BYTES as u64 <= offset || *at >= offset + data.len() as u64);
+        }
         if !self.pass("write", offset, data.len())? {
             return self.disk.write(offset, data);
         }
@@ -114,7 +140,7 @@ impl BlockDevice for Port {
 
     fn flush(&self) -> Result<()> {
         self.pass("flush", 0, 0)?;
-        self.disk.flush()
+        if self.weather().lost_flushes { Ok(()) } else { self.disk.flush() }
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {

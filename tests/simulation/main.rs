@@ -5,9 +5,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cluster;
 mod host;
 mod model;
 mod points;
+mod space;
 mod story;
 mod tree;
+mod worker;
 mod workloads;

@@ -1,0 +1,189 @@
+//! A volume that four hosts fill to the last block at once, again and again. A write that was accepted
+//! reaches the disk, no block serves two, and what is deleted is free again to the block.
+
+use crate::common::simdisk::SimDisk;
+use crate::host::{Host, How};
+use crate::model::bytes;
+use crate::story::volume;
+use crate::tree::Volume1;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use shoal::base::Error;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Barrier};
+
+const HOSTS: usize = 4;
+const MIB: u64 = 128;
+const PIECE: usize = 100_000;
+
+/// Files by name: number of the pattern, length.
+type Files = BTreeMap<String, (usize, usize)>;
+
+struct Fill {
+    hosts: Vec<Host>,
+    files: Mutex<Files>,
+    faults: Mutex<Vec<String>>,
+    barrier: Barrier,
+}
+
+impl Fill {
+    fn mount(disk: &Arc<SimDisk>) -> Fill {
+        let hosts = (0..HOSTS).map(|n| Host::mount(disk, &format!("host{n}")).expect("mount")).collect();
+        Fill { hosts, files: Mutex::default(), faults: Mutex::default(), barrier: Barrier::new(HOSTS) }
+    }
+
+    fn fault(&self, what: String) {
+        self.faults.lock().push(what);
+    }
+
+    /// Write files until there is no space.
+    fn fill(&self, me: usize, number: usize, random: &mut StdRng) -> Files {
+        let (host, mut own) = (&self.hosts[me], Files::new());
+        for n in number.. {
+            let name = format!("/d{me}/f{n}");
+            match host.create(&name) {
+                Ok(()) => {}
+                Err(Error::NoSpace) => return own,
+                Err(e) => self.fault(format!("create {name}: {e}")),
+            }
+            let most = [3000, 100_000, 3_000_000][random.random_range(0..3)];
+            let wanted = random.random_range(1..most);
+            let mut length = 0;
+            while length < wanted {
+                let piece = PIECE.min(wanted - length);
+                match host.write(&name, length as u64, &bytes(n, length as u64, piece), How::Buffered) {
+                    Ok(()) => length += piece,
+                    Err(Error::NoSpace) => break,
+                    Err(e) => {
+                        self.fault(format!("write {name}: {e}"));
+                        break;
+                    }
+                }
+            }
+            own.insert(name, (n, length));
+            if length < wanted || !self.faults.lock().is_empty() {
+                return own;
+            }
+        }
+        own
+    }
+
+    fn check(&self, host: usize, files: &Files) {
+        for (name, (n, length)) in files {
+            match self.hosts[host].read(name) {
+                Ok(data) if data == bytes(*n, 0, *length) => {}
+                Ok(data) => {
+                    let right = bytes(*n, 0, *length);
+                    let first = data.iter().zip(&right).position(|(a, b)| a != b);
+                    let found = data.len();
+                    self.fault(format!("{name}: {found} bytes of {length}, first difference {first:?}"));
+                }
+                Err(e) => self.fault(format!("read {name}: {e}")),
+            }
+        }
+    }
+
+    fn round(&self, me: usize, round: usize) {
+        let mut random = StdRng::seed_from_u64((round * HOSTS + me) as u64);
+        let number = (round * HOSTS + me) * 100_000;
+        let made = self.fill(me, number, &mut random);
+        for name in made.keys() {
+            if let Err(e) = self.hosts[me].fsync(name) {
+                self.fault(format!("what was written does not reach the disk: {name}: {e}"));
+            }
+        }
+        self.files.lock().extend(made);
+        self.barrier.wait();
+        // Others' files, so that their locks move.
+        let all = self.files.lock().clone();
+        let part: Files = all
+            .into_iter()
+            .enumerate()
+            .filter(|(n, _)| n % HOSTS == (me + round) % HOSTS)
+            .map(|(_, file)| file)
+            .collect();
+        self.check(me, &part);
+        self.barrier.wait();
+        let mut names: Vec<&String> = part.keys().collect();
+        names.shuffle(&mut random);
+        for name in &names[..names.len() * 2 / 3] {
+            match self.hosts[me].unlink(name) {
+                Ok(()) => drop(self.files.lock().remove(*name)),
+                Err(e) => self.fault(format!("unlink {name}: {e}")),
+            }
+        }
+        self.barrier.wait();
+    }
+
+    fn all(&self, work: impl Fn(usize) + Sync) {
+        std::thread::scope(|scope| {
+            for me in 0..HOSTS {
+                let work = &work;
+                scope.spawn(move || work(me));
+            }
+        });
+        let faults = self.faults.lock();
+        assert!(faults.is_empty(), "{} faults: {:#?}", faults.len(), &faults[..faults.len().min(8)]);
+    }
+
+    fn stop(self) -> Files {
+        self.hosts.into_iter().for_each(|host| host.stop().expect("a clean leave"));
+        self.files.into_inner()
+    }
+}
+
+/// Free blocks as a host sees them that is alone.
+fn free_blocks(disk: &Arc<SimDisk>) -> u64 {
+    let host = Host::mount(disk, "counts").expect("mount");
+    let free = host.statfs().expect("statfs").blocks_free;
+    host.stop().expect("a clean leave");
+    free
+}
+
+fn used_by(files: &Files) -> u64 {
+    files.values().map(|(_, length)| 1 + if *length > 3500 { length.div_ceil(4096) as u64 } else { 0 }).sum()
+}
+
+#[test]
+fn four_hosts_fill_the_volume() {
+    let rounds = std::env::var("SHOAL_ROUNDS").map_or(3, |n| n.parse().expect("a number of rounds"));
+    let disk = volume(MIB, HOSTS as u16);
+    let host = Host::mount(&disk, "first").expect("mount");
+    (0..HOSTS).for_each(|n| host.mkdir(&format!("/d{n}")).expect("mkdir"));
+    host.stop().expect("a clean leave");
+    let free = free_blocks(&disk);
+
+    let fill = Fill::mount(&disk);
+    (0..rounds).for_each(|round| fill.all(|me| fill.round(me, round)));
+    // Full once more, and left so.
+    fill.all(|me| {
+        let number = (rounds * HOSTS + me) * 100_000;
+        let made = fill.fill(me, number, &mut StdRng::seed_from_u64(me as u64));
+        fill.files.lock().extend(made);
+    });
+    let files = fill.stop();
+    let left = free_blocks(&disk);
+    println!(
+        "{} files of {} blocks; {left} of {free} blocks are left when full",
+        files.len(),
+        used_by(&files)
+    );
+    assert!(left < free / 10, "full with {left} of {free} blocks left");
+    Volume1::open(&disk).and_then(|v| v.walk()).expect("a sound volume");
+
+    let fill = Fill::mount(&disk);
+    fill.all(|me| {
+        let part: Files =
+            files.clone().into_iter().enumerate().filter(|(n, _)| n % HOSTS == me).map(|(_, f)| f).collect();
+        fill.check(me, &part);
+        for name in part.keys() {
+            if let Err(e) = fill.hosts[me].unlink(name) {
+                fill.fault(format!("unlink {name} of a full volume: {e}"));
+            }
+        }
+    });
+    fill.stop();
+    assert_eq!(free_blocks(&disk), free, "blocks free after everything was deleted");
+}
