@@ -9,7 +9,7 @@ use crate::common::port::Weather;
 use crate::common::simdisk::{SimDisk, Unflushed};
 use crate::host::Host;
 use crate::story::volume;
-use crate::tree::{self, Found, Volume1};
+use crate::tree::{self, Found, Image};
 use crate::worker::{Ended, Worker};
 use parking_lot::RwLock;
 use rand::rngs::StdRng;
@@ -145,7 +145,7 @@ fn work(sim: &Sim, workers: &mut [Worker], until: Instant) -> Result<(), String>
 }
 
 fn check_image(disk: &Arc<SimDisk>) -> Result<Found, String> {
-    Volume1::open(disk)?.walk()
+    Image::open(disk)?.walk()
 }
 
 /// Every host shows every worker's tree, exactly; then all leave.

@@ -7,7 +7,7 @@ use crate::common::simdisk::{Event, SimDisk, Unflushed};
 use crate::common::sweep::Sweep;
 use crate::host::Host;
 use crate::story::Story;
-use crate::tree::{self, Volume1};
+use crate::tree::{self, Image};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ fn choose(story: &Story, count: usize, seed: u64) -> Vec<Point> {
 
 /// Replay with the library, walk, compare.
 fn check_image(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
-    let volume = Volume1::open(disk)?;
+    let volume = Image::open(disk)?;
     story.check(count, &volume.walk()?)
 }
 
@@ -67,7 +67,7 @@ fn check_mounted(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(),
     let left = host.stop().map_err(|e| format!("leaving after recovery: {e}"));
     worked?;
     left?;
-    Volume1::open(disk)?.walk().map(|_| ())
+    Image::open(disk)?.walk().map(|_| ())
 }
 
 fn work(host: &Host) -> shoal::base::Result<()> {

@@ -8,7 +8,7 @@ use shoal::base::{InodeNo, SlotId};
 use shoal::dir::Directory;
 use shoal::file::{FileState, PagePool};
 use shoal::format::superblock::{self, Superblock};
-use shoal::format::volume::{self, Volume};
+use shoal::format::volume;
 use shoal::inode::{Attr, FileKind, Tree};
 use shoal::journal::{DeviceSink, replay};
 use shoal::store::Store;
@@ -71,16 +71,15 @@ pub fn of_model(model: &Model) -> (Names, BTreeMap<String, Id>) {
 }
 
 /// A volume read with the library, its journals replayed.
-pub struct Volume1 {
+pub struct Image {
     pub store: Arc<Store>,
     superblock: Superblock,
-    volume: Volume,
     pool: Arc<PagePool>,
 }
 
-impl Volume1 {
+impl Image {
     /// Load and replay.
-    pub fn open(disk: &Arc<SimDisk>) -> Result<Volume1, String> {
+    pub fn open(disk: &Arc<SimDisk>) -> Result<Image, String> {
         let (superblock, _) = superblock::load(&**disk).map_err(|e| e.to_string())?;
         let volume = volume::load(&**disk, &superblock).map_err(|e| e.to_string())?;
         let store = Store::new(disk.clone(), superblock.format_id, superblock.geometry, 32 << 20);
@@ -89,12 +88,7 @@ impl Volume1 {
             let extent = (extents.journal_start, extents.journal_blocks);
             replay(&store, extent, SlotId(slot as u16), &mut sink).map_err(|e| format!("replay: {e}"))?;
         }
-        Ok(Volume1 { store, superblock, volume, pool: PagePool::new(1 << 20) })
-    }
-
-    /// Slots with a journal.
-    pub fn slots(&self) -> usize {
-        self.volume.slots.len()
+        Ok(Image { store, superblock, pool: PagePool::new(1 << 20) })
     }
 
     /// Everything below the root.
