@@ -145,6 +145,7 @@ fn work(sim: &Sim, workers: &mut [Worker], until: Instant) -> Result<(), String>
 }
 
 fn check_image(disk: &Arc<SimDisk>) -> Result<Found, String> {
+    tree::fsck(disk)?;
     Image::open(disk)?.walk()
 }
 
@@ -210,6 +211,7 @@ fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worke
     let host = Host::mount(&mounted, "survivor").map_err(|e| format!("mount after the power cut: {e}"))?;
     let same = tree::of_host(&host).map(|f| tree::difference(&f.names, &found.names));
     host.stop().map_err(|e| format!("leave after the power cut: {e}"))?;
+    tree::fsck(&mounted).map_err(|e| format!("after recovery: {e}"))?;
     match same? {
         lines if lines.is_empty() => Ok(done),
         lines => Err(format!("a mount after the power cut shows something else: {lines:#?}")),

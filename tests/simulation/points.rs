@@ -53,8 +53,9 @@ fn choose(story: &Story, count: usize, seed: u64) -> Vec<Point> {
     all.into_iter().map(|(at, _, how)| (at, how)).collect()
 }
 
-/// Replay with the library, walk, compare.
+/// Check, replay with the library, walk, compare.
 fn check_image(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
+    tree::fsck(disk)?;
     let volume = Image::open(disk)?;
     story.check(count, &volume.walk()?)
 }
@@ -67,7 +68,7 @@ fn check_mounted(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(),
     let left = host.stop().map_err(|e| format!("leaving after recovery: {e}"));
     worked?;
     left?;
-    Image::open(disk)?.walk().map(|_| ())
+    tree::fsck(disk)
 }
 
 fn work(host: &Host) -> shoal::base::Result<()> {

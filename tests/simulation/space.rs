@@ -5,7 +5,7 @@ use crate::common::simdisk::SimDisk;
 use crate::host::{Host, How};
 use crate::model::bytes;
 use crate::story::volume;
-use crate::tree::Image;
+use crate::tree;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -176,7 +176,7 @@ fn four_hosts_fill_the_volume() {
     let (superblock, _) = superblock::load(&*disk).expect("a superblock");
     let metadata = u64::from(superblock.geometry.ag_count) * CHUNK_BLOCKS;
     assert!(left.saturating_sub(metadata) < free / 50, "full with {left} of {free} blocks left");
-    Image::open(&disk).and_then(|v| v.walk()).expect("a sound volume");
+    tree::fsck(&disk).expect("a sound volume");
 
     let fill = Fill::mount(&disk);
     fill.all(|me| {
@@ -190,5 +190,6 @@ fn four_hosts_fill_the_volume() {
         }
     });
     fill.stop();
+    tree::fsck(&disk).expect("a sound volume");
     assert_eq!(free_blocks(&disk), free, "blocks free after everything was deleted");
 }

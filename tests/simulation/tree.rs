@@ -77,6 +77,20 @@ pub struct Image {
     pool: Arc<PagePool>,
 }
 
+/// Check everything, without a write.
+///
+/// # Errors
+/// What fsck finds.
+pub fn fsck(disk: &Arc<SimDisk>) -> Result<(), String> {
+    let options = shoal_fsck::Options { dry_run: true, force: true };
+    let report = shoal_fsck::check(disk.clone(), &options, &shoal_fsck::Silent).map_err(|e| e.to_string())?;
+    if report.is_sound() {
+        return Ok(());
+    }
+    let found: Vec<String> = report.findings.iter().take(8).map(|f| format!("{f:?}")).collect();
+    Err(format!("fsck: {:?} {:?} {found:#?}", report.counts, report.stopped))
+}
+
 impl Image {
     /// Load and replay.
     pub fn open(disk: &Arc<SimDisk>) -> Result<Image, String> {
