@@ -162,9 +162,15 @@ impl DirSink for Names {
 impl Host {
     /// Mount what is on `disk`. All hosts are one machine, so the dead are provably gone.
     pub fn mount(disk: &Arc<SimDisk>, name: &str) -> Result<Host> {
+        Host::mount_with(disk, name, Duration::from_secs(1))
+    }
+
+    /// As [`Host::mount`]; changes are committed after `commit` at the latest.
+    pub fn mount_with(disk: &Arc<SimDisk>, name: &str, commit: Duration) -> Result<Host> {
         let port = Port::new(disk);
         let mut options = MountOptions::new("simulated".into());
         options.host_name = Some(name.into());
+        options.commit_interval = commit;
         options.cache_bytes = 8 << 20;
         options.dirty_bytes = 16 << 20;
         let identity = Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], local_filesystem: true };

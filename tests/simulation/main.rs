@@ -6,6 +6,7 @@
 mod common;
 
 mod cluster;
+mod draw;
 mod host;
 mod model;
 mod points;

@@ -15,13 +15,29 @@ use std::sync::Arc;
 
 /// Points that a run looks at unless asked otherwise.
 const POINTS: usize = 350;
-/// Runs that share `SHOAL_POINTS`.
-const RUNS: usize = 14;
+/// Runs of given operations, and of random ones with one seed, that share `SHOAL_POINTS`.
+const RUNS: usize = 16;
+/// Points above which there are more random runs instead of more points of each.
+const POINTS_MAX: usize = 1000;
 /// Of so many points one is mounted as well.
 const MOUNT_EVERY: usize = 25;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// Points of each run, and seeds of the random ones.
+fn share() -> (usize, u64) {
+    let Some(all) = number("SHOAL_POINTS") else { return (POINTS, 1) };
+    let each = (all as usize).div_ceil(RUNS).min(POINTS_MAX);
+    let left = (all as usize).saturating_sub(each * RUNS);
+    (each, 1 + left.div_ceil(4 * each) as u64)
+}
+
+/// Seeds of the random runs.
+pub fn seeds() -> impl Iterator<Item = u64> {
+    let first = number("SHOAL_SEED").unwrap_or(1);
+    first..first + share().1
 }
 
 /// A crash: behind so many requests, and what became of those not flushed.
@@ -104,7 +120,7 @@ pub fn check_point(
 
 /// Look at the points of a finished run.
 pub fn sweep(name: &str, story: &Story) {
-    let count = number("SHOAL_POINTS").map_or(POINTS, |n| n as usize / RUNS + 1);
+    let count = share().0;
     let seed = number("SHOAL_SEED").unwrap_or(1);
     let points = choose(story, count, seed);
     let mut sweep = Sweep::new(&story.history, &story.events);

@@ -13,6 +13,7 @@ use crate::tree::{self, Found, Names};
 use shoal::format::superblock::TimingProfile;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 const SECTOR: usize = 512;
 
@@ -72,9 +73,15 @@ pub fn volume(mib: u64, slots: u16) -> Arc<SimDisk> {
 impl Recorder {
     /// Mount a fresh volume on so many hosts; the mounting is part of the record.
     pub fn new(mib: u64, hosts: usize) -> Recorder {
+        Recorder::with_commits(mib, hosts, Duration::from_secs(1))
+    }
+
+    /// As [`Recorder::new`]; the hosts commit after `commit` at the latest.
+    pub fn with_commits(mib: u64, hosts: usize, commit: Duration) -> Recorder {
         let disk = volume(mib, hosts.max(2) as u16);
         let history = disk.record();
-        let hosts = (0..hosts).map(|n| Host::mount(&disk, &format!("host{n}")).expect("mount")).collect();
+        let mount = |n| Host::mount_with(&disk, &format!("host{n}"), commit).expect("mount");
+        let hosts = (0..hosts).map(mount).collect();
         Recorder { disk, history, hosts, steps: Vec::new(), states: vec![Model::new()] }
     }
 
@@ -97,6 +104,11 @@ impl Recorder {
         }
         self.steps.push(Step { host, op, start, end, touched: wanted.unwrap_or_default(), synced });
         self.states.push(model);
+    }
+
+    /// The newest state.
+    pub fn model(&self) -> &Model {
+        self.states.last().expect("at least the first")
     }
 
     /// All hosts leave.
@@ -138,7 +150,7 @@ pub fn execute(host: &Host, model: &Model, number: usize, op: &Op) -> shoal::bas
         Op::RemoveXattr { path, name } => host.remove_xattr(path, name),
         Op::Fsync(path) => host.fsync(path),
         Op::Rest(ms) => {
-            std::thread::sleep(std::time::Duration::from_millis(*ms));
+            std::thread::sleep(Duration::from_millis(*ms));
             Ok(())
         }
     }

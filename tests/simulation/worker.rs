@@ -2,20 +2,17 @@
 //! a model of what must be there.
 
 use crate::cluster::Sim;
+use crate::draw::{self, Draw};
 use crate::host::How;
 use crate::model::{Content, Id, Model, Op};
 use crate::story::{check_file, execute};
 use crate::tree::{self, Entry, Found};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use shoal::base::Error;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-const NAMES: [&str; 5] = ["a", "b", "c", "dd", "a-longer-name-that-takes-more-room-in-a-page"];
-const DIRECTORIES_MAX: usize = 12;
 
 /// How a worker's time ended.
 pub enum Ended {
@@ -49,7 +46,7 @@ impl Worker {
 
     /// The directory that is this worker's.
     pub fn home(&self) -> String {
-        format!("/w{}", self.number)
+        draw::home(self.number)
     }
 
     /// Everything so far is durable.
@@ -63,7 +60,7 @@ impl Worker {
     }
 
     fn is_own(&self, path: &str) -> bool {
-        path.starts_with(&self.home()) || path.starts_with(&format!("/shared/{}-", self.number))
+        draw::is_own(self.number, path)
     }
 
     /// Operations until `until`.
@@ -77,7 +74,7 @@ impl Worker {
             let Some(host) = &*place else { continue };
             let looked = if self.random.random_bool(0.35) { self.look(host, at) } else { Ok(()) };
             let done = looked.and_then(|()| {
-                let op = self.draw();
+                let op = self.draw(|mut d| d.op());
                 self.step(host, at, op)
             });
             sim.done.fetch_add(1, Ordering::Relaxed);
@@ -94,6 +91,11 @@ impl Worker {
             }
         }
         Ok(Ended::Done)
+    }
+
+    fn draw<T>(&mut self, f: impl FnOnce(Draw<'_>) -> T) -> T {
+        let model = self.states.last().expect("at least one");
+        f(Draw { worker: self.number, random: &mut self.random, model })
     }
 
     fn note(&mut self, what: String) {
@@ -129,125 +131,9 @@ impl Worker {
         }
     }
 
-    fn any_path(&mut self, wanted: impl Fn(&Model, Id) -> bool) -> Option<String> {
-        let model = self.model().clone();
-        let all: Vec<String> = model
-            .paths()
-            .into_iter()
-            .filter(|(path, id)| self.is_own(path) && *path != self.home() && wanted(&model, *id))
-            .map(|(path, _)| path)
-            .collect();
-        all.choose(&mut self.random).cloned()
-    }
-
-    /// A name somewhere, there or not.
-    fn new_path(&mut self) -> String {
-        if self.random.random_bool(0.2) {
-            return format!("/shared/{}-{}", self.number, self.random.random_range(0..6));
-        }
-        let model = self.model();
-        let dirs: Vec<String> = model
-            .paths()
-            .into_iter()
-            .filter(|(path, id)| path.starts_with(&self.home()) && model.is_dir(*id))
-            .map(|(path, _)| path)
-            .collect();
-        let name = NAMES.choose(&mut self.random).expect("some");
-        let dir = dirs.choose(&mut self.random).expect("home at least");
-        format!("{dir}/{name}")
-    }
-
-    fn draw(&mut self) -> Op {
-        let path = self.new_path();
-        match self.random.random_range(0..100) {
-            0..12 => Op::Create(path),
-            12..16 => {
-                let dirs = self.model().paths().iter().filter(|(_, id)| self.model().is_dir(*id)).count();
-                if dirs < DIRECTORIES_MAX { Op::Mkdir(path) } else { Op::Create(path) }
-            }
-            16..18 => {
-                let length = *[5, 100, 3000].choose(&mut self.random).expect("some");
-                Op::Symlink { path, target: vec![b't'; length] }
-            }
-            18..26 => Op::Unlink(path),
-            26..29 => Op::Rmdir(path),
-            29..34 => match self.any_path(|m, id| !m.is_dir(id)) {
-                Some(from) => Op::Link { from, to: path },
-                None => Op::Create(path),
-            },
-            34..44 => match self.any_path(|_, _| true) {
-                // Directories stay at home: the shared one has no room for other workers' models.
-                Some(from) => {
-                    let id = self.model().find(&from).expect("just found");
-                    let to = if self.model().is_dir(id) {
-                        path.replace("/shared/", &format!("{}/", self.home()))
-                    } else {
-                        path
-                    };
-                    let exchange = self.random.random_bool(0.2)
-                        && !to.starts_with("/shared")
-                        && !from.starts_with("/shared");
-                    Op::Rename { from, to, exchange }
-                }
-                None => Op::Create(path),
-            },
-            44..50 => match self.any_path(|m, id| !matches!(m.nodes[&id].content, Content::Symlink(_))) {
-                Some(path) => self.attribute(path),
-                None => Op::Create(path),
-            },
-            _ => match self.any_path(|m, id| m.data(id).is_some()) {
-                Some(path) => self.data(path),
-                None => Op::Create(path),
-            },
-        }
-    }
-
-    fn attribute(&mut self, path: String) -> Op {
-        let name = format!("user.{}", ["a", "b", "c"].choose(&mut self.random).expect("some"));
-        match self.random.random_range(0..4) {
-            0 => Op::RemoveXattr { path, name },
-            1 => Op::Chmod { path, mode: *[0o600, 0o755, 0o640].choose(&mut self.random).expect("some") },
-            _ => {
-                let length = *[0, 10, 900, 1200, 5000, 20_000].choose(&mut self.random).expect("some");
-                Op::SetXattr { path, name, length }
-            }
-        }
-    }
-
-    fn data(&mut self, path: String) -> Op {
-        let id = self.model().find(&path).expect("just found");
-        let size = self.model().data(id).map_or(0, |d| d.len()) as u64;
-        let random = &mut self.random;
-        match random.random_range(0..20) {
-            0..9 => {
-                let offset = *[0, size, random.random_range(0..150_000)].choose(random).expect("some");
-                let how =
-                    *[How::Buffered, How::Buffered, How::Buffered, How::Sync].choose(random).expect("some");
-                let most = [100, 5000, 60_000][random.random_range(0..3)];
-                let length = random.random_range(1..most);
-                Op::Write { path, offset, length, how }
-            }
-            9 => {
-                let (page, pages) = (random.random_range(0..40) * 4096, random.random_range(1..8));
-                Op::Write { path, offset: page, length: pages * 4096, how: How::Direct }
-            }
-            10..12 => Op::Write { path, offset: 0, length: random.random_range(1..5000), how: How::Append },
-            12..14 => Op::Truncate { path, size: random.random_range(0..=size + 10_000) },
-            14..16 => {
-                let keep = libc::FALLOC_FL_KEEP_SIZE;
-                let mode = *[0, keep, libc::FALLOC_FL_PUNCH_HOLE | keep, libc::FALLOC_FL_ZERO_RANGE]
-                    .choose(random)
-                    .expect("some");
-                let (offset, length) = (random.random_range(0..120_000), random.random_range(1..80_000));
-                Op::Fallocate { path, offset, length, mode }
-            }
-            _ => Op::Fsync(path),
-        }
-    }
-
     /// Compare something with the model: a file's bytes, a directory's names, attributes.
     fn look(&mut self, host: &crate::host::Host, at: usize) -> Result<(), String> {
-        let Some(path) = self.any_path(|_, _| true) else { return Ok(()) };
+        let Some(path) = self.draw(|mut d| d.any_path(|_, _| true)) else { return Ok(()) };
         let id = self.model().find(&path).expect("just found");
         let node = self.model().nodes[&id].clone();
         self.note(format!("     host {at}: look at {path}"));

@@ -1,9 +1,13 @@
 //! The runs whose crash points are looked at, one for each kind of change.
 
+use crate::draw::Draw;
 use crate::host::How;
 use crate::model::Op;
-use crate::points::sweep;
-use crate::story::Recorder;
+use crate::points::{self, sweep};
+use crate::story::{Recorder, Story};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::time::Duration;
 
 fn p(path: &str) -> String {
     path.to_owned()
@@ -39,6 +43,25 @@ fn fsync(path: &str) -> Op {
 
 fn unlink(path: &str) -> Op {
     Op::Unlink(p(path))
+}
+
+/// Random operations on random hosts, committed often.
+fn random_story(seed: u64, hosts: usize, operations: usize) -> Story {
+    let mut random = StdRng::seed_from_u64(seed);
+    let commit = Duration::from_millis([15, 60, 1000][random.random_range(0..3)]);
+    let mut run = Recorder::with_commits(64, hosts, commit);
+    run.run(0, Op::Mkdir(p("/shared")));
+    run.run(0, Op::Mkdir(p("/w0")));
+    for _ in 0..operations {
+        let model = run.model().clone();
+        let op = match random.random_range(0..25) {
+            0 => Op::Rest(random.random_range(5..60)),
+            _ => Draw { worker: 0, random: &mut random, model: &model }.op(),
+        };
+        let host = random.random_range(0..hosts);
+        run.run(host, op);
+    }
+    run.finish()
 }
 
 /// Run `ops` on one host and look at the crash points.
@@ -338,4 +361,15 @@ fn two_hosts_hand_blocks_to_each_other() {
         }
     }
     sweep("hand-over", &run.finish());
+}
+
+#[test]
+fn random_operations() {
+    for (n, hosts) in [(1, 1), (2, 1), (3, 2), (4, 2)] {
+        for seed in points::seeds() {
+            let seed = seed * 10 + n;
+            let story = random_story(seed, hosts, 90);
+            sweep(&format!("random operations {seed} on {hosts} hosts"), &story);
+        }
+    }
 }
