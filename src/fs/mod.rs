@@ -23,6 +23,7 @@ mod attr;
 mod coherence;
 mod create;
 mod data;
+mod drain;
 mod handles;
 mod io;
 mod link;

@@ -182,11 +182,12 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
     let tree = slot_tree(slot, own);
     let reaper = Arc::<reap::Queue>::default();
     let deferral = Arc::new(reap::SlotDeferral { tree, reaper: reaper.clone() });
-    let alloc = Allocator::new(store.clone(), journal.clone(), deferral);
+    let cluster = Arc::new(cluster);
+    let oracle = Arc::new(drain::JournalWatch::new(cluster.clone(), journal.clone()));
+    let alloc = Allocator::with_oracle(store.clone(), journal.clone(), deferral, oracle);
     let hook = Arc::new(Hook::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, hook.clone());
-    let cluster = Arc::new(cluster);
     let core = Arc::new(Core {
         store,
         journal,
@@ -224,6 +225,8 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
 impl Core {
     /// Lock room and cluster room learn of each other.
     fn connect(self: &Arc<Self>) -> Result<()> {
+        let journal = Arc::downgrade(&self.journal);
+        self.cluster.on_beat(Box::new(move || journal.upgrade().map(|j| j.positions())));
         let cluster = Arc::downgrade(&self.cluster);
         self.locks.on_wake(Box::new(move || {
             if let Some(cluster) = cluster.upgrade() {
@@ -288,17 +291,10 @@ impl Core {
     /// Tells the heartbeat what this host has, and keeps the lock cache bounded.
     fn run_report(self: &Arc<Self>) {
         while !self.stopping.load(Ordering::Acquire) {
-            let (journal_head, journal_tail) = self.journal.positions();
             let held = self.alloc.held();
             let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
             let groups = held.len() as u64;
-            self.cluster.set_report(HostReport {
-                journal_head,
-                journal_tail,
-                free_data,
-                free_meta: 0,
-                groups,
-            });
+            self.cluster.set_report(HostReport { free_data, free_meta: 0, groups });
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");
             }

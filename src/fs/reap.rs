@@ -11,7 +11,7 @@ use crate::alloc::{DeferredFree, DeferredFrees};
 use crate::cluster::Owner;
 use crate::file::Progress;
 use crate::format::BlockKind;
-use crate::format::value::encode_orphan;
+use crate::format::value::{decode_orphan, encode_orphan};
 use crate::inode::{ItemKey, ItemKind, tree_costs};
 use crate::txn::BlockTxn;
 use crate::xattr;
@@ -194,10 +194,19 @@ impl Core {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // What those could not free themselves.
-        if let Err(e) = self.look_through_slot() {
-            tracing::warn!("looking for deferred frees: {e}");
+        // What those could not free themselves; then the chunks that have emptied.
+        if let Err(e) = self.look_through_slot().and_then(|()| self.drain()) {
+            tracing::warn!("freeing what can be freed: {e}");
         }
+    }
+
+    fn drain(&self) -> Result<()> {
+        self.journal.checkpoint_all()?;
+        self.alloc.find_draining()?;
+        // The first time asks, the others get one chunk of each group.
+        self.alloc.maintain()?;
+        while self.alloc.maintain()? > 0 {}
+        Ok(())
     }
 
     fn look_through_slot(self: &Arc<Self>) -> Result<()> {
@@ -274,7 +283,18 @@ impl Core {
         );
     }
 
+    /// Which life of an inode is an orphan of ours.
+    fn orphaned(&self, ino: InodeNo) -> Result<Option<Generation>> {
+        let _slot = self.slot_lock.lock();
+        let item = self.slot_tree.get(&*self.store, ItemKey::new(ItemKind::Orphan, ino.0))?;
+        Ok(item.as_deref().and_then(decode_orphan))
+    }
+
     /// Free an orphan. The inode and its iopen lock are pinned X.
+    ///
+    /// Only with our item for it: an inode without a link may be the orphan of another host, which
+    /// has perhaps emptied it already and waits for the group to free its block. Freed twice, the
+    /// block could be somebody else's in between.
     fn reap(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
         let node = self.nodes.get(ino);
         if node.is_open() || node.lookups() > 0 {
@@ -282,9 +302,10 @@ impl Core {
         }
         let gate = node.gate.write();
         let mut state = node.state.lock();
+        let Some(generation) = self.orphaned(ino)? else { return Ok(()) };
         node.generation.store(0, Ordering::Release);
         let found = match self.load(&node, &mut state) {
-            Ok(attr) => Some((attr.kind, attr.nlink)),
+            Ok(attr) => (attr.generation == generation).then_some((attr.kind, attr.nlink)),
             Err(Error::Stale) => None,
             Err(e) => return Err(e),
         };

@@ -13,6 +13,10 @@ type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
 /// Pauses before the rounds after the first.
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
+/// More rounds, and the pauses before them, while metadata chunks are on their way to become free:
+/// the other hosts' journals must let go of them.
+const DRAIN_ROUNDS: usize = 20;
+const DRAIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
@@ -30,9 +34,11 @@ fn round(core: &Arc<Core>, want: Want, number: usize, then: Then) {
 fn nothing_left(core: &Arc<Core>, want: Want, number: usize, then: Then) {
     // Frees may not be final yet.
     let got = core.alloc.reserve_last(want);
-    let (Err(Error::NoSpace), Some(pause)) = (&got, PAUSES.get(number)) else { return then(got) };
+    let drains = || number < PAUSES.len() + DRAIN_ROUNDS && core.alloc.is_draining();
+    let pause = PAUSES.get(number).copied().or_else(|| drains().then_some(DRAIN_PAUSE));
+    let (Err(Error::NoSpace), Some(pause)) = (&got, pause) else { return then(got) };
     let again = core.clone();
-    core.reaper.squeeze(*pause, Box::new(move || round(&again, want, number + 1, then)));
+    core.reaper.squeeze(pause, Box::new(move || round(&again, want, number + 1, then)));
 }
 
 fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, number: usize, then: Then) {

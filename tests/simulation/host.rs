@@ -345,6 +345,23 @@ impl Host {
         ask("removexattr", |r| Operations::removexattr(&*self.fs, node, name.as_bytes(), caller, r))
     }
 
+    /// Look a path up and stay with it, as the kernel does; [`Host::forget`] ends that.
+    pub fn keep(&self, path: &str) -> Result<NodeId> {
+        let mut known = self.known();
+        let node = known.walk(path)?;
+        known.found.retain(|n| *n != node);
+        Ok(node)
+    }
+
+    /// Attributes of a node that is kept.
+    pub fn stat_kept(&self, node: NodeId) -> Result<shoal::inode::Attr> {
+        ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r)).map(|reply| reply.attr)
+    }
+
+    pub fn forget(&self, node: NodeId) {
+        Operations::forget(&*self.fs, node, 1);
+    }
+
     /// Attributes by path.
     pub fn stat(&self, path: &str) -> Result<shoal::inode::Attr> {
         let mut known = self.known();

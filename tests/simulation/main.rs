@@ -9,6 +9,7 @@ mod cluster;
 mod draw;
 mod host;
 mod model;
+mod orphans;
 mod points;
 mod space;
 mod story;

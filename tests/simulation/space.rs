@@ -148,6 +148,49 @@ fn used_by(files: &Files) -> u64 {
     files.values().map(|(_, length)| 1 + if *length > 3500 { length.div_ceil(4096) as u64 } else { 0 }).sum()
 }
 
+/// What small files have had data may have afterwards, on this host and on others.
+fn small_files_then_a_large_one(hosts: usize) {
+    let disk = volume(64, 2);
+    let hosts: Vec<Host> =
+        (0..hosts).map(|n| Host::mount(&disk, &format!("host{n}")).expect("mount")).collect();
+    let (first, last) = (&hosts[0], hosts.last().expect("one at least"));
+    let mut names = Vec::new();
+    for n in 0.. {
+        let name = format!("/f{n}");
+        match first.create(&name).and_then(|()| first.write(&name, 0, &[3; 500], How::Buffered)) {
+            Ok(()) => names.push(name),
+            Err(Error::NoSpace) => break,
+            Err(e) => panic!("{name}: {e}"),
+        }
+    }
+    println!("{} small files", names.len());
+    assert!(names.len() > 8000);
+    let made = first.stat(&format!("/f{}", names.len())).is_ok();
+    names.extend(made.then(|| format!("/f{}", names.len())));
+    names.iter().for_each(|name| first.unlink(name).expect("unlink"));
+    last.create("/large").expect("an inode");
+    // A chunk of each group stays with metadata; of this small volume's that is half.
+    let length = 10 << 20;
+    for at in (0..length).step_by(PIECE) {
+        let written = last.write("/large", at as u64, &bytes(0, at as u64, PIECE), How::Buffered);
+        written.unwrap_or_else(|e| panic!("byte {at} of {length}: {e}"));
+    }
+    last.fsync("/large").expect("what was written reaches the disk");
+    assert_eq!(first.read("/large").expect("read").len(), (length as usize).next_multiple_of(PIECE));
+    hosts.into_iter().for_each(|host| host.stop().expect("a clean leave"));
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+#[test]
+fn metadata_chunks_become_data_again() {
+    small_files_then_a_large_one(1);
+}
+
+#[test]
+fn metadata_chunks_become_data_again_beside_another_host() {
+    small_files_then_a_large_one(2);
+}
+
 #[test]
 fn four_hosts_fill_the_volume() {
     let rounds = std::env::var("SHOAL_ROUNDS").map_or(3, |n| n.parse().expect("a number of rounds"));
