@@ -9,7 +9,7 @@ use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::join::{JoinOptions, JoinReport, join};
 use crate::cluster::lobby::Lobby;
-use crate::cluster::node::{HostReport, Node};
+use crate::cluster::node::{HostReport, Node, Positions};
 use crate::cluster::registers::Registers;
 use crate::cluster::status::ClusterStatus;
 use crate::cluster::view::{bit, leave, recovered};
@@ -17,8 +17,8 @@ use crate::cluster::{LockPort, Membership, SlotClaim};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
 use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,7 +44,9 @@ struct Shared {
     signals: Mutex<Signals>,
     changed: Condvar,
     report: Arc<Mutex<HostReport>>,
-    row: Mutex<Vec<Option<Heartbeat>>>,
+    positions: Arc<OnceLock<Positions>>,
+    /// The row as last read, and how many reads there have been.
+    row: Mutex<(u64, Vec<Option<Heartbeat>>)>,
 }
 
 impl Shared {
@@ -82,7 +84,8 @@ impl Cluster {
             signals: Mutex::default(),
             changed: Condvar::new(),
             report: node.report.clone(),
-            row: Mutex::new(node.row.clone()),
+            positions: node.positions.clone(),
+            row: Mutex::new((0, node.row.clone())),
         });
         let range = node.disk.slot_range(node.slot);
         let mut protocol = Protocol {
@@ -166,8 +169,13 @@ impl Cluster {
         *self.shared.report.lock() = report;
     }
 
-    /// All heartbeat cells as last read; `None` for unreadable ones.
-    pub fn heartbeats(&self) -> Vec<Option<Heartbeat>> {
+    /// Where the heartbeats get head and tail of our journal from; asked at the start of each.
+    pub fn on_beat(&self, positions: Positions) {
+        let _ = self.shared.positions.set(positions);
+    }
+
+    /// All heartbeat cells as last read, `None` for unreadable ones; and the number of that read.
+    pub fn heartbeats(&self) -> (u64, Vec<Option<Heartbeat>>) {
         self.shared.row.lock().clone()
     }
 
@@ -175,7 +183,7 @@ impl Cluster {
     pub fn status(&self) -> ClusterStatus {
         let members = self.membership();
         let moving = |slot| Some(!members.is_silent(slot));
-        ClusterStatus::new(&members.view, &self.heartbeats(), moving)
+        ClusterStatus::new(&members.view, &self.heartbeats().1, moving)
     }
 
     fn ended(&self) -> Error {
@@ -266,7 +274,10 @@ impl Protocol {
             self.node.beat()?;
         }
         self.next_beat = self.node.last_beat + self.node.timing.heartbeat;
-        *self.shared.row.lock() = self.node.row.clone();
+        {
+            let mut row = self.shared.row.lock();
+            *row = (row.0 + 1, self.node.row.clone());
+        }
         self.lobby.attend(&mut self.node)?;
         if let Some(registers) = &mut self.registers {
             registers.scrub(&self.node)?;

@@ -267,6 +267,7 @@ impl Joiner {
             watch: self.watch.clone(),
             row: self.row.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
+            positions: Arc::default(),
             beat,
             proposer,
             ballot_sequence,

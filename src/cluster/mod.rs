@@ -32,7 +32,7 @@ pub use disk::Disk;
 pub use driver::Cluster;
 pub use join::{JoinOptions, JoinReport};
 pub use membership::{Membership, Owner};
-pub use node::HostReport;
+pub use node::{HostReport, Positions};
 pub use status::{ClusterStatus, HostStatus, read_status};
 pub use timing::Timing;
 

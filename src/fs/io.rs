@@ -195,13 +195,15 @@ impl Core {
     /// Wait for what changed the inode to be durable; everything of it has been flushed.
     fn commit_node(&self, ino: InodeNo) -> Result<()> {
         let node = self.nodes.get(ino);
-        let (last, in_place, error) = {
+        let (last, data, error) = {
             let mut state = node.state.lock();
-            (state.last_txn, std::mem::take(&mut state.wrote_in_place), state.write_error.take())
+            (state.last_txn, state.data_txn, state.write_error.take())
         };
         if self.journal.durable() < last {
             self.journal.commit(last)?;
-        } else if in_place {
+        }
+        // A commit flushes what was written before it was sealed; without one, that is done here.
+        if self.journal.durable() < data {
             self.store.flush()?;
         }
         error.map_or(Ok(()), Err)
@@ -228,7 +230,7 @@ impl Core {
         if direct && let Some(plan) = file.plan_direct(&*self.store, offset, data.len())? {
             self.note_write(&node, state);
             plan.write(&*self.store, data)?;
-            state.wrote_in_place = true;
+            state.data_txn = self.journal.running();
             return Ok(());
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;

@@ -41,8 +41,9 @@ pub struct NodeState {
     pub dirty_since: Option<Duration>,
     /// The last transaction that changed the inode; fsync waits for it.
     pub last_txn: TxnId,
-    /// Data went straight to the device since the last flush of it.
-    pub wrote_in_place: bool,
+    /// The transaction that was running when data last went straight to the device: with it, or
+    /// with a flush, that data is durable.
+    pub data_txn: TxnId,
     /// An error of write-back that nobody has been told yet.
     pub write_error: Option<Error>,
 }
@@ -73,11 +74,11 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(ino: InodeNo) -> Node {
+    fn new(ino: InodeNo, last_txn: TxnId) -> Node {
         Node {
             ino,
             generation: AtomicU64::new(0),
-            state: Mutex::new(NodeState::default()),
+            state: Mutex::new(NodeState { last_txn, data_txn: last_txn, ..NodeState::default() }),
             gate: RwLock::new(()),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
@@ -118,11 +119,19 @@ impl Node {
 #[derive(Default)]
 pub struct NodeTable {
     shards: [Mutex<HashMap<InodeNo, Arc<Node>>>; 16],
+    /// The newest transaction that any inode dropped from memory had to do with. One that comes back
+    /// might be that inode: its fsync waits for this.
+    shed_txn: AtomicU64,
 }
 
 impl NodeTable {
     fn shard(&self, ino: InodeNo) -> &Mutex<HashMap<InodeNo, Arc<Node>>> {
         &self.shards[(ino.0 % 16) as usize]
+    }
+
+    /// A node for an inode that is not in memory. The shard is locked: sheds of it have happened.
+    fn fresh(&self, ino: InodeNo) -> Arc<Node> {
+        Arc::new(Node::new(ino, TxnId(self.shed_txn.load(Ordering::Acquire))))
     }
 
     /// The node if it is in memory.
@@ -132,13 +141,13 @@ impl NodeTable {
 
     /// The node, made if need be.
     pub fn get(&self, ino: InodeNo) -> Arc<Node> {
-        self.shard(ino).lock().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))).clone()
+        self.shard(ino).lock().entry(ino).or_insert_with(|| self.fresh(ino)).clone()
     }
 
     /// Count a lookup that is about to be answered.
     pub fn remember(&self, ino: InodeNo, generation: Generation) {
         let mut shard = self.shard(ino).lock();
-        let node = shard.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
+        let node = shard.entry(ino).or_insert_with(|| self.fresh(ino));
         node.generation.store(generation.0, Ordering::Release);
         node.lookups.fetch_add(1, Ordering::AcqRel);
     }
@@ -159,9 +168,12 @@ impl NodeTable {
         if Arc::strong_count(node) > 1 || node.lookups() > 0 || node.is_open() {
             return;
         }
-        if node.state.try_lock().is_some_and(|state| state.is_clean()) {
-            shard.remove(&ino);
-        }
+        let durable_with = match node.state.try_lock() {
+            Some(state) if state.is_clean() => state.last_txn.max(state.data_txn),
+            _ => return,
+        };
+        self.shed_txn.fetch_max(durable_with.0, Ordering::AcqRel);
+        shard.remove(&ino);
     }
 
     /// Every node in memory.

@@ -1,8 +1,9 @@
 //! Getting the right to allocate in one more group, holding nothing meanwhile.
 //!
 //! Own groups come first (their locks cost nothing), then groups of others, the emptiest first by
-//! their headers on the disk, which may be a few seconds old. Only when every group has been held
-//! and had nothing is the volume full.
+//! their headers on the disk, which may be a few seconds old. When every group has been held and had
+//! nothing, what this host has unlinked is freed first, and the other hosts get a moment for theirs:
+//! only when the groups still have nothing then is the volume full.
 
 use super::*;
 use crate::alloc::Want;
@@ -10,19 +11,38 @@ use crate::cluster::Owner;
 
 type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
+/// Pauses before the rounds after the first.
+const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
+/// More rounds, and the pauses before them, while metadata chunks are on their way to become free:
+/// the other hosts' journals must let go of them.
+const DRAIN_ROUNDS: usize = 20;
+const DRAIN_PAUSE: Duration = Duration::from_millis(500);
+
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
-    let mut groups = candidates(core);
-    groups.reverse();
-    next(core.clone(), want, groups, then);
+    round(core, want, 0, then);
 }
 
-fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
-    let Some(ag) = rest.pop() else {
-        // Dirty data may hold more than it needs, and frees may not be final yet.
-        core.writeback.flush_all_soon();
-        return then(core.alloc.reserve_last(want));
-    };
+/// Ask every group once.
+fn round(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+    let mut groups = candidates(core);
+    groups.reverse();
+    next(core.clone(), want, groups, number, then);
+}
+
+/// No group had anything in this round.
+fn nothing_left(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+    // Frees may not be final yet.
+    let got = core.alloc.reserve_last(want);
+    let drains = || number < PAUSES.len() + DRAIN_ROUNDS && core.alloc.is_draining();
+    let pause = PAUSES.get(number).copied().or_else(|| drains().then_some(DRAIN_PAUSE));
+    let (Err(Error::NoSpace), Some(pause)) = (&got, pause) else { return then(got) };
+    let again = core.clone();
+    core.reaper.squeeze(pause, Box::new(move || round(&again, want, number + 1, then)));
+}
+
+fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, number: usize, then: Then) {
+    let Some(ag) = rest.pop() else { return nothing_left(&core, want, number, then) };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
         locks,
@@ -33,7 +53,7 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
                 drop(pins);
                 match got {
                     Ok(reservation) => then(Ok(reservation)),
-                    Err(Error::NeedSpace) => next(core, want, rest, then),
+                    Err(Error::NeedSpace) => next(core, want, rest, number, then),
                     Err(e) => then(Err(e)),
                 }
             }
