@@ -227,11 +227,15 @@ pub fn run_ballot(
     loop {
         action = match action {
             Action::Write(ballot) => {
-                *sequence += 1;
-                if let Err(e) = disk.write_ballot(slot, incarnation, *sequence, &ballot) {
-                    // The next write goes to the same copy: the other one is the only whole one.
+                // Both copies, one after the other: what stands in one alone is gone when a late
+                // duplicate of that copy's last write lands, and with it a promise others rely on.
+                for _ in 0..2 {
                     *sequence += 1;
-                    return Err(e);
+                    if let Err(e) = disk.write_ballot(slot, incarnation, *sequence, &ballot) {
+                        // The next write goes to the same copy: the other one is the only whole one.
+                        *sequence += 1;
+                        return Err(e);
+                    }
                 }
                 proposer.step(Event::Written)
             }
