@@ -8,4 +8,5 @@
 //! What is checked, and what is not, is listed in `docs/PROTOCOL.md`.
 
 mod check;
+mod tokens;
 mod views;

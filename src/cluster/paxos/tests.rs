@@ -160,13 +160,11 @@ fn a_view_whose_publication_failed_is_published_by_the_next_ballot() {
     let view = |features| View { epoch: Epoch(2), features, ..View::initial(2, 2) };
     let ballot = |p: &mut Proposer, features, writes: usize| {
         let mut action = p.step(Event::Propose(view(features)));
-        let mut own = fresh.clone();
         for _ in 0..writes {
-            let Action::Write(ballot) = action else { panic!("{action:?}") };
-            own = ballot;
+            let Action::Write(own) = action else { panic!("{action:?}") };
             action = p.step(Event::Written);
             if action == Action::Read {
-                action = p.step(Event::Row(vec![(SlotId(0), own.clone()), (SlotId(1), fresh.clone())]));
+                action = p.step(Event::Row(vec![(SlotId(0), own), (SlotId(1), fresh.clone())]));
             }
         }
         action
