@@ -130,11 +130,15 @@ impl Ownership {
         !self.written.is_empty()
     }
 
-    /// T4: the slots whose ledgers must be read before `view` is installed.
+    /// T4: the slots whose ledgers must be read before `view` is installed. A mount may have come and
+    /// gone in views that we never saw; the slot still bears its incarnation.
     pub fn departed(&self, view: &View) -> Vec<SlotId> {
-        let were = slots(&self.view).filter(|(slot, s)| is_member(&self.view, *slot, s.incarnation));
-        let left = were.filter(|(slot, s)| *slot != self.me && !is_member(view, *slot, s.incarnation));
-        left.map(|(slot, _)| slot).collect()
+        let left = |slot: SlotId| {
+            let (old, new) = (self.view.slots[usize::from(slot.0)], view.slots[usize::from(slot.0)]);
+            let was_there = is_member(&self.view, slot, old.incarnation);
+            old.incarnation != new.incarnation || was_there && !is_member(view, slot, old.incarnation)
+        };
+        slots(view).map(|(slot, _)| slot).filter(|slot| *slot != self.me && left(*slot)).collect()
     }
 
     /// Install a decided view; what it needs has been read and written.

@@ -29,7 +29,7 @@ struct Wrong {
 }
 
 /// Beyond this a model is too large for the time the tests may take.
-const STATES_MAX: usize = 6_000_000;
+const STATES_MAX: usize = 2_000_000;
 
 /// All properties hold in every state, and the goal is never out of reach.
 pub fn holds(name: &str, model: impl Protocol) {
@@ -84,11 +84,12 @@ fn always(model: impl Protocol) -> (usize, Option<Wrong>) {
     let checker = model
         .checker()
         .threads(threads)
-        .target_state_count(STATES_MAX * 8)
+        .target_state_count(STATES_MAX * 4)
         .finish_when(HasDiscoveries::AnyFailures)
         .spawn_bfs()
         .join();
     let states = checker.unique_state_count();
+    assert!(checker.state_count() < STATES_MAX * 4, "the model is too large");
     let discoveries = checker.discoveries();
     for (name, expectation) in properties {
         let found = discoveries.get(name);
