@@ -318,11 +318,14 @@ impl Protocol {
         if self.node.beat.flags & FLAG_RECOVERING != 0 {
             return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
         }
+        // What is taken from now on would come behind the word by which the others go.
+        self.node.groups.close(true);
         self.node.leaving = true;
         let silent = self.node.silent();
         let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));
         if let Err(e) = result {
             self.node.leaving = false;
+            self.node.groups.close(false);
             return Err(e);
         }
         // The view is decided: whether the last beat arrives changes only how soon others know.

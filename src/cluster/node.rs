@@ -3,7 +3,7 @@
 
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::LeaseSink;
-use crate::cluster::disk::Disk;
+use crate::cluster::disk::{Disk, write_both};
 use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::paxos::{Action, Event, Proposer};
@@ -232,12 +232,7 @@ pub fn run_ballot(
     loop {
         action = match action {
             Action::Write(ballot) => {
-                *sequence += 1;
-                if let Err(e) = disk.write_ballot(slot, incarnation, *sequence, &ballot) {
-                    // The next write goes to the same copy: the other one is the only whole one.
-                    *sequence += 1;
-                    return Err(e);
-                }
+                write_both(sequence, |n| disk.write_ballot(slot, incarnation, n, &ballot))?;
                 proposer.step(Event::Written)
             }
             Action::Read => {
