@@ -6,5 +6,6 @@ mod crash;
 mod litmus;
 mod model;
 mod random;
+#[allow(dead_code)]
 mod rig;
 mod rig_xattr;
