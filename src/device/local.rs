@@ -53,6 +53,9 @@ pub struct Daemon {
     pub mountpoint: PathBuf,
     /// Minor number of the mount's anonymous device, once it is mounted.
     pub connection: Option<u64>,
+    /// The daemon writes nothing, whatever the flags of the kernel's mount.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// How far a daemon is.
@@ -100,6 +103,7 @@ impl Registration {
             identity: DeviceIdentity::of(device)?,
             mountpoint: mountpoint.to_owned(),
             connection: None,
+            read_only: false,
         };
         let mut registration = Registration { file, path, daemon };
         registration.write()?;
@@ -110,8 +114,9 @@ impl Registration {
     ///
     /// # Errors
     /// If the record cannot be written.
-    pub fn set_mounted(&mut self, connection: u64) -> io::Result<()> {
+    pub fn set_mounted(&mut self, connection: u64, read_only: bool) -> io::Result<()> {
         self.daemon.connection = Some(connection);
+        self.daemon.read_only = read_only;
         self.write()
     }
 
@@ -243,7 +248,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].stage, Stage::Joining);
         assert_eq!(found[0].daemon.identity, DeviceIdentity::of(&image).unwrap());
-        own.set_mounted(u64::MAX).unwrap();
+        own.set_mounted(u64::MAX, false).unwrap();
         let found = running_in(dir.path()).unwrap();
         assert_eq!(found[0].stage, Stage::Leaving, "no such mount exists");
         assert!(!found[0].wait(Duration::from_millis(30)));

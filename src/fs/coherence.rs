@@ -171,6 +171,20 @@ impl Core {
         }
     }
 
+    /// This host has halted: nothing that the kernel remembers may be taken for the truth any more.
+    /// Pages go last, their calls may have to wait for requests that are only now being answered.
+    pub(super) fn empty_kernel_for_good(self: &Arc<Self>) {
+        let core = self.clone();
+        spawn("halt", move || {
+            let _ = core.kernel.inc_epoch();
+            let nodes = core.nodes.all();
+            nodes.iter().for_each(|node| core.drop_attributes(node));
+            // What is not open now will not be opened any more.
+            let open = nodes.iter().filter(|node| node.is_open());
+            open.for_each(|node| core.invalidate_later(node.ino, 0, 0));
+        });
+    }
+
     /// Drop the pages of a range from a thread of their own: the reply to a request that locked them
     /// may not be processed yet.
     pub(super) fn invalidate_later(self: &Arc<Self>, ino: InodeNo, offset: u64, length: u64) {

@@ -63,17 +63,27 @@ struct Opened {
 
 fn open(options: &MountOptions) -> Result<Opened> {
     let device = Arc::new(FileDevice::open(&options.device, Access::Mount)?);
-    let (superblock, from) = superblock::load(&*device)?;
+    let (superblock, from) = superblock::load(&*device).map_err(|e| with_foreign(e, &device))?;
     if let LoadedFrom::Backup(block) = from {
         tracing::warn!(
             "{}: the superblock is damaged; using its backup in block {block}. Run fsck.shoal on the unmounted volume",
             options.device.display()
         );
     }
-    superblock.check_features(true)?;
+    superblock.check_features(!options.read_only)?;
     let volume = volume::load(&*device, &superblock)?;
+    volume.check_features()?;
     let identity = probe::identity(device.file())?;
     Ok(Opened { device, identity, superblock, volume })
+}
+
+/// Says what else is on a device without a usable superblock.
+fn with_foreign(error: Error, device: &FileDevice) -> Error {
+    let found = probe::signatures(device).unwrap_or_default();
+    match (error, &found[..]) {
+        (Error::Device(why), [first, ..]) => Error::Device(format!("{why}; it contains {}", first.what)),
+        (other, _) => other,
+    }
 }
 
 /// This machine's lasting identity; random where it has none.
@@ -210,10 +220,12 @@ impl Core {
             Some(cluster) => cluster.adopt(ag),
             None => Err(Error::Busy("the mount is ending".into())),
         }));
-        let locks = Arc::downgrade(&self.locks);
+        let core = Arc::downgrade(self);
         self.store.halt().on_trip(move |reason| {
-            if let Some(locks) = locks.upgrade() {
-                locks.halt(reason);
+            if let Some(core) = core.upgrade() {
+                core.locks.halt(reason);
+                core.cluster.abandon();
+                core.empty_kernel_for_good();
             }
         });
         self.cluster.start(self.locks.clone())
@@ -295,6 +307,7 @@ impl Core {
     }
 
     fn leave(self: &Arc<Self>) -> Result<()> {
+        self.close_all();
         for node in self.nodes.all() {
             self.nodes.forget(node.ino, u64::MAX);
             if !node.state.lock().is_clean() {

@@ -62,6 +62,7 @@ fn a_read_only_mount_changes_nothing_but_its_own_places() {
     let at = cluster.at(0);
     fs::create_dir(at.join("d")).unwrap();
     fs::write(at.join("d/f"), vec![5; 200_000]).unwrap();
+    File::open(at.join("d/f")).unwrap().sync_all().unwrap();
     // An orphan that the read-only mount must leave alone.
     fs::write(at.join("orphan"), vec![6; 200_000]).unwrap();
     File::open(at.join("orphan")).unwrap().sync_all().unwrap();
@@ -80,7 +81,10 @@ fn a_read_only_mount_changes_nothing_but_its_own_places() {
     assert_eq!(fs::read(at.join("d/f")).unwrap(), vec![5; 200_000]);
     assert_eq!(errno(fs::write(at.join("g"), b"")), libc::EROFS);
     assert_eq!(errno(fs::remove_file(at.join("d/f"))), libc::EROFS);
-    assert_eq!(errno(fs::set_permissions(at.join("d"), fs::metadata(at.join("d")).unwrap().permissions())), libc::EROFS);
+    assert_eq!(
+        errno(fs::set_permissions(at.join("d"), fs::metadata(at.join("d")).unwrap().permissions())),
+        libc::EROFS
+    );
     assert_eq!(errno(File::options().write(true).open(at.join("d/f"))), libc::EROFS);
     let refused = cluster.try_mount(0, &cluster.image(), "remount,rw");
     assert_refused(&refused, &["mounted read-only", "unmount"]);

@@ -15,7 +15,10 @@ fn what_is_no_shoal_volume() {
     let image = cluster.image();
     let shown = image.display().to_string();
     let refuse = |words: &[&str]| {
-        assert_refused(&cluster.try_mount(0, &image, "rw"), &[&[&shown[..], "not a Shoal volume"], words].concat());
+        assert_refused(
+            &cluster.try_mount(0, &image, "rw"),
+            &[&[&shown[..], "not a Shoal volume"], words].concat(),
+        );
         let status = run("shoal", &["status", &shown]);
         assert_eq!(status.status.code(), Some(1), "{}", stderr(&status));
         assert!(stderr(&status).contains("not a Shoal volume"), "{}", stderr(&status));
@@ -65,7 +68,8 @@ fn unknown_features_are_refused_by_name() {
     let cluster = Cluster::unmounted("64M", LIMIT);
     let disk = Disk::open(&cluster.image());
     let set = |incompat, ro_compat| {
-        let changed = shoal::format::superblock::Superblock { incompat, ro_compat, ..disk.superblock.clone() };
+        let changed =
+            shoal::format::superblock::Superblock { incompat, ro_compat, ..disk.superblock.clone() };
         disk.write(SUPERBLOCK, &changed.to_block(SUPERBLOCK));
     };
     set(1 << 9, 0);
@@ -115,7 +119,10 @@ fn a_destroyed_superblock_is_replaced_by_its_backup_and_that_is_said() {
     assert_eq!(fs::read(cluster.at(0).join("f")).unwrap(), b"lasting");
     let named = format!("using its backup in block {BACKUP_SUPERBLOCK}");
     let log = cluster.log(0);
-    assert!(log.lines().any(|l| l.contains("WARN") && l.contains(&named) && l.contains("fsck.shoal")), "{log}");
+    assert!(
+        log.lines().any(|l| l.contains("WARN") && l.contains(&named) && l.contains("fsck.shoal")),
+        "{log}"
+    );
     cluster.umount(0);
     let status = run("shoal", &["status", "--quick", cluster.image().to_str().unwrap()]);
     assert!(stderr(&status).contains(&named), "{}", stderr(&status));
