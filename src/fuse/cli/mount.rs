@@ -95,14 +95,14 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
     for list in &arguments.options {
         request.parse(list, arguments.sloppy).map_err(|what| (what, USAGE))?;
     }
-    let mountpoint =
-        absolute(&arguments.directory).map_err(|(what, code)| match is_dead(&arguments.directory) {
-            true => {
-                let at = arguments.directory.display();
-                (format!("{at}: the daemon of the mount here is dead: umount {at}, then mount again"), code)
-            }
-            false => (what, code),
-        })?;
+    let at = arguments.directory.display();
+    if is_dead(&arguments.directory) {
+        return Err((
+            format!("{at}: the daemon of the mount here is dead: umount {at}, then mount again"),
+            FAILED,
+        ));
+    }
+    let mountpoint = absolute(&arguments.directory)?;
     if !mountpoint.is_dir() {
         return Err((format!("{}: not a directory", arguments.directory.display()), FAILED));
     }
@@ -112,15 +112,14 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
         other => other?,
     };
     if !request.remount && is_mounted_there(&request.volume.device, &mountpoint) {
-        let (device, at) = (arguments.device.display(), mountpoint.display());
-        return Err((format!("{device}: already mounted at {at}"), FAILED));
+        return Err((format!("{}: already mounted at {at}", arguments.device.display()), FAILED));
     }
     Ok(Task { request, source: arguments.device.clone(), mountpoint })
 }
 
-/// Does a mount whose daemon has died answer for this directory?
+/// Does a mount whose daemon has died answer for this directory? Its attributes may still be cached.
 fn is_dead(directory: &Path) -> bool {
-    std::fs::metadata(directory).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    std::fs::read_dir(directory).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// Is this device what is mounted last at this directory?
