@@ -28,6 +28,8 @@ impl OpenFlags {
 pub struct Handle {
     pub node: Arc<Node>,
     pub write: bool,
+    /// The kernel's page cache is not used.
+    pub direct: bool,
     /// Of a directory: only keeps the node in memory.
     pub dir: bool,
 }
@@ -45,6 +47,11 @@ impl Handles {
 
     fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
         self.table.write().remove(&fh)
+    }
+
+    /// The handle behind a number.
+    pub fn get(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.table.read().get(&fh).cloned()
     }
 
     fn all(&self) -> Vec<u64> {
@@ -84,10 +91,10 @@ impl Core {
         }
         drop(held);
         let keep_cache = !node.stale_pages.swap(false, Ordering::AcqRel);
-        let fh = self.id();
-        self.handles.add(fh, Handle { node, write: flags.write, dir: false });
         // The kernel places appends by its cached size, which another host may have outgrown.
         let direct_io = flags.append || flags.direct;
+        let fh = self.id();
+        self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, dir: false });
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
     }
 
@@ -144,7 +151,7 @@ impl Fs {
         let core = &self.core;
         let node = core.nodes.get(core.ino(node));
         let fh = core.id();
-        core.handles.add(fh, Handle { node, write: false, dir: true });
+        core.handles.add(fh, Handle { node, write: false, direct: false, dir: true });
         reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 

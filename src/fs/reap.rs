@@ -10,7 +10,7 @@ use super::*;
 use crate::alloc::{DeferredFree, DeferredFrees};
 use crate::file::Progress;
 use crate::format::BlockKind;
-use crate::format::value::encode_orphan;
+use crate::format::value::{decode_orphan, encode_orphan};
 use crate::inode::{ItemKey, ItemKind, tree_costs};
 use crate::txn::BlockTxn;
 use crate::xattr;
@@ -193,10 +193,13 @@ impl Core {
         }
         let gate = node.gate.write();
         let mut state = node.state.lock();
+        // Only who has the item frees: an inode whose block goes to a group that is not held looks
+        // like an orphan until that free is done, and its last closer may be another host.
+        let Some(orphan) = self.own_orphan(ino)? else { return Ok(()) };
         node.generation.store(0, Ordering::Release);
         let found = match self.load(&node, &mut state) {
-            Ok(attr) => Some((attr.kind, attr.nlink)),
-            Err(Error::Stale) => None,
+            Ok(attr) if attr.generation == orphan => Some((attr.kind, attr.nlink)),
+            Ok(_) | Err(Error::Stale) => None,
             Err(e) => return Err(e),
         };
         let Some((kind, 0)) = found else {
@@ -245,6 +248,13 @@ impl Core {
             state.last_txn = change.txn.finish()?;
         }
         Ok(())
+    }
+
+    /// The generation in our orphan item of an inode.
+    fn own_orphan(&self, ino: InodeNo) -> Result<Option<Generation>> {
+        let _slot = self.slot_lock.lock();
+        let item = self.slot_tree.get(&*self.store, ItemKey::new(ItemKind::Orphan, ino.0))?;
+        Ok(item.and_then(|value| decode_orphan(&value)))
     }
 
     fn drop_orphan(&self, ino: InodeNo) -> Result<()> {

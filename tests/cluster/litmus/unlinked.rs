@@ -74,7 +74,7 @@ fn the_space_of_an_unlinked_file_comes_back_after_the_last_close() {
             file.read_exact_at(&mut seen, i << 20).unwrap();
             assert!(seen.iter().all(|b| *b == i as u8 + 1), "round {round}: MiB {i}");
         }
-        assert!(free(&pair.a) <= before - SIZE + (6 << 20), "round {round}: freed while it is open");
+        assert!(free(opener) <= before - SIZE + (6 << 20), "round {round}: freed while it is open");
         drop(file);
         for at in [&pair.a, &pair.b] {
             wait_until("the space of a removed file does not come back", || free(at) + (6 << 20) >= before);
