@@ -125,10 +125,8 @@ fn is_dead(directory: &Path) -> bool {
 /// Is this device what is mounted last at this directory?
 fn is_mounted_there(device: &Path, mountpoint: &Path) -> bool {
     let Ok(Some(entry)) = mountinfo::mounted_at(mountpoint) else { return false };
-    let running = local::running().unwrap_or_default();
-    let daemon = running.iter().find(|r| r.daemon.connection == Some(entry.device.1));
     let identity = DeviceIdentity::of(device);
-    daemon.is_some_and(|r| identity.is_ok_and(|i| i == r.daemon.identity))
+    local::daemon_of(entry.device.1).is_some_and(|r| identity.is_ok_and(|i| i == r.daemon.identity))
 }
 
 fn remount(task: &Task) -> Result<(), String> {
@@ -138,8 +136,7 @@ fn remount(task: &Task) -> Result<(), String> {
         Ok(_) => return Err(there),
         Err(e) => return Err(e.to_string()),
     };
-    let running = local::running().unwrap_or_default();
-    let daemon = running.iter().find(|r| r.daemon.connection == Some(entry.device.1));
+    let daemon = local::daemon_of(entry.device.1);
     if !task.request.volume.read_only && daemon.is_some_and(|r| r.daemon.read_only) {
         return Err(format!(
             "{}: was mounted read-only, which its daemon cannot change: unmount it and mount it with -o rw",
@@ -194,6 +191,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
+    if let Err(e) = registration.set_leaving() {
+        tracing::warn!("the record of this daemon: {e}");
+    }
     let left = fs.stop();
     match &left {
         Ok(()) => tracing::info!("{shown} left"),
