@@ -22,6 +22,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// How often errors that go on are told of.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the protocol thread is asked to do.
 enum Command {
     Start(Arc<dyn LockPort>),
@@ -91,6 +94,7 @@ impl Cluster {
         let mut protocol = Protocol {
             next_beat: node.last_beat + node.timing.heartbeat,
             last_poll: Duration::ZERO,
+            trouble: None,
             node,
             shared: shared.clone(),
             lobby: Lobby::default(),
@@ -164,6 +168,12 @@ impl Cluster {
         result
     }
 
+    /// Stop without leaving, now: a host that has halted must not look alive. Does not wait.
+    pub fn abandon(&self) {
+        // An error says that the thread has ended already.
+        let _ = self.shared.ask(Command::Abandon);
+    }
+
     /// What the next heartbeats say of this host.
     pub fn set_report(&self, report: HostReport) {
         *self.shared.report.lock() = report;
@@ -215,6 +225,8 @@ struct Protocol {
     registers: Option<Registers>,
     next_beat: Duration,
     last_poll: Duration,
+    /// When an error was last told of; none since the last round that worked.
+    trouble: Option<Duration>,
 }
 
 impl Protocol {
@@ -232,16 +244,30 @@ impl Protocol {
                 }
             }
             match self.round() {
-                Ok(next) => self.wait(next),
+                Ok(next) => {
+                    self.trouble = None;
+                    self.wait(next);
+                }
                 Err(Error::Halted(why)) => return why,
                 Err(e) => {
                     // The lease ends by itself if this goes on; a store that comes back finds us here.
-                    tracing::warn!("cluster I/O: {e}");
+                    self.tell_trouble(&e);
                     let soon = self.node.clock.now() + self.node.timing.heartbeat / 4;
                     self.next_beat = self.next_beat.min(soon);
                     self.wait(soon);
                 }
             }
+        }
+    }
+
+    /// Once when it begins and then every [`TELL_AGAIN`]: it comes several times per heartbeat.
+    fn tell_trouble(&mut self, e: &Error) {
+        let now = self.node.clock.now();
+        if self.trouble.is_none_or(|last| now >= last + TELL_AGAIN) {
+            self.trouble = Some(now);
+            tracing::warn!(
+                "the cluster's blocks cannot be read or written, nothing is changed meanwhile: {e}"
+            );
         }
     }
 

@@ -214,11 +214,26 @@ impl Joiner {
         let Some((by, why)) = refusal else { return Ok(()) };
         let _ = self.withdraw();
         Err(Error::Device(match why {
-            Refusal::NoSlot => format!("all slots of the volume are taken (says {by}); see `shoal status`"),
+            Refusal::NoSlot => format!(
+                "all {} slots are taken, by {}: unmount one of these hosts first",
+                self.options.usable.count_ones(),
+                self.members()
+            ),
             Refusal::Protocol => {
                 format!("the members speak another protocol version than {PROTOCOL} (says {by})")
             }
         }))
+    }
+
+    /// Who has the volume, by name.
+    fn members(&self) -> String {
+        let live = live(&self.view);
+        let name = |slot: SlotId| {
+            let beat = self.row[usize::from(slot.0)].as_ref();
+            beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
+        };
+        let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
+        taken.map(name).collect::<Vec<_>>().join(", ")
     }
 
     /// Empty our lobby cell, if it is still ours.

@@ -53,6 +53,12 @@ pub struct Daemon {
     pub mountpoint: PathBuf,
     /// Minor number of the mount's anonymous device, once it is mounted.
     pub connection: Option<u64>,
+    /// The mount is gone, so its number may be another mount's by now.
+    #[serde(default)]
+    pub leaving: bool,
+    /// The daemon writes nothing, whatever the flags of the kernel's mount.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// How far a daemon is.
@@ -100,6 +106,8 @@ impl Registration {
             identity: DeviceIdentity::of(device)?,
             mountpoint: mountpoint.to_owned(),
             connection: None,
+            leaving: false,
+            read_only: false,
         };
         let mut registration = Registration { file, path, daemon };
         registration.write()?;
@@ -110,8 +118,18 @@ impl Registration {
     ///
     /// # Errors
     /// If the record cannot be written.
-    pub fn set_mounted(&mut self, connection: u64) -> io::Result<()> {
+    pub fn set_mounted(&mut self, connection: u64, read_only: bool) -> io::Result<()> {
         self.daemon.connection = Some(connection);
+        self.daemon.read_only = read_only;
+        self.write()
+    }
+
+    /// The mount is gone.
+    ///
+    /// # Errors
+    /// If the record cannot be written.
+    pub fn set_leaving(&mut self) -> io::Result<()> {
+        self.daemon.leaving = true;
         self.write()
     }
 
@@ -188,6 +206,7 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         let Ok(daemon) = serde_json::from_reader::<_, Daemon>(&file) else { continue };
         let stage = match daemon.connection {
             None => Stage::Joining,
+            Some(_) if daemon.leaving => Stage::Leaving,
             Some(id) if mounts.iter().any(|m| m.device == (0, id) && m.fs_type == mountinfo::FS_TYPE) => {
                 Stage::Mounted
             }
@@ -196,6 +215,13 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         found.push(Running { daemon, stage, file });
     }
     Ok(found)
+}
+
+/// The daemon of a mount, by its number: `minor` of the anonymous device. One that is leaving may have
+/// had the same number.
+pub fn daemon_of(minor: u64) -> Option<Running> {
+    let running = running().unwrap_or_default();
+    running.into_iter().find(|r| r.daemon.connection == Some(minor) && !r.daemon.leaving)
 }
 
 /// Waits until no unmounted daemon of this machine still has `device` open. Mounted ones are not
@@ -243,9 +269,14 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].stage, Stage::Joining);
         assert_eq!(found[0].daemon.identity, DeviceIdentity::of(&image).unwrap());
-        own.set_mounted(u64::MAX).unwrap();
+        own.set_mounted(u64::MAX, false).unwrap();
         let found = running_in(dir.path()).unwrap();
         assert_eq!(found[0].stage, Stage::Leaving, "no such mount exists");
+        // Whoever has its number now.
+        let mounts = mountinfo::mounts().unwrap();
+        own.set_mounted(mounts[0].device.1, false).unwrap();
+        own.set_leaving().unwrap();
+        assert_eq!(running_in(dir.path()).unwrap()[0].stage, Stage::Leaving);
         assert!(!found[0].wait(Duration::from_millis(30)));
         drop(own);
         assert!(found[0].wait(Duration::ZERO));

@@ -9,7 +9,7 @@ use super::*;
 use node::ParkedRange;
 use op::{Body, Reply};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// How long a writer waits for dirty data to be written before it goes on regardless.
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
@@ -121,6 +121,7 @@ impl Fs {
     pub fn write(
         &self,
         node: NodeId,
+        fh: u64,
         offset: u64,
         data: Vec<u8>,
         flags: WriteFlags,
@@ -136,9 +137,13 @@ impl Fs {
         let append = flags.open & libc::O_APPEND != 0 && !flags.from_cache;
         let sync = flags.open & (libc::O_SYNC | libc::O_DSYNC) != 0 && !flags.from_cache;
         let direct = flags.open & libc::O_DIRECT != 0 && !flags.from_cache;
+        let held = append.then(|| core.held_append(ino, fh, offset)).flatten();
         let body = move |op: &mut Op<'_>| -> Step<u32> {
             let core = op.core.clone();
             core.write_data(op, ino, offset, &data, append, direct)?;
+            if append {
+                core.hold_append(ino, fh, offset, data.len());
+            }
             Ok(data.len() as u32)
         };
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
@@ -149,6 +154,9 @@ impl Fs {
                 core.invalidate_later(ino, offset, length);
             }
         };
+        if let Some(held) = held {
+            return self.run_held(held, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+        }
         if flags.from_cache {
             return self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
         }
@@ -160,7 +168,10 @@ impl Fs {
     /// Close of a descriptor: tells an error of write-back that nobody has heard yet.
     pub fn flush(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let error = match self.core.nodes.find(self.core.ino(node)) {
-            Some(node) => node.state.lock().write_error.take(),
+            Some(node) => {
+                drop(node.append.lock().take());
+                node.state.lock().write_error.take()
+            }
             None => None,
         };
         reply(error.map_or(Ok(()), Err));

@@ -79,16 +79,26 @@ struct Opened {
 
 fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
     let device = &backing.device;
-    let (superblock, from) = superblock::load(&**device)?;
+    let (superblock, from) = superblock::load(&**device).map_err(|e| with_foreign(e, &**device))?;
     if let LoadedFrom::Backup(block) = from {
         tracing::warn!(
             "{}: the superblock is damaged; using its backup in block {block}. Run fsck.shoal on the unmounted volume",
             options.device.display()
         );
     }
-    superblock.check_features(true)?;
+    superblock.check_features(!options.read_only)?;
     let volume = volume::load(&**device, &superblock)?;
+    volume.check_features()?;
     Ok(Opened { backing, superblock, volume })
+}
+
+/// Says what else is on a device without a usable superblock.
+fn with_foreign(error: Error, device: &dyn BlockDevice) -> Error {
+    let found = probe::signatures(device).unwrap_or_default();
+    match (error, &found[..]) {
+        (Error::Device(why), [first, ..]) => Error::Device(format!("{why}; it contains {}", first.what)),
+        (other, _) => other,
+    }
 }
 
 /// This machine's lasting identity; random where it has none.
@@ -238,10 +248,12 @@ impl Core {
             Some(cluster) => cluster.adopt(ag),
             None => Err(Error::Busy("the mount is ending".into())),
         }));
-        let locks = Arc::downgrade(&self.locks);
+        let core = Arc::downgrade(self);
         self.store.halt().on_trip(move |reason| {
-            if let Some(locks) = locks.upgrade() {
-                locks.halt(reason);
+            if let Some(core) = core.upgrade() {
+                core.locks.halt(reason);
+                core.cluster.abandon();
+                core.empty_kernel_for_good();
             }
         });
         self.cluster.start(self.locks.clone())

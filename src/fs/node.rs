@@ -7,6 +7,7 @@
 use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
+use crate::fs::append::Held;
 use crate::inode::Attr;
 use crate::lock::Pins;
 use parking_lot::{Mutex, RwLock};
@@ -69,6 +70,8 @@ pub struct Node {
     /// The kernel may hold pages that are not known to be current: the next open drops them.
     pub stale_pages: AtomicBool,
     pub parked: Mutex<Vec<ParkedRange>>,
+    /// The lock, kept for the rest of an appending write.
+    pub append: Mutex<Option<Held>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
 }
@@ -85,6 +88,7 @@ impl Node {
             writers: AtomicU32::new(0),
             stale_pages: AtomicBool::new(true),
             parked: Mutex::new(Vec::new()),
+            append: Mutex::default(),
             iopen: Mutex::new(None),
         }
     }

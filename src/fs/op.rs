@@ -47,6 +47,12 @@ pub struct Op<'a> {
 }
 
 impl Op<'_> {
+    /// Run the closure, unless this host has halted: what it has in memory may be out of date then.
+    fn run<T>(&mut self, body: &mut Body<T>) -> Step<T> {
+        self.core.store.halt().check()?;
+        body(self)
+    }
+
     /// Go on only with `name` pinned in at least `mode`.
     pub fn need(&mut self, name: LockName, mode: Mode) -> Step<()> {
         if self.locks.covers(name, mode) {
@@ -113,7 +119,7 @@ pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 pub fn attempt<T>(core: &Arc<Core>, locks: &LockSet, body: &mut Body<T>) -> Step<T> {
     let mut space = None;
     let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
-    body(&mut op)
+    op.run(body)
 }
 
 struct Job<T> {
@@ -153,7 +159,7 @@ impl<T: 'static> Job<T> {
 
     fn go(mut self, pins: Pins) {
         let mut op = Op { core: &self.core, locks: &self.locks, extra: Vec::new(), space: &mut self.space };
-        let outcome = (self.body)(&mut op);
+        let outcome = op.run(&mut self.body);
         let extra = std::mem::take(&mut op.extra);
         match outcome {
             Ok(value) => {

@@ -119,14 +119,14 @@ impl Operations for Fs {
     fn write(
         &self,
         ino: NodeId,
-        _fh: u64,
+        fh: u64,
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
         _caller: Caller,
         reply: impl Reply<u32>,
     ) {
-        Fs::write(self, ino, offset, data.to_vec(), flags, reply);
+        Fs::write(self, ino, fh, offset, data.to_vec(), flags, reply);
     }
 
     fn flush(&self, ino: NodeId, _fh: u64, _owner: u64, reply: impl Reply<()>) {

@@ -7,5 +7,6 @@ mod leave;
 mod litmus;
 mod model;
 mod random;
+#[allow(dead_code)]
 mod rig;
 mod rig_xattr;
