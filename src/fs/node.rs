@@ -9,6 +9,7 @@ use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::inode::Attr;
 use crate::lock::Pins;
+use crate::xattr::acl::Acl;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct NodeState {
     pub file: Option<FileState>,
     /// What is reserved for the dirty data.
     pub space: Option<Reservation>,
+    /// The list that new files of a directory inherit, if that has been looked for.
+    pub default_acl: Option<Option<Arc<Acl>>>,
     /// `attr` has changes that no transaction carries yet (times after writes).
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).

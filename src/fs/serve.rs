@@ -173,10 +173,10 @@ impl Operations for Fs {
         name: &[u8],
         value: &[u8],
         how: SetHow,
-        _caller: Caller,
+        caller: Caller,
         reply: impl Reply<()>,
     ) {
-        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, reply);
+        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, caller, reply);
     }
 
     fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {

@@ -2,6 +2,7 @@
 //! the death of all hosts. Needs root and /dev/fuse, and `cargo build --workspace` before.
 #![cfg(feature = "fuse")]
 
+mod acl;
 mod crash;
 mod litmus;
 mod model;
