@@ -28,6 +28,8 @@ impl OpenFlags {
 pub struct Handle {
     pub node: Arc<Node>,
     pub write: bool,
+    /// Of a directory: it only keeps the node in memory.
+    pub directory: bool,
 }
 
 /// All handles of a mount.
@@ -43,6 +45,10 @@ impl Handles {
 
     fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
         self.table.write().remove(&fh)
+    }
+
+    fn remove_all(&self) -> Vec<Arc<Handle>> {
+        self.table.write().drain().map(|(_, handle)| handle).collect()
     }
 }
 
@@ -79,10 +85,36 @@ impl Core {
         drop(held);
         let keep_cache = !node.stale_pages.swap(false, Ordering::AcqRel);
         let fh = self.id();
-        self.handles.add(fh, Handle { node, write: flags.write });
+        self.handles.add(fh, Handle { node, write: flags.write, directory: false });
         // The kernel places appends by its cached size, which another host may have outgrown.
         let direct_io = flags.append || flags.direct;
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
+    }
+
+    fn close(&self, handle: &Handle) {
+        if handle.directory {
+            return;
+        }
+        let node = &handle.node;
+        if handle.write {
+            node.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        let mut held = node.iopen.lock();
+        if node.opens.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        *held = None;
+        drop(held);
+        let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
+        if dead {
+            self.reaper.push(node.ino);
+        }
+    }
+
+    /// The kernel has let go of the mount: nothing is open any more. It drops releases that were still
+    /// on their way to us, and an aborted connection sends none.
+    pub(super) fn close_all(&self) {
+        self.handles.remove_all().iter().for_each(|handle| self.close(handle));
     }
 }
 
@@ -106,21 +138,8 @@ impl Fs {
 
     /// Close a file's last reference to a handle.
     pub fn release(&self, fh: u64) {
-        let core = &self.core;
-        let Some(handle) = core.handles.remove(fh) else { return };
-        let node = &handle.node;
-        if handle.write {
-            node.writers.fetch_sub(1, Ordering::AcqRel);
-        }
-        let mut held = node.iopen.lock();
-        if node.opens.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        *held = None;
-        drop(held);
-        let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
-        if dead {
-            core.reaper.push(node.ino);
+        if let Some(handle) = self.core.handles.remove(fh) {
+            self.core.close(&handle);
         }
     }
 
@@ -129,7 +148,7 @@ impl Fs {
         let core = &self.core;
         let node = core.nodes.get(core.ino(node));
         let fh = core.id();
-        core.handles.add(fh, Handle { node, write: false });
+        core.handles.add(fh, Handle { node, write: false, directory: true });
         reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 

@@ -295,6 +295,7 @@ impl Core {
     }
 
     fn leave(self: &Arc<Self>) -> Result<()> {
+        self.close_all();
         for node in self.nodes.all() {
             self.nodes.forget(node.ino, u64::MAX);
             if !node.state.lock().is_clean() {
