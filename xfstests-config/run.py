@@ -26,6 +26,9 @@ def arguments():
     parser.add_argument("--fstype", default="fuse.shoal")
     parser.add_argument("--limit", type=int, default=90)
     parser.add_argument("--out", default="xfstests.tsv")
+    parser.add_argument("--after", default="", help="start behind this test")
+    parser.add_argument("--without", nargs="*", default=[], metavar="CALL",
+                        help="leave out tests with this in their text, such as _require_dm_target")
     return parser.parse_args()
 
 
@@ -34,10 +37,10 @@ def excluded():
         return [g for line in lines if not line.startswith("#") for g in line.split()]
 
 
-def tests(xfstests, what):
-    """The names that `what` stands for, excluded groups left out."""
-    names = []
-    for item in what:
+def tests(options):
+    """The names that the arguments stand for, excluded groups and calls left out."""
+    names, xfstests = [], options.xfstests
+    for item in options.what:
         folder, last = item.split("/")
         if re.fullmatch(r"\d+", last):
             names.append(item)
@@ -48,7 +51,13 @@ def tests(xfstests, what):
                 number, *groups = line.split("#")[0].split() or [""]
                 if number and last in groups and not out_of_reach & set(groups):
                     names.append(f"{folder}/{number}")
-    return names
+    return [n for n in names if n > options.after and not lacks(xfstests, n, options.without)]
+
+
+def lacks(xfstests, name, calls):
+    """Does a test need one of these calls?"""
+    with open(f"{xfstests}/tests/{name}", errors="replace") as text:
+        return bool(calls) and any(call in line for line in text for call in calls)
 
 
 def cut(*places):
@@ -116,7 +125,7 @@ def main():
     make(env)
     counts = {}
     with open(options.out, "w") as table:
-        for name in tests(options.xfstests, options.what):
+        for name in tests(options):
             start = time.monotonic()
             result, why = run(options.xfstests, name, env, options.limit)
             counts[result] = counts.get(result, 0) + 1
