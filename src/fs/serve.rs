@@ -203,6 +203,13 @@ impl Operations for Fs {
         Fs::seek(self, ino, offset, what == SeekWhat::Data, reply);
     }
 
+    fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {
+        reply(match caller.uid {
+            0 => Fs::shut_down(self),
+            _ => Err(Error::NotPermitted),
+        });
+    }
+
     fn copy_file_range(
         &self,
         from: (NodeId, u64, u64),

@@ -4,6 +4,7 @@
 
 mod acl;
 mod crash;
+mod handle;
 mod leave;
 mod litmus;
 mod model;
