@@ -2,11 +2,15 @@
 //!
 //! Own groups come first (their locks cost nothing), then groups of others, the emptiest first by
 //! their headers on the disk, which may be a few seconds old. Only when every group has been held
-//! and had nothing is the volume full.
+//! and had nothing, and nothing is on its way back, is the volume full: unlinked files are freed behind
+//! their program's back, and dirty data holds more than it turns out to need.
 
 use super::*;
 use crate::alloc::Want;
 use crate::cluster::Owner;
+use crate::inode::{ItemKey, ItemKind};
+use std::ops::ControlFlow;
+use std::time::Instant;
 
 type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
@@ -19,9 +23,11 @@ pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
 
 fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
     let Some(ag) = rest.pop() else {
-        // Dirty data may hold more than it needs, and frees may not be final yet.
         core.writeback.flush_all_soon();
-        return then(core.alloc.reserve_last(want));
+        return match (core.alloc.reserve_last(want), coming_back(&core)) {
+            (Err(Error::NoSpace), Ok(Some(_))) => wait_for_frees(core, want, then),
+            (got, _) => then(got),
+        };
     };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
@@ -39,6 +45,50 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
             }
         }),
     );
+}
+
+/// How often a full volume is looked at while space is coming back, and how long nothing may change.
+const LOOK: Duration = Duration::from_millis(50);
+const STANDSTILL_MAX: Duration = Duration::from_millis(500);
+
+/// Ask again while space comes back, on a thread of its own: whoever gives it back may need this one.
+fn wait_for_frees(core: Arc<Core>, want: Want, then: Then) {
+    let wait = move || {
+        let mut seen = None;
+        let mut changed = Instant::now();
+        loop {
+            std::thread::sleep(LOOK);
+            let coming = coming_back(&core).unwrap_or(None);
+            let got = core.alloc.reserve_last(want);
+            if !matches!(got, Err(Error::NoSpace)) || coming.is_none() {
+                return then(got);
+            }
+            if coming != seen {
+                (seen, changed) = (coming, Instant::now());
+            } else if changed.elapsed() > STANDSTILL_MAX {
+                return then(got);
+            }
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("shoal-space".into()).spawn(wait) {
+        tracing::error!("cannot start a thread: {e}");
+    }
+}
+
+/// Unlinked files not open here, dirty bytes, and free blocks; `None` if nothing is coming back.
+fn coming_back(core: &Core) -> Result<Option<(u64, u64, u64)>> {
+    let mut orphans = 0;
+    {
+        let _slot = core.slot_lock.lock();
+        let (from, end) = (ItemKey::new(ItemKind::Orphan, 0), ItemKey::new(ItemKind::DeferredFree, 0));
+        core.slot_tree.scan(&*core.store, from, Some(end), &mut |key, _| {
+            orphans += u64::from(core.nodes.find(InodeNo(key.id)).is_none_or(|n| !n.is_open()));
+            ControlFlow::Continue(())
+        })?;
+    }
+    let dirty = core.pool.dirty_bytes();
+    let nothing = orphans == 0 && dirty == 0;
+    Ok((!nothing).then(|| (orphans, dirty, core.alloc.totals().free_blocks())))
 }
 
 /// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,

@@ -4,6 +4,7 @@
 
 mod acl;
 mod crash;
+mod full;
 mod handle;
 mod leave;
 mod litmus;
