@@ -24,7 +24,9 @@ pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
 fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
     let Some(ag) = rest.pop() else {
         core.writeback.flush_all_soon();
-        return match (core.alloc.reserve_last(want), coming_back(&core)) {
+        // Looked at first: what is free by the time of the second look was coming back at the first.
+        let coming = coming_back(&core);
+        return match (core.alloc.reserve_last(want), coming) {
             (Err(Error::NoSpace), Ok(Some(_))) => wait_for_frees(core, want, then),
             (got, _) => then(got),
         };
@@ -58,6 +60,9 @@ fn wait_for_frees(core: Arc<Core>, want: Want, then: Then) {
         let mut changed = Instant::now();
         loop {
             std::thread::sleep(LOOK);
+            if let Err(e) = core.reap_now() {
+                tracing::warn!("freeing what was unlinked: {e}");
+            }
             let coming = coming_back(&core).unwrap_or(None);
             let got = core.alloc.reserve_last(want);
             if !matches!(got, Err(Error::NoSpace)) || coming.is_none() {
@@ -75,20 +80,21 @@ fn wait_for_frees(core: Arc<Core>, want: Want, then: Then) {
     }
 }
 
-/// Unlinked files not open here, dirty bytes, and free blocks; `None` if nothing is coming back.
+/// Unlinked files not open here and other frees to come, dirty bytes, and free blocks; `None` if
+/// nothing is coming back.
 fn coming_back(core: &Core) -> Result<Option<(u64, u64, u64)>> {
-    let mut orphans = 0;
+    let mut items = 0;
     {
         let _slot = core.slot_lock.lock();
-        let (from, end) = (ItemKey::new(ItemKind::Orphan, 0), ItemKey::new(ItemKind::DeferredFree, 0));
-        core.slot_tree.scan(&*core.store, from, Some(end), &mut |key, _| {
-            orphans += u64::from(core.nodes.find(InodeNo(key.id)).is_none_or(|n| !n.is_open()));
+        core.slot_tree.scan(&*core.store, ItemKey::new(ItemKind::Orphan, 0), None, &mut |key, _| {
+            let open = || core.nodes.find(InodeNo(key.id)).is_some_and(|n| n.is_open());
+            items += u64::from(key.kind != ItemKind::Orphan || !open());
             ControlFlow::Continue(())
         })?;
     }
     let dirty = core.pool.dirty_bytes();
-    let nothing = orphans == 0 && dirty == 0;
-    Ok((!nothing).then(|| (orphans, dirty, core.alloc.totals().free_blocks())))
+    let nothing = items == 0 && dirty == 0;
+    Ok((!nothing).then(|| (items, dirty, core.alloc.totals().free_blocks())))
 }
 
 /// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,
