@@ -172,6 +172,19 @@ impl Core {
         }
     }
 
+    /// Do `then` when the kernel does not have an inode's attributes any more, on a thread of its own.
+    pub(super) fn after_dropping_attributes(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        then: impl FnOnce() + Send + 'static,
+    ) {
+        let core = self.clone();
+        spawn("inval", move || {
+            core.drop_attributes(&core.nodes.get(ino));
+            then();
+        });
+    }
+
     /// Drop the pages of a range from a thread of their own: the reply to a request that locked them
     /// may not be processed yet.
     pub(super) fn invalidate_later(self: &Arc<Self>, ino: InodeNo, offset: u64, length: u64) {

@@ -265,6 +265,7 @@ impl<O: Operations> Filesystem for Adapter<O> {
         let flags = WriteFlags {
             from_cache: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE),
             open: flags.0,
+            kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         self.fs.write(NodeId(ino.0), fh.0, offset, bytes, flags, caller(req), written("write", reply));
     }

@@ -12,3 +12,4 @@ mod model;
 mod random;
 mod rig;
 mod rig_xattr;
+mod set_id;
