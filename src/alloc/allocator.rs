@@ -55,6 +55,13 @@ impl Counts {
         self.free_chunks * CHUNK_BLOCKS + self.free_data + self.free_meta
     }
 
+    /// Free blocks that file data can have. Metadata chunks stay what they are for a while, and a group
+    /// whose metadata is used up takes one more chunk for it with the next data.
+    pub fn free_for_data(&self) -> u64 {
+        let next = if self.free_meta < EMERGENCY_META { CHUNK_BLOCKS } else { 0 };
+        (self.free_chunks * CHUNK_BLOCKS).saturating_sub(next) + self.free_data
+    }
+
     fn add(&mut self, other: &Counts) {
         self.chunks += other.chunks;
         self.free_chunks += other.free_chunks;

@@ -5,7 +5,7 @@
 //! daemon keeps one record `/run/shoal/PID.json` and holds a lock on that file until it ends, however
 //! it ends: the lock is the truth, the content only tells whose it is.
 
-use crate::device::mountinfo;
+use crate::device::mountinfo::{self, MountEntry};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, Write};
@@ -59,6 +59,16 @@ pub struct Daemon {
     /// The daemon writes nothing, whatever the flags of the kernel's mount.
     #[serde(default)]
     pub read_only: bool,
+}
+
+impl Daemon {
+    /// Is this its mount? The number alone does not say so: the kernel gives it to the next mount while
+    /// an unmounted daemon is still leaving.
+    pub fn serves(&self, mount: &MountEntry) -> bool {
+        mount.fs_type == mountinfo::FS_TYPE
+            && self.connection.is_some_and(|id| mount.device == (0, id))
+            && DeviceIdentity::of(Path::new(&mount.source)).is_ok_and(|source| source == self.identity)
+    }
 }
 
 /// How far a daemon is.
@@ -207,9 +217,7 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         let stage = match daemon.connection {
             None => Stage::Joining,
             Some(_) if daemon.leaving => Stage::Leaving,
-            Some(id) if mounts.iter().any(|m| m.device == (0, id) && m.fs_type == mountinfo::FS_TYPE) => {
-                Stage::Mounted
-            }
+            Some(_) if mounts.iter().any(|m| daemon.serves(m)) => Stage::Mounted,
             Some(_) => Stage::Leaving,
         };
         found.push(Running { daemon, stage, file });
@@ -281,6 +289,32 @@ mod tests {
         drop(own);
         assert!(found[0].wait(Duration::ZERO));
         assert!(running_in(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_mount_that_got_the_number_of_a_leaving_daemon_is_not_its() {
+        let dir = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| dir.path().join(name));
+        [&own, &other].iter().for_each(|image| std::fs::write(image, b"x").unwrap());
+        let daemon = Daemon {
+            pid: 1,
+            device: own.clone(),
+            identity: DeviceIdentity::of(&own).unwrap(),
+            mountpoint: "/mnt".into(),
+            connection: Some(42),
+            leaving: false,
+            read_only: false,
+        };
+        let mount = |source: &Path, number, fs_type: &str| MountEntry {
+            device: (0, number),
+            mountpoint: "/mnt".into(),
+            fs_type: fs_type.into(),
+            source: source.into(),
+        };
+        assert!(daemon.serves(&mount(&own, 42, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&other, 42, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&own, 43, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&own, 42, "tmpfs")));
     }
 
     #[test]

@@ -23,11 +23,8 @@ impl SetAttr {
         }
         let owner_changes = self.uid.is_some() || self.gid.is_some();
         if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
-            // chown takes the privileges along (POSIX); setgid without group execute is not one.
-            attr.mode &= !libc::S_ISUID;
-            if attr.mode & libc::S_IXGRP != 0 {
-                attr.mode &= !libc::S_ISGID;
-            }
+            // chown takes the privileges along (POSIX).
+            attr.mode = without_privileges(attr.mode);
         }
         attr.uid = self.uid.unwrap_or(attr.uid);
         attr.gid = self.gid.unwrap_or(attr.gid);
@@ -42,7 +39,28 @@ impl SetAttr {
     }
 }
 
+/// A file's mode without set-user-id and set-group-id; the latter without group execute is no privilege.
+fn without_privileges(mode: u32) -> u32 {
+    let set_group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | set_group)
+}
+
 impl Core {
+    /// Take the set-id bits of a file that somebody without privileges has written to. The inode is
+    /// pinned X. True if there were any.
+    pub(super) fn drop_privileges(&self, ino: InodeNo) -> Result<bool> {
+        let node = self.nodes.get(ino);
+        let mut state = node.state.lock();
+        let mut attr = self.load(&node, &mut state)?.clone();
+        let mode = without_privileges(attr.mode);
+        if mode == attr.mode {
+            return Ok(false);
+        }
+        attr.mode = mode;
+        touch_ctime(&mut attr, self.now());
+        self.store_attr(&node, &mut state, attr).map(|()| true)
+    }
+
     /// Write changed attributes of an inode whose state is locked.
     pub(super) fn store_attr(&self, node: &Node, state: &mut NodeState, attr: Attr) -> Result<()> {
         let mut txn = self.change(Reservation::empty(), 2)?;
@@ -169,7 +187,10 @@ impl Fs {
             if set.changes_more_than_size() {
                 let mut attr = core.load(&node, &mut state)?.clone();
                 set.apply(&mut attr, core.now());
-                core.store_attr(&node, &mut state, attr)?;
+                match set.perm {
+                    Some(_) => core.store_chmod(op, &node, &mut state, attr)?,
+                    None => core.store_attr(&node, &mut state, attr)?,
+                }
             }
             core.attr_reply(&node, &mut state)
         };

@@ -113,6 +113,7 @@ impl Core {
                 if let Some(node) = self.nodes.find(ino) {
                     let mut state = node.state.lock();
                     (state.attr, state.file, state.space) = (None, None, None);
+                    state.default_acl = None;
                     drop(state);
                 }
                 self.nodes.shed(ino);
@@ -179,6 +180,19 @@ impl Core {
             // What is not open now will not be opened any more.
             let open = nodes.iter().filter(|node| node.is_open());
             open.for_each(|node| core.invalidate_later(node.ino, 0, 0));
+        });
+    }
+
+    /// Do `then` when the kernel does not have an inode's attributes any more, on a thread of its own.
+    pub(super) fn after_dropping_attributes(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        then: impl FnOnce() + Send + 'static,
+    ) {
+        let core = self.clone();
+        spawn("inval", move || {
+            core.drop_attributes(&core.nodes.get(ino), false);
+            then();
         });
     }
 

@@ -138,18 +138,22 @@ impl Fs {
         let sync = flags.open & (libc::O_SYNC | libc::O_DSYNC) != 0 && !flags.from_cache;
         let direct = flags.open & libc::O_DIRECT != 0 && !flags.from_cache;
         let held = append.then(|| core.held_append(ino, fh, offset)).flatten();
-        let body = move |op: &mut Op<'_>| -> Step<u32> {
+        let body = move |op: &mut Op<'_>| -> Step<(u32, bool)> {
             let core = op.core.clone();
             core.write_data(op, ino, offset, &data, append, direct)?;
             if append {
                 core.hold_append(ino, fh, offset, data.len());
             }
-            Ok(data.len() as u32)
+            let mode_changed = flags.kill_set_id && core.drop_privileges(ino)?;
+            Ok((data.len() as u32, mode_changed))
         };
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
-        let reply = move |done: Result<u32>| {
+        let reply = move |done: Result<(u32, bool)>| {
             let durable = if sync && done.is_ok() { core.sync_node(ino) } else { Ok(()) };
-            reply(durable.and(done));
+            match durable.and(done) {
+                Ok((written, true)) => core.after_dropping_attributes(ino, move || reply(Ok(written))),
+                other => reply(other.map(|(written, _)| written)),
+            }
             if append || waited {
                 core.invalidate_later(ino, offset, length);
             }

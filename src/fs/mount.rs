@@ -353,6 +353,18 @@ impl Core {
 }
 
 impl Fs {
+    /// Stop as in a crash, but for what has changed so far, which is committed. The next mount replays
+    /// the journal.
+    ///
+    /// # Errors
+    /// If the commit failed.
+    pub fn shut_down(&self) -> Result<()> {
+        let core = &self.core;
+        let committed = core.journal.commit(core.journal.running());
+        core.store.halt().trip("shut down on request");
+        committed
+    }
+
     /// Leave: write out everything, give up all locks, be a member no more. After the kernel has
     /// let go of the mount.
     ///

@@ -10,6 +10,7 @@ use crate::file::FileState;
 use crate::fs::append::Held;
 use crate::inode::Attr;
 use crate::lock::Pins;
+use crate::xattr::acl::Acl;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct NodeState {
     pub file: Option<FileState>,
     /// What is reserved for the dirty data.
     pub space: Option<Reservation>,
+    /// The list that new files of a directory inherit, if that has been looked for.
+    pub default_acl: Option<Option<Arc<Acl>>>,
     /// `attr` has changes that no transaction carries yet (times after writes).
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).

@@ -182,6 +182,9 @@ pub struct WriteFlags {
     pub from_cache: bool,
     /// The open flags of the file (`O_APPEND`, `O_SYNC`, `O_DSYNC`, `O_DIRECT` ...).
     pub open: i32,
+    /// The writer may not keep set-user-id and set-group-id bits. Only of writes past the page cache: for
+    /// others the kernel has changed the mode before.
+    pub kill_set_id: bool,
 }
 
 /// The kernel's caches of this mount, as coherence sees them. Every call may block for as long as

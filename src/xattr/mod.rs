@@ -8,6 +8,8 @@ use crate::inode::{BLOB_BYTES_MAX, Blob, ItemKey, ItemKind, Tree, VALUE_MAX};
 use crate::txn::{BlockSource, BlockTxn};
 use std::ops::ControlFlow;
 
+pub mod acl;
+
 pub use crate::format::value::{Content, Xattr};
 
 /// Longest name, prefix included.
@@ -17,8 +19,13 @@ pub const LIST_MAX: usize = 65536;
 /// Blocks that the longest value takes.
 pub const VALUE_BLOCKS_MAX: u32 = 17;
 
+/// New blocks that a value of `length` bytes takes beside the tree's.
+pub fn value_blocks(length: usize) -> u32 {
+    Blob::blocks_for(length) as u32
+}
+
 const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+const ACLS: [&[u8]; 2] = [acl::ACCESS, acl::DEFAULT];
 
 /// Must the attribute be new, or there already?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

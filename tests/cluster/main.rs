@@ -2,7 +2,10 @@
 //! the death of all hosts. Needs root and /dev/fuse, and `cargo build --workspace` before.
 #![cfg(feature = "fuse")]
 
+mod acl;
 mod crash;
+mod full;
+mod handle;
 mod leave;
 mod litmus;
 mod model;
@@ -10,3 +13,4 @@ mod random;
 #[allow(dead_code)]
 mod rig;
 mod rig_xattr;
+mod set_id;

@@ -187,6 +187,16 @@ impl Cluster {
         local::running().unwrap().into_iter().find(|r| r.daemon.mountpoint == at)
     }
 
+    /// Cut a host's connection to its kernel; the daemon must leave the cluster in order all the same.
+    pub fn cut_off(&self, host: usize) {
+        let at = self.at(host);
+        let running = local::running().unwrap();
+        cut(&at);
+        for daemon in running.iter().filter(|r| r.daemon.mountpoint == at) {
+            assert!(daemon.wait(Duration::from_secs(10)), "the daemon of host {host} did not leave");
+        }
+    }
+
     /// Kill the daemons of these hosts as a power cut would, all at once.
     pub fn kill(&self, hosts: &[usize]) {
         let places: Vec<PathBuf> = hosts.iter().map(|h| self.at(*h)).collect();

@@ -267,7 +267,7 @@ impl Host {
     }
 
     pub fn write(&self, path: &str, offset: u64, data: &[u8], how: How) -> Result<()> {
-        let flags = WriteFlags { from_cache: false, open: how.flags() };
+        let flags = WriteFlags { open: how.flags(), ..WriteFlags::default() };
         self.known().with_open(path, how.flags(), |node, fh| {
             let caller = Caller::default();
             let written =

@@ -101,7 +101,7 @@ impl<O: Operations> Content<'_, O> {
     fn file(&self, parent: NodeId, name: &str, pieces: &[(u64, Vec<u8>)]) -> NodeId {
         let (ino, fh) = self.open_file(parent, name);
         for (offset, data) in pieces {
-            let flags = WriteFlags { from_cache: false, open: libc::O_RDWR };
+            let flags = WriteFlags { open: libc::O_RDWR, ..WriteFlags::default() };
             wait(|r| self.0.write(ino, fh, *offset, data, flags, WHO, r));
         }
         wait(|r| self.0.fsync(ino, fh, false, r));
