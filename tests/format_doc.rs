@@ -141,6 +141,7 @@ fn inode_records() -> BTreeMap<String, Vec<Field>> {
     record!(r, "PageHeader", PageHeader { level, zero, count, spare });
     record!(r, "item::Slot", Slot { id, kind, zero, offset, length });
     record!(r, "ExtentRecord", shoal::format::extent::ExtentRecord { logical, physical, length, flags });
+    record!(r, "DeferredFreeRecord", shoal::format::group::DeferredFreeRecord { start, blocks, version });
     r
 }
 

@@ -325,3 +325,14 @@ fn variable_records() {
     let value = (1u8, Some(2u64), vec![3u16, 4], "five".to_string());
     holds("codec", &codec::encode_record(6, 7, &value).unwrap());
 }
+
+#[test]
+fn values_of_a_slots_inode() {
+    use shoal::format::value::{DeferredFree, encode_orphan};
+    holds("orphan", &encode_orphan(Generation(0x0102_0304)));
+    let frees = [
+        DeferredFree { start: BlockNo(0x1111), blocks: 0x22, version: None },
+        DeferredFree { start: BlockNo(0x3333), blocks: 1, version: Some(Version(0x44)) },
+    ];
+    holds("deferred_free", &DeferredFree::encode(&frees));
+}

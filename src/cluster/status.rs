@@ -1,9 +1,9 @@
 //! Who has the volume, from the device alone: for `shoal status`, mkfs and fsck.
 
-use crate::base::{Epoch, Incarnation, Result, SlotId};
+use crate::base::{Epoch, Error, Incarnation, Result, SlotId, Token};
 use crate::cluster::disk::Disk;
 use crate::cluster::view::slots;
-use crate::format::cluster::{Heartbeat, SlotState, View};
+use crate::format::cluster::{Heartbeat, LedgerEntry, SlotState, View};
 use std::time::Duration;
 
 /// One slot that has, or has had, a host.
@@ -76,6 +76,33 @@ pub fn moved_cells(disk: &Disk, before: &[u8], now: &[u8]) -> Vec<(SlotId, Optio
     let cells = before.chunks_exact(pitch).zip(now.chunks_exact(pitch));
     let moved = (0..g.max_slots).map(SlotId).zip(cells).filter(|(_, (a, b))| a != b);
     moved.map(|(slot, (_, b))| (slot, Heartbeat::from_cell(b, disk.format_id, g, slot).ok())).collect()
+}
+
+/// The slot that owns each group, by the ledgers; `None` if none does, or its ledger cannot be read.
+///
+/// # Errors
+/// The device's.
+pub fn read_owners(disk: &Disk) -> Result<Vec<Option<SlotId>>> {
+    let mut owners = vec![(Token(0), None); disk.geometry.ag_count as usize];
+    for slot in (0..disk.geometry.max_slots).map(SlotId) {
+        let pages = match disk.read_ledger(slot) {
+            Ok(pages) => pages,
+            Err(e @ Error::Io { .. }) => return Err(e),
+            Err(_) => continue,
+        };
+        let entries = pages.iter().flat_map(|(page, _)| &page.entries);
+        for (owner, entry) in owners.iter_mut().zip(entries) {
+            let to = match entry {
+                LedgerEntry::None => continue,
+                LedgerEntry::Own(_) => slot,
+                LedgerEntry::Pass { to, .. } => *to,
+            };
+            if entry.token() > owner.0 {
+                *owner = (entry.token(), Some(to));
+            }
+        }
+    }
+    Ok(owners.into_iter().map(|(_, slot)| slot).collect())
 }
 
 /// Read the view and the heartbeats; with `look`, read the heartbeats again after that time to see

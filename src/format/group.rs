@@ -3,9 +3,9 @@
 //! A chunk is 512 blocks (2 MiB). Its entry holds its type and its bitmap, so that both change in
 //! one block. Chunks from `init_chunks` on have no entry yet and are free: mkfs writes headers only.
 
-use crate::base::{AgNo, BlockNo, LockName, Version};
+use crate::base::{AgNo, BlockDevice, BlockNo, LockName, Result, Version};
 use crate::format::block::{Block, BlockKind};
-use crate::format::layout::{CHUNKS_PER_PAGE, Geometry};
+use crate::format::layout::{CHUNK_BLOCKS, CHUNKS_PER_PAGE, Geometry};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -27,6 +27,14 @@ pub struct GroupHeader {
     /// Roots reserved for reference counts and data checksums; 0.
     pub reserved_roots: [U64; 4],
     pub spare: [u8; 256],
+}
+
+impl GroupHeader {
+    /// Blocks that can still be given out, for data or metadata.
+    pub fn free_blocks(&self) -> u64 {
+        let chunks = self.free_chunks.get().saturating_mul(CHUNK_BLOCKS);
+        chunks.saturating_add(self.free_data.get()).saturating_add(self.free_meta.get())
+    }
 }
 
 /// What a chunk holds. Numbers are on disk.
@@ -132,6 +140,23 @@ pub fn page_block(format_id: u64, geometry: &Geometry, ag: AgNo, page: u64, vers
         Block::init(format_id, place, BlockKind::ChunkPage, ag.0.into(), LockName::Ag(ag), version);
     block.body_as_mut::<ChunkPage>().entries = [ChunkEntry::empty(ChunkKind::Free); CHUNKS_PER_PAGE as usize];
     block
+}
+
+/// A group's header as it stands on the device; of a group that a host works in, seconds old.
+///
+/// # Errors
+/// `Corrupt` (also where a write was under way), `Io`.
+pub fn read_header(
+    device: &dyn BlockDevice,
+    geometry: &Geometry,
+    format_id: u64,
+    ag: AgNo,
+) -> Result<GroupHeader> {
+    let place = geometry.ag_header(ag);
+    let mut block = Block::zeroed();
+    device.read(place.byte(), &mut block.0)?;
+    block.verify(format_id, place, BlockKind::GroupHeader)?;
+    Ok(*block.body_as::<GroupHeader>())
 }
 
 /// First block of a chunk.

@@ -302,3 +302,52 @@ impl DeferredFree {
         records.iter().map(free).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_decodes_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            if let Ok(e) = Dirent::decode(7 << 8, &bytes) {
+                prop_assert_eq!(Dirent::encode(e.ino, e.generation, e.kind, &e.name), bytes.clone());
+            }
+            if let Ok(x) = Xattr::decode(&bytes) {
+                prop_assert_eq!(x.encode(), bytes.clone());
+            }
+            if let Some(c) = Content::decode_symlink(&bytes) {
+                prop_assert_eq!(c.encode_symlink(), bytes.clone());
+            }
+            if let Some(frees) = DeferredFree::decode(&bytes) {
+                prop_assert_eq!(DeferredFree::encode(&frees), bytes.clone());
+            }
+            if let Some(g) = decode_orphan(&bytes) {
+                prop_assert_eq!(encode_orphan(g).to_vec(), bytes);
+            }
+        }
+
+        #[test]
+        fn keys_leave_room_for_the_index_and_for_cookies(name in proptest::collection::vec(1u8.., 1..40)) {
+            for key in [dirent_key(&[9; 16], &name), xattr_key(&name)] {
+                prop_assert_eq!(key % KEYS_PER_HASH, 0);
+                prop_assert!(key + KEYS_PER_HASH + 3 < 1 << 63);
+            }
+        }
+    }
+
+    #[test]
+    fn frees_that_cannot_be_are_refused() {
+        let good = DeferredFree { start: BlockNo(5), blocks: 1, version: Some(Version(3)) };
+        assert_eq!(DeferredFree::decode(&DeferredFree::encode(&[good])), Some(vec![good]));
+        for bad in [
+            DeferredFree { blocks: 0, ..good },
+            DeferredFree { blocks: 2, ..good },
+            DeferredFree { start: BlockNo(u64::MAX), version: None, ..good },
+        ] {
+            assert_eq!(DeferredFree::decode(&DeferredFree::encode(&[bad])), None, "{bad:?}");
+        }
+        assert_eq!(DeferredFree::decode(&[1; 23]), None);
+    }
+}

@@ -184,6 +184,10 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
     let format_id = opened.superblock.format_id;
     let store = Store::new(opened.backing.device.clone(), format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options)?;
+    if !report.replay.is_empty() {
+        // Replay writes, also for a read-only mount.
+        opened.superblock.check_features(true)?;
+    }
     replay_all(&store, &opened.volume, &report.replay)?;
     let slot = report.slot;
     let own = &opened.volume.slots[usize::from(slot.0)];
@@ -264,8 +268,9 @@ impl Core {
         if replayed.is_empty() {
             return Ok(());
         }
-        // No group is ours before the cluster is told, so a move that takes a block must wait.
-        for slot in replayed.iter().filter(|s| **s != self.slot) {
+        // No group is ours before the cluster is told, so a move that takes a block must wait. A
+        // read-only mount leaves them to the next one that may write.
+        for slot in replayed.iter().filter(|s| **s != self.slot && !self.read_only) {
             let other = slot_tree(*slot, &volume.slots[usize::from(slot.0)]);
             match self.adopt_slot(other) {
                 Ok(0) => {}
@@ -338,7 +343,7 @@ impl Core {
             }
         }
         let deadline = self.clock.now() + REAP_PATIENCE;
-        while self.has_leftovers()? && self.clock.now() < deadline {
+        while !self.read_only && self.has_leftovers()? && self.clock.now() < deadline {
             if let Err(e) = self.reap_now() {
                 tracing::warn!("unlinked files are left for the next mount: {e}");
                 break;

@@ -159,10 +159,15 @@ impl Core {
                 squeezes.into_iter().for_each(|(_, then)| then());
                 return;
             }
+            // A read-only mount frees nothing; whoever has its slot next does.
+            let ready = if self.read_only { BTreeSet::new() } else { ready };
             for ino in ready {
                 self.reap_when_closed(ino);
             }
-            if look && let Err(e) = self.look_through_slot() {
+            if look
+                && !self.read_only
+                && let Err(e) = self.look_through_slot()
+            {
                 tracing::warn!("looking for orphans: {e}");
             }
             if !squeezes.is_empty() {

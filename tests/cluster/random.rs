@@ -13,7 +13,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "dd", "a-longer-name-that-takes-more-room-in-a-page"];
@@ -395,10 +397,10 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
-#[test]
-fn random_operations_on_three_hosts() {
-    let (seed, operations) = (number("SHOAL_SEED", 20261121), number("SHOAL_OPS", 4000));
-    let cluster = Cluster::new("1G", 3, Duration::from_secs(120 + operations / 20));
+/// Random operations on hosts 0 to 2, all compared with the model; then all of it again after a
+/// remount, and fsck.
+fn random_operations(cluster: &Cluster, operations: u64) {
+    let seed = number("SHOAL_SEED", 20261121);
     println!("SHOAL_SEED={seed} SHOAL_OPS={operations}");
     let mounts = (0..3).map(|host| cluster.at(host)).collect();
     let random = StdRng::seed_from_u64(seed);
@@ -411,5 +413,42 @@ fn random_operations_on_three_hosts() {
     (0..3).for_each(|host| cluster.mount(host));
     tester.compare_all();
     (0..3).for_each(|host| cluster.umount(host));
+}
+
+#[test]
+fn random_operations_on_three_hosts() {
+    let operations = number("SHOAL_OPS", 4000);
+    let cluster = Cluster::new("1G", 3, Duration::from_secs(120 + operations / 20));
+    random_operations(&cluster, operations);
+    cluster.check();
+}
+
+#[test]
+fn random_operations_while_a_fourth_host_comes_and_goes() {
+    let operations = number("SHOAL_OPS", 4000) / 2;
+    let cluster = Cluster::new("1G", 3, Duration::from_secs(120 + operations / 10));
+    let done = AtomicBool::new(false);
+    let visits = std::thread::scope(|scope| {
+        let visitor = scope.spawn(|| {
+            let mut visits = 0;
+            while !done.load(Ordering::Acquire) {
+                cluster.mount(3);
+                // Takes locks from the others, and groups when it writes.
+                let at = cluster.at(3);
+                let names: Vec<_> = fs::read_dir(&at).unwrap().map(|e| e.unwrap().path()).collect();
+                names.iter().for_each(|path| drop(fs::symlink_metadata(path)));
+                cluster.umount(3);
+                visits += 1;
+            }
+            visits
+        });
+        let outcome = catch_unwind(AssertUnwindSafe(|| random_operations(&cluster, operations)));
+        done.store(true, Ordering::Release);
+        let visits = visitor.join();
+        outcome.unwrap_or_else(|panic| resume_unwind(panic));
+        visits.expect("the visitor came and went")
+    });
+    println!("{visits} visits");
+    assert!(visits > 2, "only {visits} visits: nothing was tested");
     cluster.check();
 }

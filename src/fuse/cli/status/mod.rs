@@ -1,0 +1,80 @@
+//! `shoal status [--json] [DEVICE]`: the mounts of this machine, or who has a volume. The second
+//! needs nothing but the device, and works from any host.
+
+mod show;
+mod volume;
+
+use crate::device::local::{self, Running, Stage};
+use crate::fuse::cli::{USAGE, complain};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use volume::VolumeStatus;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Block device or image file; without it, what is mounted on this machine.
+    device: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    /// List every allocation group.
+    #[arg(long)]
+    groups: bool,
+    /// Do not wait to see whose heartbeat moves.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Prints what was asked.
+pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
+    let shown = match &arguments.device {
+        Some(device) => volume_status(device, arguments),
+        None => mounts_status(arguments.json),
+    };
+    match shown {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(what) => complain(name, what, USAGE),
+    }
+}
+
+fn stage(running: &Running) -> &'static str {
+    match running.stage {
+        Stage::Joining => "joining",
+        Stage::Mounted => "mounted",
+        Stage::Leaving => "leaving",
+    }
+}
+
+fn mounts_status(as_json: bool) -> std::result::Result<String, String> {
+    let found = local::running().map_err(|e| e.to_string())?;
+    if as_json {
+        let list: Vec<Value> = found
+            .iter()
+            .map(|r| {
+                json!({ "device": r.daemon.device, "mountpoint": r.daemon.mountpoint,
+                        "pid": r.daemon.pid, "stage": stage(r) })
+            })
+            .collect();
+        return Ok(json!({ "mounts": list }).to_string());
+    }
+    if found.is_empty() {
+        return Ok("no Shoal volume is mounted on this machine".into());
+    }
+    let line = |r: &Running| {
+        let (device, mountpoint) = (r.daemon.device.display(), r.daemon.mountpoint.display());
+        format!("{device} on {mountpoint}: {}, process {}", stage(r), r.daemon.pid)
+    };
+    Ok(found.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn volume_status(path: &Path, arguments: &Arguments) -> std::result::Result<String, String> {
+    let volume = VolumeStatus::read(path, arguments.quick).map_err(|e| e.to_string())?;
+    Ok(match arguments.json {
+        true => show::json(&volume).to_string(),
+        false => show::text(&volume, arguments.groups),
+    })
+}
