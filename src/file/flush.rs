@@ -140,7 +140,7 @@ fn write_pages(
     let mut at = start;
     let mut result = Ok(());
     for some in pages.chunks(most) {
-        let bytes = buffer.slice(some.len() * PAGE as usize);
+        let bytes = buffer.slice_mut(some.len() * PAGE as usize);
         for (to, (_, page)) in bytes.chunks_exact_mut(PAGE as usize).zip(some) {
             to.copy_from_slice(&page.0);
         }

@@ -25,6 +25,7 @@
 //! flush in flight (`Busy` otherwise), and go in bounded steps.
 
 mod allocate;
+mod buffer;
 mod direct;
 mod extents;
 mod flush;
@@ -39,6 +40,7 @@ mod write;
 mod tests;
 
 pub use allocate::AllocatePlan;
+pub use buffer::DataBuf;
 pub use direct::DirectWrite;
 pub use extents::{Backing, Extents, Span, Stepped};
 pub use flush::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};

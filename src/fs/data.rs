@@ -191,10 +191,10 @@ impl Fs {
                     length.min(COPY_MAX) as usize,
                 )?;
                 drop(state);
-                plan.read(&*core.store)?
+                plan.read(&core.pool, &*core.store)?
             };
             if !bytes.is_empty() {
-                core.write_data(op, to, to_offset, &bytes, false, false)?;
+                core.write_data(op, to, to_offset, &bytes, io::How::default())?;
             }
             Ok(bytes.len() as u32)
         };

@@ -8,7 +8,7 @@ use crate::alloc::{Allocator, PendingRuns, Reservation, Transaction};
 use crate::base::{AgNo, BlockNo, Clock, Error, Generation, InodeNo, LockName, Mode, Result, SlotId};
 use crate::cluster::Cluster;
 use crate::dir::Directory;
-use crate::file::{FileState, PagePool, WritePlan};
+use crate::file::{DataBuf, FileState, PagePool, WritePlan};
 use crate::format::Geometry;
 use crate::inode::{Attr, FileKind, Timestamp, Tree};
 use crate::journal::Journal;

@@ -9,6 +9,7 @@ use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::inode::Attr;
 use crate::lock::Pins;
+use crate::store::FlushMark;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,8 +42,8 @@ pub struct NodeState {
     pub dirty_since: Option<Duration>,
     /// The last transaction that changed the inode; fsync waits for it.
     pub last_txn: TxnId,
-    /// Data went straight to the device since the last flush of it.
-    pub wrote_in_place: bool,
+    /// When data last went to blocks that no transaction had to follow.
+    pub wrote_in_place: Option<FlushMark>,
     /// An error of write-back that nobody has been told yet.
     pub write_error: Option<Error>,
 }
@@ -50,7 +51,12 @@ pub struct NodeState {
 impl NodeState {
     /// Is there nothing that the disk lacks?
     pub fn is_clean(&self) -> bool {
-        !self.attr_dirty && !self.file.as_ref().is_some_and(FileState::is_dirty)
+        !self.attr_dirty && !self.is_data_dirty()
+    }
+
+    /// Does the disk lack data, or the size that goes with it?
+    pub fn is_data_dirty(&self) -> bool {
+        self.file.as_ref().is_some_and(FileState::is_dirty)
     }
 }
 

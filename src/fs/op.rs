@@ -110,7 +110,11 @@ pub type Body<T> = Box<dyn FnMut(&mut Op<'_>) -> Step<T> + Send>;
 pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// Run `body` once with what the caller has pinned (`locks` names it). It may stop.
-pub fn attempt<T>(core: &Arc<Core>, locks: &LockSet, body: &mut Body<T>) -> Step<T> {
+pub fn attempt<T>(
+    core: &Arc<Core>,
+    locks: &LockSet,
+    body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+) -> Step<T> {
     let mut space = None;
     let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
     body(&mut op)

@@ -9,11 +9,13 @@
 
 mod batch;
 mod cache;
+mod flushes;
 mod halt;
 mod index;
 mod permit;
 
 pub use batch::AlignedBuf;
+pub use flushes::FlushMark;
 pub use halt::Halt;
 pub use permit::{PERMIT_WAIT_MAX, Permit};
 
@@ -38,6 +40,7 @@ pub struct Store {
     halt: Halt,
     permit: Arc<Permit>,
     pool: batch::WritePool,
+    flushes: flushes::Flushes,
 }
 
 impl Store {
@@ -56,6 +59,7 @@ impl Store {
             halt: Halt::new(),
             permit: Arc::new(Permit::default()),
             pool: Default::default(),
+            flushes: Default::default(),
         })
     }
 
@@ -175,7 +179,28 @@ impl Store {
     /// A failure halts the host: what it lost is not known, and a later success does not tell.
     pub fn flush(&self) -> Result<()> {
         self.halt.check()?;
-        self.device.flush().inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+        let flush = || self.device.flush();
+        self.flushes.run(flush).inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+    }
+
+    /// The present moment, for [`Store::flush_since`].
+    pub fn flush_mark(&self) -> FlushMark {
+        self.flushes.mark()
+    }
+
+    /// Make durable what was written before `mark`; without a flush if one has done so already. Those
+    /// who wait at the same time share one.
+    ///
+    /// # Errors
+    /// As [`Store::flush`].
+    pub fn flush_since(&self, mark: FlushMark) -> Result<()> {
+        self.halt.check()?;
+        if self.flushes.cover(mark) {
+            return Ok(());
+        }
+        let flush = || self.device.flush();
+        let done = self.flushes.run_since(mark, flush);
+        done.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
     }
 
     /// Write blocks that only this host owns (journal); `data` is a whole number of them.
