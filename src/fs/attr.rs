@@ -21,13 +21,11 @@ impl SetAttr {
         if let Some(perm) = self.perm {
             attr.mode = u32::from(perm) & 0o7777;
         }
-        let owner_changes = self.uid.is_some() || self.gid.is_some();
+        // A change of nothing: the kernel wants the privileges gone.
+        let owner_changes = self.uid.is_some() || self.gid.is_some() || *self == SetAttr::default();
         if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
             // chown takes the privileges along (POSIX); setgid without group execute is not one.
-            attr.mode &= !libc::S_ISUID;
-            if attr.mode & libc::S_IXGRP != 0 {
-                attr.mode &= !libc::S_ISGID;
-            }
+            attr.mode = privileges::without_set_id(attr.mode);
         }
         attr.uid = self.uid.unwrap_or(attr.uid);
         attr.gid = self.gid.unwrap_or(attr.gid);
@@ -149,6 +147,7 @@ impl Fs {
         &self,
         node: NodeId,
         set: SetAttr,
+        caller: Caller,
         reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
@@ -161,12 +160,16 @@ impl Fs {
             core.check_writable()?;
             if let Some(size) = set.size {
                 match kind {
-                    FileKind::Regular => core.resize(op, &node, &mut state, size)?,
+                    FileKind::Regular => {
+                        core.drop_privileges(&node, &mut state, || caller.keeps_set_id())?;
+                        core.resize(op, &node, &mut state, size)?;
+                    }
                     FileKind::Directory => return Err(Error::IsDirectory.into()),
                     _ => return Err(Error::Invalid("only regular files have a size to set").into()),
                 }
             }
-            if set.changes_more_than_size() {
+            if set.changes_more_than_size() || set.size.is_none() {
+                state.unprivileged = false;
                 let mut attr = core.load(&node, &mut state)?.clone();
                 set.apply(&mut attr, core.now());
                 core.store_attr(&node, &mut state, attr)?;

@@ -14,7 +14,7 @@ const PAGE: u64 = 4096;
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
 /// What a write is like, from the flags of its file.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct How {
     /// At the true end.
     append: bool,
@@ -22,9 +22,16 @@ pub(super) struct How {
     sync: Option<bool>,
     /// Not through dirty pages, where that can be.
     direct: bool,
+    /// Set-id bits stay.
+    keep_set_id: bool,
+    /// A program's write, not that of pages which were written to long before.
+    fresh: bool,
 }
 
 impl How {
+    /// A copy inside the filesystem.
+    pub const COPY: How = How { append: false, sync: None, direct: false, keep_set_id: true, fresh: true };
+
     fn new(flags: WriteFlags) -> How {
         let any = |bits: i32| flags.open & bits != 0 && !flags.from_cache;
         How {
@@ -32,6 +39,8 @@ impl How {
             // O_SYNC contains O_DSYNC.
             sync: any(libc::O_DSYNC).then_some(flags.open & libc::O_SYNC != libc::O_SYNC),
             direct: any(libc::O_DIRECT),
+            keep_set_id: !flags.kill_set_id,
+            fresh: !flags.from_cache,
         }
     }
 }
@@ -285,6 +294,10 @@ impl Core {
         let mut state = node.state.lock();
         let state = &mut *state;
         self.finish_truncation(&node, state)?;
+        self.file(&node, state)?;
+        if how.fresh {
+            self.drop_privileges(&node, state, || how.keep_set_id)?;
+        }
         let file = self.file(&node, state)?;
         let offset = if how.append { file.size() } else { offset };
         if how.direct

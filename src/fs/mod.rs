@@ -31,6 +31,7 @@ pub mod mount;
 mod node;
 mod op;
 pub mod operations;
+mod privileges;
 mod readdir;
 mod reap;
 mod remove;

@@ -40,6 +40,8 @@ pub struct NodeState {
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).
     pub dirty_since: Option<Duration>,
+    /// Nothing that a write must take away (`privileges`), as far as this host can change it.
+    pub unprivileged: bool,
     /// The last transaction that changed the inode; fsync waits for it.
     pub last_txn: TxnId,
     /// When data last went to blocks that no transaction had to follow.

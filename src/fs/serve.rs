@@ -21,11 +21,11 @@ impl Operations for Fs {
         &self,
         ino: NodeId,
         change: SetAttr,
-        _caller: Caller,
+        caller: Caller,
         _fh: Option<u64>,
         reply: impl Reply<AttrReply>,
     ) {
-        Fs::setattr(self, ino, change, reply);
+        Fs::setattr(self, ino, change, caller, reply);
     }
 
     fn readlink(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {

@@ -5,7 +5,8 @@ use crate::alloc::Want;
 use crate::inode::tree_costs;
 use crate::xattr;
 
-const XATTR_BLOCKS: u32 =
+/// Blocks that a change of an attribute may touch.
+pub(super) const XATTR_BLOCKS: u32 =
     4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
 
 /// On the root, for administrators: what this mount has asked of the device. Not listed, not stored.
@@ -87,6 +88,7 @@ impl Fs {
             let node = core.nodes.get(ino);
             let mut state = node.state.lock();
             core.load(&node, &mut state)?;
+            state.unprivileged = false;
             let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
             change(&core, ino, &mut freeing.txn)?;
             // An ACL may have changed the mode bits through the kernel's own setattr; ours are current.

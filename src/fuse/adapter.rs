@@ -38,10 +38,9 @@ const COPY_MAX: u64 = 1 << 30;
 const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
-/// be coherent between hosts), SETXATTR_EXT, HANDLE_KILLPRIV and KILLPRIV_V2 (fuser 0.18 drops their
-/// signals), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation
+/// be coherent between hosts), SETXATTR_EXT and HANDLE_KILLPRIV (fuser 0.18 drops their signals), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation
 /// comes as SETATTR), EXPORT_SUPPORT (needs lookups of `.` and `..`).
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_AUTO_INVAL_DATA,
@@ -52,6 +51,8 @@ const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    // Else every write is preceded by a question for file capabilities.
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 /// The filesystem as fuser sees it.
@@ -259,6 +260,7 @@ impl<O: Operations> Filesystem for Adapter<O> {
     ) {
         let flags = WriteFlags {
             from_cache: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE),
+            kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             open: flags.0,
         };
         self.fs.write(NodeId(ino.0), fh.0, offset, bytes, flags, caller(req), written("write", reply));

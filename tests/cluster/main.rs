@@ -5,6 +5,7 @@
 mod crash;
 mod litmus;
 mod model;
+mod privileges;
 mod random;
 mod rig;
 mod rig_xattr;
