@@ -59,8 +59,13 @@ pub use crate::format::extent::FILE_SIZE_MAX;
 pub trait DataDevice: Send + Sync {
     /// Fills `buf`, a whole number of blocks, from `start` on.
     fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()>;
-    /// Writes `data`, a whole number of blocks, from `start` on.
+    /// Writes `data`, a whole number of blocks, from `start` on. No transaction that is committed later
+    /// becomes durable before it.
     fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()>;
+    /// The same for blocks that the file has already, below its size on disk, without that order.
+    fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        self.write_data(start, data)
+    }
 }
 
 impl DataDevice for Store {
@@ -70,6 +75,10 @@ impl DataDevice for Store {
 
     fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         Store::write_data(self, start, data)
+    }
+
+    fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        Store::overwrite_data(self, start, data)
     }
 }
 

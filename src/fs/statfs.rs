@@ -7,29 +7,46 @@ use crate::format::layout::CHUNK_BLOCKS;
 use crate::format::{Block, BlockKind};
 use std::collections::HashMap;
 
-/// How long a header read for this is good.
+/// How long a header read for this is good: at first, and doubled with each read that found nothing new
+/// up to this time, or more on volumes of many groups. Somebody may ask for free space all the time.
 const FRESH: Duration = Duration::from_secs(1);
+const FRESH_MAX: Duration = Duration::from_secs(10);
+const FRESH_PER_GROUP: Duration = Duration::from_millis(250);
+
+/// What a group's header said.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Duration,
+    free: u64,
+    good_for: Duration,
+}
 
 /// Free blocks by group as last read.
 #[derive(Default)]
 pub struct Cache {
-    seen: Mutex<HashMap<AgNo, (Duration, u64)>>,
+    seen: Mutex<HashMap<AgNo, Seen>>,
 }
 
 impl Cache {
-    /// Free blocks of a group, possibly a second old.
+    /// Free blocks of a group, possibly some seconds old.
     pub fn free_hint(&self, core: &Core, ag: AgNo) -> u64 {
         if let Some(free) = core.alloc.free_blocks(ag) {
             return free;
         }
         let now = core.clock.now();
-        if let Some((at, free)) = self.seen.lock().get(&ag)
-            && now.saturating_sub(*at) < FRESH
+        let last = self.seen.lock().get(&ag).copied();
+        if let Some(seen) = last
+            && now.saturating_sub(seen.at) < seen.good_for
         {
-            return *free;
+            return seen.free;
         }
         let free = read_free(core, ag);
-        self.seen.lock().insert(ag, (now, free));
+        let longest = FRESH_MAX.max(FRESH_PER_GROUP.saturating_mul(core.geometry.ag_count));
+        let good_for = match last {
+            Some(seen) if seen.free == free => (seen.good_for * 2).min(longest),
+            _ => FRESH,
+        };
+        self.seen.lock().insert(ag, Seen { at: now, free, good_for });
         free
     }
 }

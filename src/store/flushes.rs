@@ -15,6 +15,8 @@ pub(super) struct Flushes {
     begun: AtomicU64,
     /// The highest number that has ended.
     ended: AtomicU64,
+    /// The mark behind the last write that transactions must not overtake, plus one; 0 if there was none.
+    ordered: AtomicU64,
     /// Held over a flush that others may share.
     shared: Mutex<()>,
 }
@@ -23,6 +25,16 @@ impl Flushes {
     /// Now.
     pub fn mark(&self) -> FlushMark {
         FlushMark(self.begun.load(Ordering::Acquire))
+    }
+
+    /// A write that transactions must not overtake has ended.
+    pub fn ordered(&self) {
+        self.ordered.fetch_max(self.mark().0 + 1, Ordering::AcqRel);
+    }
+
+    /// The mark behind the last such write.
+    pub fn last_ordered(&self) -> Option<FlushMark> {
+        self.ordered.load(Ordering::Acquire).checked_sub(1).map(FlushMark)
     }
 
     /// Has a flush ended that began after `mark`?
@@ -63,6 +75,9 @@ mod tests {
         })
         .unwrap();
         assert!(f.cover(early));
+        assert_eq!(f.last_ordered(), None);
+        f.ordered();
+        assert!(f.last_ordered().is_some_and(|mark| !f.cover(mark)));
         let late = f.mark();
         assert!(f.run(|| Err(Error::Device("broken".into()))).is_err());
         assert!(!f.cover(late));
@@ -75,6 +90,7 @@ mod tests {
             .unwrap();
         }
         assert_eq!(flushed, 1);
+        assert!(f.last_ordered().is_some_and(|mark| f.cover(mark)));
     }
 
     #[test]

@@ -151,12 +151,20 @@ impl Store {
         self.device.read(start.byte(), buf)
     }
 
-    /// Write data blocks; `data` is a whole number of them. Durable after the next flush (a commit
-    /// flushes first).
+    /// Write data blocks; `data` is a whole number of them. Durable after the next flush, and before any
+    /// transaction that is committed from now on (it may refer to them).
     ///
     /// # Errors
     /// `Io`, `Halted`, `TimedOut` (no write permit), `Invalid` for a range outside the volume.
     pub fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        let done = self.overwrite_data(start, data);
+        self.flushes.ordered();
+        done
+    }
+
+    /// As [`Store::write_data`] for blocks that are part of a file already: a transaction may well become
+    /// durable before them.
+    pub fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         self.halt.check()?;
         self.in_volume(start, data.len())?;
         self.permit.check()?;
@@ -203,12 +211,20 @@ impl Store {
         done.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
     }
 
+    /// Make durable what must not come after a transaction: all of [`Store::write_data`] so far.
+    ///
+    /// # Errors
+    /// As [`Store::flush`].
+    pub(crate) fn flush_ordered(&self) -> Result<()> {
+        self.flushes.last_ordered().map_or(Ok(()), |mark| self.flush_since(mark))
+    }
+
     /// Write blocks that only this host owns (journal); `data` is a whole number of them.
     ///
     /// # Errors
     /// Any failure halts the host.
     pub(crate) fn write_critical(&self, start: BlockNo, data: &[u8]) -> Result<()> {
-        self.write_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
+        self.overwrite_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
     }
 
     /// Write segments of critical blocks, several at once.
