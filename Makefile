@@ -13,7 +13,12 @@ RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
 
-.PHONY: all build demo test bench install deps lint clean
+# Longer runs of the simulations: how many, and from which seed on.
+POINTS ?= 100000
+SEEDS ?= 20
+SEED ?= 1
+
+.PHONY: all build demo test crash-points simulate bench install deps lint clean
 
 all: build
 
@@ -32,6 +37,14 @@ demo: build
 test:
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
+
+crash-points:
+	SHOAL_POINTS=$(POINTS) SHOAL_SEED=$(SEED) \
+		$(CARGO) test --release --test simulation workloads -- --nocapture
+
+simulate:
+	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) \
+		$(CARGO) test --release --test simulation cluster -- --nocapture
 
 # BENCH="--rounds 1 --files 1000 --mib 64 --no-idle" takes less than a minute.
 bench: build

@@ -1,15 +1,169 @@
-//! fsck.shoal. Checking is not built yet: it refuses, so that nobody takes a volume for checked.
+//! `fsck.shoal`: the command line around the library.
 
+use clap::Parser;
+use clap::error::ErrorKind;
+use shoal::base::Error;
+use shoal::device::{Access, FileDevice};
+use shoal_fsck::progress::Teller;
+use shoal_fsck::{Code, Options, Progress, Report, Silent, check, guard};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::FromRawFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-/// Exit code of fsck(8) for an operational error.
+/// Exit codes of fsck(8).
+const SOUND: u8 = 0;
+const LEFT_UNCORRECTED: u8 = 4;
 const OPERATIONAL: u8 = 8;
+const USAGE: u8 = 16;
+
+/// Findings of one code that are printed without -v.
+const PRINTED_PER_CODE: usize = 50;
+
+/// Check a Shoal cluster filesystem that no host has mounted.
+///
+/// Journals of hosts that died are replayed; nothing else is changed by this release.
+#[derive(Parser, Debug)]
+#[command(
+    name = "fsck.shoal",
+    version,
+    after_help = "Exit codes: 0 sound, 4 damage was found, 8 the check \
+    could not be done, 16 wrong usage."
+)]
+struct Arguments {
+    /// Write nothing: journals are replayed into memory.
+    #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
+    dry_run: bool,
+    /// Repair what is safe to repair without asking (as yet: replay the journals). Also -a.
+    #[arg(short = 'p', short_alias = 'a')]
+    preen: bool,
+    /// Answer yes to all questions (as yet there are none).
+    #[arg(short = 'y')]
+    yes: bool,
+    /// Check everything even if all hosts left in order.
+    #[arg(short = 'f')]
+    force: bool,
+    /// Show progress; with a file descriptor, as fsck(8) reads it.
+    #[arg(short = 'C', value_name = "FD", num_args = 0..=1, default_missing_value = "0", require_equals = false)]
+    progress: Option<i32>,
+    /// Print every finding, not just the first 50 of each kind.
+    #[arg(short = 'v')]
+    verbose: bool,
+    /// Explain all codes of findings, check nothing.
+    #[arg(long)]
+    codes: bool,
+    /// Block device or image file.
+    #[arg(required_unless_present = "codes")]
+    device: Option<PathBuf>,
+}
+
+fn open(path: &Path, dry_run: bool) -> Result<Arc<FileDevice>, Error> {
+    guard::check_machine(path)?;
+    let access = if dry_run { Access::Read } else { Access::Exclusive };
+    let device = Arc::new(FileDevice::open(path, access)?);
+    guard::check_cluster(&device, path, !dry_run)?;
+    Ok(device)
+}
+
+fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
+    let device = open(path, a.dry_run)?;
+    let options = Options { dry_run: a.dry_run, force: a.force };
+    let name = path.display().to_string();
+    match a.progress {
+        None => check(device, &options, &Silent),
+        Some(fd) => {
+            let teller = teller(fd, &name)?;
+            let report = check(device, &options, &teller as &dyn Progress);
+            teller.end();
+            report
+        }
+    }
+}
+
+/// 0 is for a person, on standard error; other descriptors are those that fsck(8) hands down.
+fn teller(fd: i32, name: &str) -> Result<Teller<Box<dyn Write + Send>>, Error> {
+    if fd == 0 {
+        return Ok(Teller::new(Box::new(std::io::stderr()), name, true));
+    }
+    // SAFETY: fcntl with F_GETFD reads nothing but the descriptor table.
+    if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(Error::Device(format!("-C {fd}: no such file descriptor is open")));
+    }
+    // SAFETY: it is open, and by giving it as an argument the caller has handed it over.
+    let file = unsafe { File::from_raw_fd(fd) };
+    Ok(Teller::new(Box::new(file), name, false))
+}
+
+fn print(a: &Arguments, path: &Path, report: &Report) {
+    let name = path.display();
+    let did = if a.dry_run { "would replay" } else { "replayed" };
+    for r in &report.replayed {
+        println!("{name}: {did} {} transactions of slot {}, {} blocks", r.txns, r.slot, r.blocks);
+    }
+    for code in Code::ALL {
+        let of_code = report.findings.iter().filter(|f| f.code == *code);
+        let shown = if a.verbose { usize::MAX } else { PRINTED_PER_CODE };
+        for finding in of_code.take(shown) {
+            println!("{name}: {finding}");
+        }
+        let count = report.counts.get(code).copied().unwrap_or(0);
+        if count > shown as u64 {
+            println!("{name}: [{code}] {} more of these", count - shown as u64);
+        }
+    }
+    if report.orphans > 0 {
+        println!("{name}: {} unlinked files or frees wait for the next mount", report.orphans);
+    }
+    println!("{name}: {}", summary(report));
+}
+
+fn summary(report: &Report) -> String {
+    let problems: u64 = report.counts.values().sum();
+    let t = &report.totals;
+    let mib = |blocks: u64| blocks >> 8;
+    let content = format!(
+        "{} files, {} directories, {} others; {} of {} MiB used",
+        t.files,
+        t.directories,
+        t.others,
+        mib(t.blocks_used),
+        mib(t.blocks)
+    );
+    match (&report.stopped, problems) {
+        (Some(why), _) => format!("not checked any further: {why}. Nothing was repaired"),
+        (None, 0) if report.skipped => "clean; all hosts left in order (-f checks everything)".into(),
+        (None, 0) => format!("sound; {content}"),
+        (None, n) => format!(
+            "{n} problems found; {content}. This release repairs nothing: copy your data off with a \
+             read-only mount, or go back to a backup"
+        ),
+    }
+}
 
 fn main() -> ExitCode {
-    let device = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_else(|| "DEVICE".into());
-    eprintln!(
-        "fsck.shoal: {device}: not checked: this release cannot check volumes yet. \
-         Mounting replays the journals of hosts that died; nothing else is needed after a crash."
-    );
-    ExitCode::from(OPERATIONAL)
+    let a = match Arguments::try_parse() {
+        Ok(a) => a,
+        Err(e) => {
+            let asked = matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // If even that cannot be printed there is nobody to tell.
+            let _ = e.print();
+            return ExitCode::from(if asked { SOUND } else { USAGE });
+        }
+    };
+    let Some(path) = a.device.as_deref().filter(|_| !a.codes) else {
+        Code::ALL.iter().for_each(|c| println!("{:<26} {}", c.name(), c.meaning()));
+        return ExitCode::from(SOUND);
+    };
+    match run(&a, path) {
+        Ok(report) => {
+            print(&a, path, &report);
+            ExitCode::from(if report.is_sound() { SOUND } else { LEFT_UNCORRECTED })
+        }
+        Err(e) => {
+            eprintln!("fsck.shoal: {e}");
+            ExitCode::from(OPERATIONAL)
+        }
+    }
 }

@@ -7,6 +7,7 @@ use shoal::format::superblock::TimingProfile;
 use shoal_mkfs::{Options, Summary, guard};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Make a Shoal cluster filesystem on a block device or in an image file.
 #[derive(Parser, Debug)]
@@ -148,9 +149,9 @@ fn run(a: &Arguments) -> Result<Summary, Error> {
         FileDevice::create_image(&a.device, bytes)?;
     }
     guard::check_unused(&a.device)?;
-    let dev = FileDevice::open(&a.device, Access::Exclusive)?;
+    let dev = Arc::new(FileDevice::open(&a.device, Access::Exclusive)?);
     guard::check(&dev, a.force)?;
-    shoal_mkfs::make(&dev, &options)
+    shoal_mkfs::make(&*dev, &options)
 }
 
 fn main() -> ExitCode {

@@ -9,6 +9,7 @@ use crate::base::{AgNo, BlockNo, Error, Result};
 use crate::format::layout::CHUNK_BLOCKS;
 use crate::journal::Journal;
 use crate::store::Store;
+use crate::txn::BlockRun;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +53,13 @@ impl Counts {
     /// Free blocks of any kind, promised ones included.
     pub fn free_blocks(&self) -> u64 {
         self.free_chunks * CHUNK_BLOCKS + self.free_data + self.free_meta
+    }
+
+    /// Free blocks that file data can have. Metadata chunks stay what they are for a while, and a group
+    /// whose metadata is used up takes one more chunk for it with the next data.
+    pub fn free_for_data(&self) -> u64 {
+        let next = if self.free_meta < EMERGENCY_META { CHUNK_BLOCKS } else { 0 };
+        (self.free_chunks * CHUNK_BLOCKS).saturating_sub(next) + self.free_data
     }
 
     fn add(&mut self, other: &Counts) {
@@ -284,7 +292,8 @@ impl Allocator {
     /// reusable.
     ///
     /// # Errors
-    /// `NoSpace` if even then the groups held cannot give it; `Io`, `Halted`.
+    /// `NoSpace` if even then the groups held cannot give it, `Corrupt` if one of them is damaged;
+    /// `Io`, `Halted`.
     pub fn reserve_last(&self, want: Want) -> Result<Reservation> {
         if self.has_waiting() {
             match self.reserve(want) {
@@ -292,7 +301,13 @@ impl Allocator {
                 other => return other,
             }
         }
-        self.reserve(want).map_err(|e| if e == Error::NeedSpace { Error::NoSpace } else { e })
+        self.reserve(want).map_err(|e| if e == Error::NeedSpace { self.no_space() } else { e })
+    }
+
+    /// Full; or not known to be, where a group could not be asked.
+    fn no_space(&self) -> Error {
+        let damaged = self.cells().iter().find_map(|cell| cell.state.lock().damaged.clone());
+        damaged.unwrap_or(Error::NoSpace)
     }
 
     /// Are freed blocks waiting to become reusable?
@@ -398,17 +413,39 @@ impl Allocator {
         while left > 0 {
             let near_ag = near.and_then(|b| self.store.geometry().ag_of(b));
             let part = res.part(Class::Data, near_ag).ok_or(Error::NoSpace)?;
-            let mut state = part.cell.open(&self.store)?;
-            let run = state.group().take_data(&self.store, left.min(part.data), near);
-            let run = run.inspect_err(|e| state.note(e))?;
-            drop(state);
-            part.data -= run.blocks;
+            let run = match Self::take_run(&self.store, part, left, near) {
+                Err(damage @ Error::Corrupt { .. }) => {
+                    self.move_promise(res, &damage)?;
+                    continue;
+                }
+                other => other?,
+            };
             left -= run.blocks;
             near = Some(run.start.plus(run.blocks));
             let cell = part.cell.clone();
             pending.push(&cell, run);
         }
         Ok(pending)
+    }
+
+    fn take_run(store: &Store, part: &mut Part, blocks: u64, near: Option<BlockNo>) -> Result<BlockRun> {
+        let mut state = part.cell.open(store)?;
+        let run = state.group().take_data(store, blocks.min(part.data), near);
+        let run = run.inspect_err(|e| state.note(e))?;
+        part.data -= run.blocks;
+        Ok(run)
+    }
+
+    /// What was promised in groups that turned out to be damaged is promised in others instead.
+    fn move_promise(&self, res: &mut Reservation, damage: &Error) -> Result<()> {
+        let is_damaged = |p: &Part| p.cell.state.lock().damaged.is_some();
+        let (lost, sound) = std::mem::take(&mut res.parts).into_iter().partition(is_damaged);
+        res.parts = sound;
+        let lost = Reservation { parts: lost };
+        let meta = u32::try_from(lost.meta()).unwrap_or(u32::MAX);
+        let elsewhere = self.reserve(Want { data: lost.data(), meta, near: None });
+        res.merge(elsewhere.map_err(|_| damage.clone())?);
+        Ok(())
     }
 
     /// Choose the number of an inode to be, in the reservation's groups, near `near` if possible.

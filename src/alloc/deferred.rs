@@ -1,53 +1,12 @@
 //! What the allocator asks of the rooms above: a place for frees that cannot be done now, and word
 //! when no journal holds an old image any more.
 
-use crate::base::{BlockNo, Error, InodeNo, Result, Version};
-use crate::format::group::DeferredFreeRecord;
+pub use crate::format::value::{DEFERRED_PER_ITEM, DeferredFree};
+
+use crate::base::Result;
 use crate::txn::BlockTxn;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use zerocopy::little_endian::U64;
-use zerocopy::{FromBytes, IntoBytes};
-
-/// Blocks that are free but whose group was not held when they became so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeferredFree {
-    pub start: BlockNo,
-    pub blocks: u64,
-    /// For one metadata block: its last version, which its tombstone must exceed.
-    pub version: Option<Version>,
-}
-
-/// Most frees that one item of the slot inode holds.
-pub const DEFERRED_PER_ITEM: usize = 40;
-
-impl DeferredFree {
-    /// The item value for at most [`DEFERRED_PER_ITEM`] frees.
-    pub fn encode(frees: &[DeferredFree]) -> Vec<u8> {
-        assert!(frees.len() <= DEFERRED_PER_ITEM);
-        let record = |f: &DeferredFree| DeferredFreeRecord {
-            start: U64::new(f.start.0),
-            blocks: U64::new(f.blocks),
-            version: U64::new(f.version.map_or(0, |v| v.0)),
-        };
-        frees.iter().flat_map(|f| record(f).as_bytes().to_vec()).collect()
-    }
-
-    /// The frees in the item value of `slot_inode`.
-    ///
-    /// # Errors
-    /// `Damaged`.
-    pub fn decode(slot_inode: InodeNo, value: &[u8]) -> Result<Vec<DeferredFree>> {
-        let damaged = || Error::Damaged { inode: slot_inode, what: "a deferred free of no length".into() };
-        let records = <[DeferredFreeRecord]>::ref_from_bytes(value).map_err(|_| damaged())?;
-        let free = |r: &DeferredFreeRecord| {
-            let version = Some(Version(r.version.get())).filter(|v| v.0 != 0);
-            let free = DeferredFree { start: BlockNo(r.start.get()), blocks: r.blocks.get(), version };
-            (free.blocks > 0 && (version.is_none() || free.blocks == 1)).then_some(free)
-        };
-        records.iter().map(free).collect::<Option<_>>().ok_or_else(damaged)
-    }
-}
 
 /// Keeps deferred frees in the own slot inode. Implemented above the item tree.
 pub trait DeferredFrees: Send + Sync {

@@ -135,9 +135,12 @@ impl Allocator {
     /// To be called about once a second by a background thread that holds nothing: makes freed
     /// blocks reusable, lets emptied metadata chunks go.
     ///
+    /// Answers with the number of chunks that have become free.
+    ///
     /// # Errors
     /// `Io`, `Halted`; damage of one group is logged and leaves the others alone.
-    pub fn maintain(&self) -> Result<()> {
+    pub fn maintain(&self) -> Result<u64> {
+        let mut freed = 0;
         for cell in self.cells() {
             let chunk = {
                 let mut state = cell.state.lock();
@@ -150,12 +153,44 @@ impl Allocator {
             };
             if let Some(chunk) = chunk {
                 match self.let_go(&cell, chunk) {
-                    Ok(()) | Err(Error::Corrupt { .. }) => {}
+                    Ok(gone) => freed += u64::from(gone),
+                    Err(Error::Corrupt { .. }) => {}
                     Err(e) => return Err(e),
                 }
             }
         }
+        Ok(freed)
+    }
+
+    /// Chunk pages are read when something is looked for in them; in groups that have no free chunk
+    /// and much free metadata, look for draining chunks in all of them.
+    ///
+    /// # Errors
+    /// `Io`; damage of one group leaves the others alone.
+    pub fn find_draining(&self) -> Result<()> {
+        for cell in self.cells() {
+            let mut state = match cell.open(&self.store) {
+                Ok(state) => state,
+                Err(Error::Corrupt { .. }) => continue,
+                Err(e) => return Err(e),
+            };
+            let g = state.group();
+            if g.free_chunks() > 0 || g.truth.free_meta < CHUNK_BLOCKS + EMERGENCY_META {
+                continue;
+            }
+            match (0..g.page_count()).try_for_each(|page| g.page(&self.store, page).map(|_| ())) {
+                Err(e @ Error::Corrupt { .. }) => state.note(&e),
+                other => other?,
+            }
+        }
         Ok(())
+    }
+
+    /// Will emptied metadata chunks become free, once no journal knows their old images?
+    pub fn is_draining(&self) -> bool {
+        let spare = |g: &mut Group| g.meta.unreserved() >= CHUNK_BLOCKS + EMERGENCY_META;
+        let waits = |g: &mut Group| spare(g) && !g.drains.is_empty();
+        self.cells().iter().any(|cell| cell.state.lock().group.as_mut().is_some_and(waits))
     }
 
     /// Advance the draining chunks; one that may become free now.
@@ -188,12 +223,12 @@ impl Allocator {
         ready
     }
 
-    fn let_go(&self, cell: &Cell, chunk: u32) -> Result<()> {
+    fn let_go(&self, cell: &Cell, chunk: u32) -> Result<bool> {
         let _one = cell.typing.lock();
         {
             let mut state = cell.state.lock();
             if state.demoting || state.group.is_none() {
-                return Ok(());
+                return Ok(false);
             }
             let g = state.group();
             let (map, c) = g.loaded(chunk);
@@ -204,7 +239,7 @@ impl Allocator {
             // came and went has begun another draining with no ticket.
             let asked = g.drains.iter().any(|d| d.chunk == chunk && d.ticket.is_some());
             if !still || !asked || g.meta.unreserved() < CHUNK_BLOCKS + EMERGENCY_META {
-                return Ok(());
+                return Ok(false);
             }
             g.loaded_claim(chunk, true);
             state.pins += 1;
@@ -215,7 +250,7 @@ impl Allocator {
             Err(_) => g.loaded_claim(chunk, false),
         });
         cell.unpin();
-        result.map(|_| ())
+        result.map(|_| true)
     }
 
     /// A chunk has emptied in `txn`.

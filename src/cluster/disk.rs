@@ -8,7 +8,7 @@ use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, Incarnation, Result, SlotId}
 use crate::device::BlockDevice;
 use crate::format::block::Block;
 use crate::format::cluster::inbox::{RegisterCell, encode_register};
-use crate::format::cluster::{Ballot, Claim, Entry, Heartbeat, LedgerEntry, LedgerPage, Stamp};
+use crate::format::cluster::{Ballot, Claim, Entry, Heartbeat, LedgerPage, Stamp};
 use crate::format::layout::{Geometry, LEDGER_ENTRIES_PER_PAGE, LOBBY_CELLS, OVERFLOW_BLOCKS};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,21 @@ use std::time::Duration;
 const ATTEMPTS: u32 = 5;
 /// Between two of them: longer than a write of one block takes.
 const RETRY: Duration = Duration::from_millis(2);
+
+/// Write both copies of a ballot or ledger page, one after the other: what stands in one alone is
+/// gone when a late duplicate of that copy's last write lands, and with it a promise that others rely
+/// on. `sequence` is the number of the last write before and after; when one fails, the next goes to
+/// the same copy, because the other is the only one that is whole.
+pub fn write_both(sequence: &mut u64, write: impl Fn(u64) -> Result<()>) -> Result<()> {
+    for _ in 0..2 {
+        *sequence += 1;
+        if let Err(e) = write(*sequence) {
+            *sequence += 1;
+            return Err(e);
+        }
+    }
+    Ok(())
+}
 
 /// The coordination regions of one volume.
 #[derive(Clone)]
@@ -156,12 +171,6 @@ impl Disk {
             )?);
         }
         Ok(ledger)
-    }
-
-    /// All entries of a slot's ledger, by group.
-    pub fn ledger_entries(&self, pages: &[(LedgerPage, u64)]) -> Vec<LedgerEntry> {
-        let count = self.geometry.ag_count as usize;
-        pages.iter().flat_map(|(page, _)| page.entries.iter().copied()).take(count).collect()
     }
 
     /// Write number `sequence` of a ledger page, durable when it returns.

@@ -9,7 +9,7 @@ use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::join::{JoinOptions, JoinReport, join};
 use crate::cluster::lobby::Lobby;
-use crate::cluster::node::{HostReport, Node};
+use crate::cluster::node::{HostReport, Node, Positions};
 use crate::cluster::registers::Registers;
 use crate::cluster::status::ClusterStatus;
 use crate::cluster::view::{bit, leave, recovered};
@@ -17,10 +17,13 @@ use crate::cluster::{LockPort, Membership, SlotClaim};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
 use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// How often errors that go on are told of.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the protocol thread is asked to do.
 enum Command {
@@ -44,7 +47,9 @@ struct Shared {
     signals: Mutex<Signals>,
     changed: Condvar,
     report: Arc<Mutex<HostReport>>,
-    row: Mutex<Vec<Option<Heartbeat>>>,
+    positions: Arc<OnceLock<Positions>>,
+    /// The row as last read, and how many reads there have been.
+    row: Mutex<(u64, Vec<Option<Heartbeat>>)>,
 }
 
 impl Shared {
@@ -82,12 +87,14 @@ impl Cluster {
             signals: Mutex::default(),
             changed: Condvar::new(),
             report: node.report.clone(),
-            row: Mutex::new(node.row.clone()),
+            positions: node.positions.clone(),
+            row: Mutex::new((0, node.row.clone())),
         });
         let range = node.disk.slot_range(node.slot);
         let mut protocol = Protocol {
             next_beat: node.last_beat + node.timing.heartbeat,
             last_poll: Duration::ZERO,
+            trouble: None,
             node,
             shared: shared.clone(),
             lobby: Lobby::default(),
@@ -161,13 +168,24 @@ impl Cluster {
         result
     }
 
+    /// Stop without leaving, now: a host that has halted must not look alive. Does not wait.
+    pub fn abandon(&self) {
+        // An error says that the thread has ended already.
+        let _ = self.shared.ask(Command::Abandon);
+    }
+
     /// What the next heartbeats say of this host.
     pub fn set_report(&self, report: HostReport) {
         *self.shared.report.lock() = report;
     }
 
-    /// All heartbeat cells as last read; `None` for unreadable ones.
-    pub fn heartbeats(&self) -> Vec<Option<Heartbeat>> {
+    /// Where the heartbeats get head and tail of our journal from; asked at the start of each.
+    pub fn on_beat(&self, positions: Positions) {
+        let _ = self.shared.positions.set(positions);
+    }
+
+    /// All heartbeat cells as last read, `None` for unreadable ones; and the number of that read.
+    pub fn heartbeats(&self) -> (u64, Vec<Option<Heartbeat>>) {
         self.shared.row.lock().clone()
     }
 
@@ -175,7 +193,7 @@ impl Cluster {
     pub fn status(&self) -> ClusterStatus {
         let members = self.membership();
         let moving = |slot| Some(!members.is_silent(slot));
-        ClusterStatus::new(&members.view, &self.heartbeats(), moving)
+        ClusterStatus::new(&members.view, &self.heartbeats().1, moving)
     }
 
     fn ended(&self) -> Error {
@@ -207,6 +225,8 @@ struct Protocol {
     registers: Option<Registers>,
     next_beat: Duration,
     last_poll: Duration,
+    /// When an error was last told of; none since the last round that worked.
+    trouble: Option<Duration>,
 }
 
 impl Protocol {
@@ -224,16 +244,30 @@ impl Protocol {
                 }
             }
             match self.round() {
-                Ok(next) => self.wait(next),
+                Ok(next) => {
+                    self.trouble = None;
+                    self.wait(next);
+                }
                 Err(Error::Halted(why)) => return why,
                 Err(e) => {
                     // The lease ends by itself if this goes on; a store that comes back finds us here.
-                    tracing::warn!("cluster I/O: {e}");
+                    self.tell_trouble(&e);
                     let soon = self.node.clock.now() + self.node.timing.heartbeat / 4;
                     self.next_beat = self.next_beat.min(soon);
                     self.wait(soon);
                 }
             }
+        }
+    }
+
+    /// Once when it begins and then every [`TELL_AGAIN`]: it comes several times per heartbeat.
+    fn tell_trouble(&mut self, e: &Error) {
+        let now = self.node.clock.now();
+        if self.trouble.is_none_or(|last| now >= last + TELL_AGAIN) {
+            self.trouble = Some(now);
+            tracing::warn!(
+                "the cluster's blocks cannot be read or written, nothing is changed meanwhile: {e}"
+            );
         }
     }
 
@@ -266,7 +300,10 @@ impl Protocol {
             self.node.beat()?;
         }
         self.next_beat = self.node.last_beat + self.node.timing.heartbeat;
-        *self.shared.row.lock() = self.node.row.clone();
+        {
+            let mut row = self.shared.row.lock();
+            *row = (row.0 + 1, self.node.row.clone());
+        }
         self.lobby.attend(&mut self.node)?;
         if let Some(registers) = &mut self.registers {
             registers.scrub(&self.node)?;
@@ -307,11 +344,14 @@ impl Protocol {
         if self.node.beat.flags & FLAG_RECOVERING != 0 {
             return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
         }
+        // What is taken from now on would come behind the word by which the others go.
+        self.node.groups.close(true);
         self.node.leaving = true;
         let silent = self.node.silent();
         let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));
         if let Err(e) = result {
             self.node.leaving = false;
+            self.node.groups.close(false);
             return Err(e);
         }
         // The view is decided: whether the last beat arrives changes only how soon others know.

@@ -9,6 +9,7 @@ use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::member::Watch;
 use crate::cluster::node::{HostReport, Node};
+use crate::cluster::ownership;
 use crate::cluster::paxos::Proposer;
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
@@ -213,11 +214,26 @@ impl Joiner {
         let Some((by, why)) = refusal else { return Ok(()) };
         let _ = self.withdraw();
         Err(Error::Device(match why {
-            Refusal::NoSlot => format!("all slots of the volume are taken (says {by}); see `shoal status`"),
+            Refusal::NoSlot => format!(
+                "all {} slots are taken, by {}: unmount one of these hosts first",
+                self.options.usable.count_ones(),
+                self.members()
+            ),
             Refusal::Protocol => {
                 format!("the members speak another protocol version than {PROTOCOL} (says {by})")
             }
         }))
+    }
+
+    /// Who has the volume, by name.
+    fn members(&self) -> String {
+        let live = live(&self.view);
+        let name = |slot: SlotId| {
+            let beat = self.row[usize::from(slot.0)].as_ref();
+            beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
+        };
+        let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
+        taken.map(name).collect::<Vec<_>>().join(", ")
     }
 
     /// Empty our lobby cell, if it is still ours.
@@ -267,6 +283,7 @@ impl Joiner {
             watch: self.watch.clone(),
             row: self.row.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
+            positions: Arc::default(),
             beat,
             proposer,
             ballot_sequence,
@@ -310,25 +327,11 @@ fn beat_until(node: &mut Node, done: impl Fn(&Node) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Has every member acknowledged the view that let us in, so that no ledger write under an older one
-/// is in flight? Silent members are passed over, but the one that looked after our slot only after
-/// the whole wait: until then an adoption of its may still land.
 fn is_barrier_passed(node: &Node) -> bool {
-    let me = &node.view.slots[usize::from(node.slot.0)];
-    let former = match me.state {
-        SlotState::Live { former } => former,
-        _ => None,
-    };
-    let members = live(&node.view);
-    slots(&node.view).filter(|(s, _)| members & bit(*s) != 0 && *s != node.slot).all(|(s, member)| {
-        let cell = node.row[usize::from(s.0)].as_ref();
-        let acked = cell.is_some_and(|h| h.incarnation == member.incarnation && h.ack >= node.joined);
-        let passed_over = match former == Some(s) {
-            true => node.watch.is_past_wait(s, node.clock.now()),
-            false => node.watch.is_silent(s),
-        };
-        acked || passed_over
-    })
+    let now = node.clock.now();
+    let silent = |s| node.watch.is_silent(s);
+    let past_wait = |s| node.watch.is_past_wait(s, now);
+    ownership::is_barrier_passed(&node.view, node.slot, node.joined, &node.row, silent, past_wait)
 }
 
 /// Become a member. Returns with the lease running and the ledgers read; someone must beat from now.

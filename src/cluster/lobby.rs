@@ -2,7 +2,7 @@
 
 use crate::base::{Incarnation, Result, SlotId};
 use crate::cluster::node::Node;
-use crate::cluster::view::{admit, bit, dead, live, slot_of};
+use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of};
 use crate::format::cluster::Claim;
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
@@ -43,6 +43,8 @@ impl Lobby {
             self.seen = None;
             return Ok(());
         }
+        let me = node.slot;
+        node.propose(&mut |view| inherit(view, me))?;
         let claims = self.fresh(node.disk.read_lobby()?);
         // Nobody may read the volume before the dead hosts' journals are replayed.
         if node.is_recovering() || dead(&node.view) != 0 {

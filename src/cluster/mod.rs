@@ -2,8 +2,8 @@
 //! all on the shared device. Level 3.
 //!
 //! Pure machines (no clock, thread or I/O): [`view`] (what may follow a view), [`paxos`] (Disk
-//! Paxos), [`member`] (renewal, suspicion), [`ledger`] (ownership), [`mailbox`] (what is new in a
-//! register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
+//! Paxos), [`member`] (renewal, suspicion), [`ledger`] and [`ownership`] (who owns which group),
+//! [`mailbox`] (what is new in a register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
 //! the cells.
 //!
 //! Promises: a view is decided once per epoch and all hosts agree on it; a lease end is reported
@@ -21,6 +21,7 @@ pub mod mailbox;
 pub mod member;
 pub mod membership;
 pub mod node;
+pub mod ownership;
 pub mod paxos;
 mod registers;
 pub mod status;
@@ -32,7 +33,7 @@ pub use disk::Disk;
 pub use driver::Cluster;
 pub use join::{JoinOptions, JoinReport};
 pub use membership::{Membership, Owner};
-pub use node::HostReport;
+pub use node::{HostReport, Positions};
 pub use status::{ClusterStatus, HostStatus, read_status};
 pub use timing::Timing;
 

@@ -3,7 +3,7 @@
 
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::LeaseSink;
-use crate::cluster::disk::Disk;
+use crate::cluster::disk::{Disk, write_both};
 use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::paxos::{Action, Event, Proposer};
@@ -14,19 +14,21 @@ use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Heartbeat, View};
 use parking_lot::Mutex;
 use rand::Rng;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What a host says of itself in each heartbeat beside the protocol's own fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostReport {
-    pub journal_head: u64,
-    pub journal_tail: u64,
     /// Free blocks of the groups this host holds.
     pub free_data: u64,
     pub free_meta: u64,
     pub groups: u64,
 }
+
+/// Head and tail of the own journal as of now. Called at the start of each beat: must not wait for
+/// anything but short mutexes.
+pub type Positions = Box<dyn Fn() -> Option<(u64, u64)> + Send + Sync>;
 
 /// One mount that is a member.
 pub struct Node {
@@ -45,6 +47,8 @@ pub struct Node {
     pub watch: Watch,
     pub row: Vec<Option<Heartbeat>>,
     pub report: Arc<Mutex<HostReport>>,
+    /// Set once the journal is open; it is empty before.
+    pub positions: Arc<OnceLock<Positions>>,
     /// The cell as written next; counter, epochs and report are filled in by each beat.
     pub beat: Heartbeat,
     pub proposer: Proposer,
@@ -107,8 +111,9 @@ impl Node {
         beat.ledger_sequence = self.groups.sequence();
         beat.protocols = (PROTOCOL, PROTOCOL);
         beat.flags = beat.flags & !FLAG_LEAVING | if self.leaving { FLAG_LEAVING } else { 0 };
-        beat.journal_head = report.journal_head;
-        beat.journal_tail = report.journal_tail;
+        if let Some((head, tail)) = self.positions.get().and_then(|positions| positions()) {
+            (beat.journal_head, beat.journal_tail) = (head, tail);
+        }
         beat.free_data = report.free_data;
         beat.free_meta = report.free_meta;
         beat.groups = report.groups;
@@ -227,12 +232,7 @@ pub fn run_ballot(
     loop {
         action = match action {
             Action::Write(ballot) => {
-                *sequence += 1;
-                if let Err(e) = disk.write_ballot(slot, incarnation, *sequence, &ballot) {
-                    // The next write goes to the same copy: the other one is the only whole one.
-                    *sequence += 1;
-                    return Err(e);
-                }
+                write_both(sequence, |n| disk.write_ballot(slot, incarnation, n, &ballot))?;
                 proposer.step(Event::Written)
             }
             Action::Read => {

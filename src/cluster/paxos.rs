@@ -96,8 +96,9 @@ impl Proposer {
                     Action::Read
                 }
                 Phase::Publish => {
-                    self.phase = Phase::Idle;
-                    Action::Decided(self.own.decided.clone())
+                    let view = self.own.input.clone().expect("phase 1 set it");
+                    self.learn(&view);
+                    Action::Decided(view)
                 }
                 Phase::Idle => panic!("nothing was being written"),
             },
@@ -146,11 +147,11 @@ impl Proposer {
             self.own.bal = self.own.mbal;
             self.phase = Phase::Two { written: false };
         } else {
+            // Ours remains as it is until the view is published: should that write fail, a later
+            // ballot finds the value accepted and publishes it.
             let view = self.own.input.clone().expect("phase 1 set it");
-            self.own = Ballot::idle(view);
-            self.highest = 0;
-            self.proposal = None;
             self.phase = Phase::Publish;
+            return Action::Write(Ballot::idle(view));
         }
         Action::Write(self.own.clone())
     }

@@ -57,6 +57,27 @@ impl ClusterStatus {
     }
 }
 
+/// The heartbeat row, byte for byte.
+///
+/// # Errors
+/// The device's.
+pub fn heartbeat_row(disk: &Disk) -> Result<Vec<u8>> {
+    let g = &disk.geometry;
+    let mut row = vec![0; usize::from(g.max_slots) * g.cell_pitch as usize];
+    disk.device.read(g.heartbeat_cell(SlotId(0)), &mut row)?;
+    Ok(row)
+}
+
+/// Slots whose cell is another in `now` than in `before`, with what it says if it can be read. An
+/// unreadable cell that stands still is damage, not life.
+pub fn moved_cells(disk: &Disk, before: &[u8], now: &[u8]) -> Vec<(SlotId, Option<Heartbeat>)> {
+    let g = &disk.geometry;
+    let pitch = g.cell_pitch as usize;
+    let cells = before.chunks_exact(pitch).zip(now.chunks_exact(pitch));
+    let moved = (0..g.max_slots).map(SlotId).zip(cells).filter(|(_, (a, b))| a != b);
+    moved.map(|(slot, (_, b))| (slot, Heartbeat::from_cell(b, disk.format_id, g, slot).ok())).collect()
+}
+
 /// Read the view and the heartbeats; with `look`, read the heartbeats again after that time to see
 /// which move (take two heartbeats of the slowest profile, or the volume's own).
 ///

@@ -132,6 +132,20 @@ pub fn recovered(view: &View, me: SlotId, recovered: u64) -> Option<View> {
     (which != 0).then_some(to)
 }
 
+/// Slots that wait for the next joiner become those of `me`: the last who left saw nobody answer, but
+/// a member that was silent is back. `None` if there are none.
+pub fn inherit(view: &View, me: SlotId) -> Option<View> {
+    let mut to = next(view);
+    let mut any = false;
+    for s in &mut to.slots {
+        if s.state == (SlotState::Clean { adopter: Adopter::NextJoiner }) {
+            s.state = SlotState::Clean { adopter: Adopter::Slot(me) };
+            any = true;
+        }
+    }
+    (any && live(view) & bit(me) != 0).then_some(to)
+}
+
 /// `me` leaves with an empty journal. Its slot and those it looks after go round the members that
 /// answer, or to the next joiner if there are none. `None` if `me` is no member. Excluded slots that
 /// `me` has not recovered are given on as they are.
@@ -191,6 +205,10 @@ mod tests {
         assert_eq!(slot_of(&joined, inc(13)), Some(SlotId(0)));
         let v = leave(&v, SlotId(1), inc(11), bit(SlotId(2))).unwrap();
         assert_eq!(states(&v), [next_joiner, next_joiner, alive(Some(0)), clean(2), SlotState::Empty]);
+        // If slot 2 is only late, it sees to the others.
+        let back = inherit(&v, SlotId(2)).unwrap();
+        assert_eq!(states(&back), [clean(2), clean(2), alive(Some(0)), clean(2), SlotState::Empty]);
+        assert_eq!((inherit(&back, SlotId(2)), inherit(&v, SlotId(0))), (None, None));
         // Everybody is gone: slot 2 needs replay.
         assert_eq!(first_slot(&v, ALL), Some(SlotId(0)));
         let v = first(&v, SlotId(0), inc(20));

@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Alignment that every O_DIRECT target takes.
 const ALIGN: usize = 4096;
+/// Why a device that cannot be written is of no use, and what helps.
+const NOT_WRITABLE: &str = "is read-only, and every mount writes its heartbeat, also with -o ro: \
+     make it writable (blockdev --setrw)";
 /// Bounce buffers kept for the next request, and the largest kept.
 const POOL: usize = 16;
 const POOL_BYTES_MAX: usize = 4 << 20;
@@ -144,6 +147,11 @@ impl FileDevice {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 return Err(refuse(path, "is in use on this machine (mounted, or part of another device)"));
             }
+            Err(e)
+                if access != Access::Read && matches!(e.raw_os_error(), Some(libc::EROFS | libc::EPERM)) =>
+            {
+                return Err(refuse(path, NOT_WRITABLE));
+            }
             Err(e) => return Err(refuse(path, e)),
         };
         let (size, logical, physical) =
@@ -154,6 +162,9 @@ impl FileDevice {
                 path,
                 format_args!("has logical blocks of {logical} bytes; 512 or 4096 are supported"),
             ));
+        }
+        if block && access != Access::Read && is_read_only(&file) {
+            return Err(refuse(path, NOT_WRITABLE));
         }
         let medium = if block { Medium::Block } else { Medium::File };
         Ok(FileDevice {
@@ -307,6 +318,15 @@ fn block_sizes(file: &File) -> io::Result<(u64, u32, u32)> {
             || libc::ioctl(fd, BLKPBSZGET as _, &mut physical) < 0
     };
     if failed { Err(io::Error::last_os_error()) } else { Ok((size, logical as u32, physical)) }
+}
+
+/// Was the block device set read-only? The kernel lets it be opened for writing all the same.
+fn is_read_only(file: &File) -> bool {
+    const BLKROGET: u64 = 0x125e;
+    let mut read_only = 0i32;
+    // SAFETY: the ioctl writes one int (linux/fs.h).
+    let asked = unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET as _, &mut read_only) };
+    asked == 0 && read_only != 0
 }
 
 /// The smallest aligned request that O_DIRECT on an image file takes, tried out by a read.

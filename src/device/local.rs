@@ -5,7 +5,7 @@
 //! daemon keeps one record `/run/shoal/PID.json` and holds a lock on that file until it ends, however
 //! it ends: the lock is the truth, the content only tells whose it is.
 
-use crate::device::mountinfo;
+use crate::device::mountinfo::{self, MountEntry};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, Write};
@@ -53,6 +53,22 @@ pub struct Daemon {
     pub mountpoint: PathBuf,
     /// Minor number of the mount's anonymous device, once it is mounted.
     pub connection: Option<u64>,
+    /// The mount is gone, so its number may be another mount's by now.
+    #[serde(default)]
+    pub leaving: bool,
+    /// The daemon writes nothing, whatever the flags of the kernel's mount.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl Daemon {
+    /// Is this its mount? The number alone does not say so: the kernel gives it to the next mount while
+    /// an unmounted daemon is still leaving.
+    pub fn serves(&self, mount: &MountEntry) -> bool {
+        mount.fs_type == mountinfo::FS_TYPE
+            && self.connection.is_some_and(|id| mount.device == (0, id))
+            && DeviceIdentity::of(Path::new(&mount.source)).is_ok_and(|source| source == self.identity)
+    }
 }
 
 /// How far a daemon is.
@@ -100,6 +116,8 @@ impl Registration {
             identity: DeviceIdentity::of(device)?,
             mountpoint: mountpoint.to_owned(),
             connection: None,
+            leaving: false,
+            read_only: false,
         };
         let mut registration = Registration { file, path, daemon };
         registration.write()?;
@@ -110,8 +128,18 @@ impl Registration {
     ///
     /// # Errors
     /// If the record cannot be written.
-    pub fn set_mounted(&mut self, connection: u64) -> io::Result<()> {
+    pub fn set_mounted(&mut self, connection: u64, read_only: bool) -> io::Result<()> {
         self.daemon.connection = Some(connection);
+        self.daemon.read_only = read_only;
+        self.write()
+    }
+
+    /// The mount is gone.
+    ///
+    /// # Errors
+    /// If the record cannot be written.
+    pub fn set_leaving(&mut self) -> io::Result<()> {
+        self.daemon.leaving = true;
         self.write()
     }
 
@@ -188,14 +216,20 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         let Ok(daemon) = serde_json::from_reader::<_, Daemon>(&file) else { continue };
         let stage = match daemon.connection {
             None => Stage::Joining,
-            Some(id) if mounts.iter().any(|m| m.device == (0, id) && m.fs_type == mountinfo::FS_TYPE) => {
-                Stage::Mounted
-            }
+            Some(_) if daemon.leaving => Stage::Leaving,
+            Some(_) if mounts.iter().any(|m| daemon.serves(m)) => Stage::Mounted,
             Some(_) => Stage::Leaving,
         };
         found.push(Running { daemon, stage, file });
     }
     Ok(found)
+}
+
+/// The daemon of a mount, by its number: `minor` of the anonymous device. One that is leaving may have
+/// had the same number.
+pub fn daemon_of(minor: u64) -> Option<Running> {
+    let running = running().unwrap_or_default();
+    running.into_iter().find(|r| r.daemon.connection == Some(minor) && !r.daemon.leaving)
 }
 
 /// Waits until no unmounted daemon of this machine still has `device` open. Mounted ones are not
@@ -243,13 +277,44 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].stage, Stage::Joining);
         assert_eq!(found[0].daemon.identity, DeviceIdentity::of(&image).unwrap());
-        own.set_mounted(u64::MAX).unwrap();
+        own.set_mounted(u64::MAX, false).unwrap();
         let found = running_in(dir.path()).unwrap();
         assert_eq!(found[0].stage, Stage::Leaving, "no such mount exists");
+        // Whoever has its number now.
+        let mounts = mountinfo::mounts().unwrap();
+        own.set_mounted(mounts[0].device.1, false).unwrap();
+        own.set_leaving().unwrap();
+        assert_eq!(running_in(dir.path()).unwrap()[0].stage, Stage::Leaving);
         assert!(!found[0].wait(Duration::from_millis(30)));
         drop(own);
         assert!(found[0].wait(Duration::ZERO));
         assert!(running_in(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_mount_that_got_the_number_of_a_leaving_daemon_is_not_its() {
+        let dir = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| dir.path().join(name));
+        [&own, &other].iter().for_each(|image| std::fs::write(image, b"x").unwrap());
+        let daemon = Daemon {
+            pid: 1,
+            device: own.clone(),
+            identity: DeviceIdentity::of(&own).unwrap(),
+            mountpoint: "/mnt".into(),
+            connection: Some(42),
+            leaving: false,
+            read_only: false,
+        };
+        let mount = |source: &Path, number, fs_type: &str| MountEntry {
+            device: (0, number),
+            mountpoint: "/mnt".into(),
+            fs_type: fs_type.into(),
+            source: source.into(),
+        };
+        assert!(daemon.serves(&mount(&own, 42, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&other, 42, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&own, 43, mountinfo::FS_TYPE)));
+        assert!(!daemon.serves(&mount(&own, 42, "tmpfs")));
     }
 
     #[test]

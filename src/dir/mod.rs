@@ -4,22 +4,17 @@
 //! 8-bit index that tells names of one hash apart and never changes in the entry's life. Cookies
 //! (key + 3; 0 is the start, 1 and 2 follow '.' and '..') are therefore stable over any change, host
 //! and remount.
-//!
-//! Value: inode u64, generation u64, kind u8, name.
+//! Keys and values are declared in `format/value.rs`.
 
 use crate::base::{Error, Generation, InodeNo, Result};
+use crate::format::value::{Dirent, KEYS_PER_HASH, dirent_key, is_possible_name};
 use crate::inode::{FileKind, ItemKey, ItemKind, Tree};
 use crate::txn::{BlockSource, BlockTxn};
-use siphasher::sip::SipHasher24;
-use std::hash::Hasher;
 use std::ops::ControlFlow;
 
-const FIXED: usize = 17;
+pub use crate::format::value::NAME_MAX;
+
 const COOKIE_BASE: u64 = 3;
-/// Greatest key: 54 bits of hash, 8 of index.
-const KEY_MAX: u64 = (1 << 62) - 1;
-/// Longest name in bytes.
-pub const NAME_MAX: usize = 255;
 
 /// One name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,55 +38,15 @@ pub struct Directory<'a> {
 /// An entry with its key, if it is there, and the first key that its hash has free.
 type Found = (Option<(u64, DirEntry)>, Option<u64>);
 
-fn encode(ino: InodeNo, generation: Generation, kind: FileKind, name: &[u8]) -> Vec<u8> {
-    let mut value = Vec::with_capacity(FIXED + name.len());
-    value.extend(ino.0.to_le_bytes());
-    value.extend(generation.0.to_le_bytes());
-    value.push(kind as u8);
-    value.extend_from_slice(name);
-    value
-}
-
 impl DirEntry {
     /// From an item.
     ///
     /// # Errors
     /// What is wrong with it, in words.
     pub fn decode(id: u64, value: &[u8]) -> std::result::Result<DirEntry, String> {
-        if value.len() <= FIXED || value.len() > FIXED + NAME_MAX {
-            return Err(format!("a directory entry of {} bytes", value.len()));
-        }
-        if id > KEY_MAX {
-            return Err(format!("a directory entry with the impossible key {id}"));
-        }
-        let number = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().expect("8 bytes"));
-        let kind = FileKind::from_raw(value[16])
-            .ok_or_else(|| format!("a directory entry of kind {}", value[16]))?;
-        let name = &value[FIXED..];
-        if number(0) < 2 || !is_possible(name) {
-            return Err(format!("a directory entry of inode {} called {}", number(0), name.escape_ascii()));
-        }
-        Ok(DirEntry {
-            ino: InodeNo(number(0)),
-            generation: Generation(number(8)),
-            kind,
-            name: name.to_vec(),
-            cookie: id + COOKIE_BASE,
-        })
+        let Dirent { ino, generation, kind, name } = Dirent::decode(id, value)?;
+        Ok(DirEntry { ino, generation, kind, name, cookie: id + COOKIE_BASE })
     }
-}
-
-/// May a directory hold this name? The kernel sends no others; a damaged disk might.
-fn is_possible(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|b| matches!(b, 0 | b'/'))
-}
-
-/// The key of the first entry with the hash of `name`; the others follow.
-pub fn first_key(seed: &[u8; 16], name: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new_with_key(seed);
-    hasher.write(name);
-    // 54 bits of hash and 8 of index leave cookies below 2^63.
-    (hasher.finish() >> 10) << 8
 }
 
 impl Directory<'_> {
@@ -101,10 +56,10 @@ impl Directory<'_> {
 
     /// The entry called `name`, and the first index that its hash has free.
     fn find(&self, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
-        let first = first_key(self.seed, name);
+        let first = dirent_key(self.seed, name);
         let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
         let (from, end) =
-            (ItemKey::new(ItemKind::Dirent, first), ItemKey::new(ItemKind::Dirent, first + 256));
+            (ItemKey::new(ItemKind::Dirent, first), ItemKey::new(ItemKind::Dirent, first + KEYS_PER_HASH));
         self.tree.scan(src, from, Some(end), &mut |key, value| {
             if key.id != expected && free.is_none() {
                 free = Some(expected);
@@ -120,7 +75,7 @@ impl Directory<'_> {
         if let Some(what) = bad {
             return Err(self.damaged(what));
         }
-        Ok((found, free.or((expected < first + 256).then_some(expected))))
+        Ok((found, free.or((expected < first + KEYS_PER_HASH).then_some(expected))))
     }
 
     /// Find a name.
@@ -144,7 +99,7 @@ impl Directory<'_> {
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong);
         }
-        if !is_possible(name) {
+        if !is_possible_name(name) {
             return Err(Error::Invalid("a name that no directory can hold"));
         }
         match self.find(txn, name)? {
@@ -153,7 +108,7 @@ impl Directory<'_> {
             (None, Some(id)) => self.tree.insert(
                 txn,
                 ItemKey::new(ItemKind::Dirent, id),
-                &encode(ino, generation, kind, name),
+                &Dirent::encode(ino, generation, kind, name),
             ),
         }
     }
@@ -181,7 +136,11 @@ impl Directory<'_> {
         kind: FileKind,
     ) -> Result<DirEntry> {
         let (id, entry) = self.find(txn, name)?.0.ok_or(Error::NotFound)?;
-        self.tree.put(txn, ItemKey::new(ItemKind::Dirent, id), &encode(ino, generation, kind, name))?;
+        self.tree.put(
+            txn,
+            ItemKey::new(ItemKind::Dirent, id),
+            &Dirent::encode(ino, generation, kind, name),
+        )?;
         Ok(entry)
     }
 

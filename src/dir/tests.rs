@@ -101,7 +101,7 @@ fn impossible_names_stay_out() {
 
 #[test]
 fn damaged_entries_are_errors() {
-    let good = encode(InodeNo(7), Generation(1), FileKind::Regular, b"name");
+    let good = Dirent::encode(InodeNo(7), Generation(1), FileKind::Regular, b"name");
     assert!(DirEntry::decode(5 << 8, &good).is_ok());
     assert!(DirEntry::decode(u64::MAX, &good).is_err(), "a key that no hash gives");
     for at in 0..good.len() {
@@ -118,16 +118,17 @@ fn damaged_entries_are_errors() {
 #[test]
 fn names_of_one_hash_share_it_and_reuse_indices() {
     let (mut txn, dir) = fresh();
-    let first = first_key(&SEED, b"wanted");
+    let first = dirent_key(&SEED, b"wanted");
     // As if 255 other names had the same hash.
     for i in 0..255 {
-        let value = encode(InodeNo(50 + i), Generation(1), FileKind::Regular, format!("other{i}").as_bytes());
+        let value =
+            Dirent::encode(InodeNo(50 + i), Generation(1), FileKind::Regular, format!("other{i}").as_bytes());
         dir.tree.insert(&mut txn, ItemKey::new(ItemKind::Dirent, first + i), &value).unwrap();
     }
     dir.insert(&mut txn, b"wanted", InodeNo(7), Generation(1), FileKind::Regular).unwrap();
     assert_eq!(dir.lookup(&txn, b"wanted").unwrap().unwrap().cookie, first + 255 + COOKIE_BASE);
     dir.remove(&mut txn, b"wanted").unwrap();
-    let full = encode(InodeNo(9), Generation(1), FileKind::Regular, b"last");
+    let full = Dirent::encode(InodeNo(9), Generation(1), FileKind::Regular, b"last");
     dir.tree.insert(&mut txn, ItemKey::new(ItemKind::Dirent, first + 255), &full).unwrap();
     let add = |txn: &mut MemoryTxn| dir.insert(txn, b"wanted", InodeNo(7), Generation(1), FileKind::Regular);
     assert_eq!(add(&mut txn), Err(Error::NoSpace));

@@ -9,6 +9,7 @@ pub mod item;
 pub mod journal;
 pub mod layout;
 pub mod superblock;
+pub mod value;
 pub mod volume;
 
 pub use block::{Block, BlockHeader, BlockKind};

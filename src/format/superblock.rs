@@ -262,7 +262,7 @@ fn fits(dev: &dyn BlockDevice, sb: &Superblock) -> Result<()> {
 /// blank disk's way, and a search over the disk takes minutes where seeks are slow.
 fn foreign(dev: &dyn BlockDevice) -> String {
     match superblock_at(dev, BACKUP_SUPERBLOCK) {
-        None => "not a Shoal volume".into(),
+        None => "not a Shoal volume (mkfs.shoal makes one)".into(),
         Some(_) => format!(
             "not a Shoal volume; one was here before, its backup superblock is at block {BACKUP_SUPERBLOCK}: \
              if nothing else has been made here since, fsck.shoal can restore it"

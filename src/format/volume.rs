@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of a label.
 pub const LABEL_MAX: usize = 64;
+/// Features that may be switched on after the volume was made and that this code knows.
+pub const FEATURES_KNOWN: u64 = 0;
 
 /// A slot's extents. Append-only; an extent never moves while its slot is in use.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -120,6 +122,20 @@ impl Volume {
             slot.check(&g).map_err(|what| bad(what, slot.journal_start.0))?;
         }
         Ok(volume)
+    }
+
+    /// Refuse features switched on since, by their bits.
+    ///
+    /// # Errors
+    /// `Device`: this program knows none.
+    pub fn check_features(&self) -> Result<()> {
+        match self.features & !FEATURES_KNOWN {
+            0 => Ok(()),
+            unknown => Err(Error::Device(format!(
+                "features that this program does not know were switched on (feature bits {unknown:#x}): \
+                 use a newer Shoal release"
+            ))),
+        }
     }
 
     /// The sizes of the volume as of now.

@@ -172,7 +172,10 @@ impl Fs {
                 state.unprivileged = false;
                 let mut attr = core.load(&node, &mut state)?.clone();
                 set.apply(&mut attr, core.now());
-                core.store_attr(&node, &mut state, attr)?;
+                match set.perm {
+                    Some(_) => core.store_chmod(op, &node, &mut state, attr)?,
+                    None => core.store_attr(&node, &mut state, attr)?,
+                }
             }
             core.attr_reply(&node, &mut state)
         };

@@ -114,6 +114,7 @@ impl Core {
                     let mut state = node.state.lock();
                     (state.attr, state.file, state.space) = (None, None, None);
                     state.unprivileged = false;
+                    state.default_acl = None;
                     drop(state);
                 }
                 self.nodes.shed(ino);
@@ -135,16 +136,13 @@ impl Core {
             let kind = node.state.lock().attr.as_ref().map(|a| a.kind);
             names |= job.to == Mode::N && kind == Some(FileKind::Directory);
             let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());
+            // Not open: no mapping, no reader, so there is nothing that dropping pages might wait for. It
+            // cannot be left to the next open, beside which a second one would read what is left.
+            let closed = !node.is_open();
             if job.to == Mode::N {
-                self.drop_attributes(&node);
+                self.drop_attributes(&node, closed && pages);
             }
-            if !pages {
-                continue;
-            }
-            if !node.is_open() {
-                // No mapping, no reader: the next open drops what is left.
-                node.stale_pages.store(true, Ordering::Release);
-            } else {
+            if pages && !closed {
                 running.push(Invalidation::start(self, node));
             }
         }
@@ -156,11 +154,11 @@ impl Core {
         }
     }
 
-    /// Attributes only: never waits for pages. Repeated while the kernel has yet to see a reply of ours.
-    fn drop_attributes(&self, node: &Node) {
+    /// Attributes only never waits for pages. Repeated while the kernel has yet to see a reply of ours.
+    fn drop_attributes(&self, node: &Node, pages: bool) {
         let deadline = Instant::now() + REPLY_PENDING_MAX;
         let nodeid = self.nodeid(node.ino);
-        while let Err(e) = self.kernel.inval_inode(nodeid, -1, 0) {
+        while let Err(e) = self.kernel.inval_inode(nodeid, if pages { 0 } else { -1 }, 0) {
             if e.kind() != std::io::ErrorKind::NotFound || node.lookups() == 0 {
                 break;
             }
@@ -170,6 +168,33 @@ impl Core {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// This host has halted: nothing that the kernel remembers may be taken for the truth any more.
+    /// Pages go last, their calls may have to wait for requests that are only now being answered.
+    pub(super) fn empty_kernel_for_good(self: &Arc<Self>) {
+        let core = self.clone();
+        spawn("halt", move || {
+            let _ = core.kernel.inc_epoch();
+            let nodes = core.nodes.all();
+            nodes.iter().for_each(|node| core.drop_attributes(node, false));
+            // What is not open now will not be opened any more.
+            let open = nodes.iter().filter(|node| node.is_open());
+            open.for_each(|node| core.invalidate_later(node.ino, 0, 0));
+        });
+    }
+
+    /// Do `then` when the kernel does not have an inode's attributes any more, on a thread of its own.
+    pub(super) fn after_dropping_attributes(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        then: impl FnOnce() + Send + 'static,
+    ) {
+        let core = self.clone();
+        spawn("inval", move || {
+            core.drop_attributes(&core.nodes.get(ino), false);
+            then();
+        });
     }
 
     /// Drop the pages of a range from a thread of their own: the reply to a request that locked them
@@ -182,7 +207,7 @@ impl Core {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(e) =
         std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work)
     {

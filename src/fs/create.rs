@@ -1,5 +1,6 @@
 //! New inodes: create, mknod, mkdir, symlink.
 
+use super::acl::Inherited;
 use super::*;
 use crate::alloc::Want;
 use crate::inode::tree_costs;
@@ -11,10 +12,7 @@ use handles::OpenFlags;
 struct Plan {
     dir: InodeNo,
     name: Vec<u8>,
-    kind: FileKind,
-    /// Permission bits, the umask already applied.
-    mode: u32,
-    rdev: u32,
+    new: NewNode,
     target: Option<Vec<u8>>,
     caller: Caller,
 }
@@ -24,27 +22,27 @@ const SYMLINK_MAX: usize = 4095;
 
 impl Plan {
     fn new(core: &Core, caller: Caller, parent: NodeId, name: Vec<u8>, new: NewNode) -> Plan {
-        let mode = u32::from(new.perm & !new.umask) & 0o7777;
-        Plan { dir: core.ino(parent), name, kind: new.kind, mode, rdev: new.rdev, target: None, caller }
+        Plan { dir: core.ino(parent), name, new, target: None, caller }
     }
 
-    fn want(&self, core: &Core) -> Want {
-        let value = if self.target.is_some() { 2 } else { 0 };
+    fn want(&self, core: &Core, inherited: &Inherited) -> Want {
+        let value = if self.target.is_some() { 2 } else { 0 } + inherited.blocks();
         Want { data: 0, meta: 1 + value + tree_costs::NEW_BLOCKS, near: core.group(self.dir) }
     }
 
-    fn attr(&self, ino: InodeNo, generation: Generation, dir: &Attr, now: Timestamp) -> Attr {
-        let mut attr = Attr::new(ino, generation, self.kind, self.mode, now);
+    /// The attributes, all but those that come with the number.
+    fn attr(&self, mode: u32, dir: &Attr, now: Timestamp) -> Attr {
+        let mut attr = Attr::new(InodeNo(0), Generation(0), self.new.kind, mode, now);
         attr.uid = self.caller.uid;
         attr.gid = self.caller.gid;
-        attr.rdev = self.rdev;
+        attr.rdev = self.new.rdev;
         if dir.mode & libc::S_ISGID != 0 {
             attr.gid = dir.gid;
-            if self.kind == FileKind::Directory {
+            if self.new.kind == FileKind::Directory {
                 attr.mode |= libc::S_ISGID;
             }
         }
-        if self.kind == FileKind::Directory {
+        if self.new.kind == FileKind::Directory {
             attr.nlink = 2;
             attr.parent = self.dir;
         }
@@ -59,10 +57,11 @@ impl Plan {
     fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(InodeNo, Attr, Option<Pins>)> {
         check_name(&self.name)?;
         let core = op.core.clone();
-        let space = op.space(self.want(&core))?;
         let node = core.nodes.get(self.dir);
         let mut state = node.state.lock();
         let mut dir_attr = core.load_dir(&node, &mut state)?.clone();
+        let inherited = Inherited::new(&self.new, core.default_acl(self.dir, &mut state)?.as_deref());
+        let space = op.space(self.want(&core, &inherited))?;
         if dir_attr.nlink == 0 {
             return Err(Error::NotFound.into());
         }
@@ -70,22 +69,23 @@ impl Plan {
         if dir.lookup(&*core.store, &self.name)?.is_some() {
             return Err(Error::Exists.into());
         }
-        if self.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
+        if self.new.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }
-        let blocks = 4 + tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS;
+        let blocks = 4 + tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + inherited.blocks();
         let mut txn = core.change(space, blocks)?;
         let (ino, generation) = txn.alloc_inode(self.dir.block())?;
         op.need_inode(ino, Mode::X)?;
         let iopen = if open { Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?) } else { None };
         let now = core.now();
-        let attr = self.attr(ino, generation, &dir_attr, now);
+        let attr = Attr { ino, generation, ..self.attr(inherited.mode, &dir_attr, now) };
         core.tree(ino).create(&mut txn, &attr)?;
+        inherited.store(&core.tree(ino), &mut txn)?;
         if let Some(target) = &self.target {
             core.tree(ino).write_symlink(&mut txn, target)?;
         }
-        dir.insert(&mut txn, &self.name, ino, generation, self.kind)?;
-        if self.kind == FileKind::Directory {
+        dir.insert(&mut txn, &self.name, ino, generation, self.new.kind)?;
+        if self.new.kind == FileKind::Directory {
             dir_attr.nlink += 1;
         }
         touch(&mut dir_attr, now);

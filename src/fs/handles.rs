@@ -28,6 +28,10 @@ impl OpenFlags {
 pub struct Handle {
     pub node: Arc<Node>,
     pub write: bool,
+    /// The kernel's page cache is not used.
+    pub direct: bool,
+    /// Of a directory: only keeps the node in memory.
+    pub dir: bool,
 }
 
 /// All handles of a mount.
@@ -43,6 +47,15 @@ impl Handles {
 
     fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
         self.table.write().remove(&fh)
+    }
+
+    /// The handle behind a number.
+    pub fn get(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.table.read().get(&fh).cloned()
+    }
+
+    fn all(&self) -> Vec<u64> {
+        self.table.read().keys().copied().collect()
     }
 }
 
@@ -78,11 +91,35 @@ impl Core {
         }
         drop(held);
         let keep_cache = !node.stale_pages.swap(false, Ordering::AcqRel);
-        let fh = self.id();
-        self.handles.add(fh, Handle { node, write: flags.write });
         // The kernel places appends by its cached size, which another host may have outgrown.
         let direct_io = flags.append || flags.direct;
+        let fh = self.id();
+        self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, dir: false });
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
+    }
+
+    fn close(&self, fh: u64) {
+        let Some(handle) = self.handles.remove(fh) else { return };
+        let node = &handle.node;
+        if handle.write {
+            node.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        let mut held = node.iopen.lock();
+        if handle.dir || node.opens.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        *held = None;
+        drop(held);
+        let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
+        if dead {
+            self.reaper.push(node.ino);
+        }
+    }
+
+    /// The kernel is gone: close what it has left open. It sends RELEASE without waiting for the
+    /// answer, and unmounting throws away requests that nobody has read yet.
+    pub(super) fn close_all(&self) {
+        self.handles.all().into_iter().for_each(|fh| self.close(fh));
     }
 }
 
@@ -106,22 +143,7 @@ impl Fs {
 
     /// Close a file's last reference to a handle.
     pub fn release(&self, fh: u64) {
-        let core = &self.core;
-        let Some(handle) = core.handles.remove(fh) else { return };
-        let node = &handle.node;
-        if handle.write {
-            node.writers.fetch_sub(1, Ordering::AcqRel);
-        }
-        let mut held = node.iopen.lock();
-        if node.opens.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        *held = None;
-        drop(held);
-        let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
-        if dead {
-            core.reaper.push(node.ino);
-        }
+        self.core.close(fh);
     }
 
     /// Open a directory. Its handle only keeps the node in memory.
@@ -129,12 +151,12 @@ impl Fs {
         let core = &self.core;
         let node = core.nodes.get(core.ino(node));
         let fh = core.id();
-        core.handles.add(fh, Handle { node, write: false });
+        core.handles.add(fh, Handle { node, write: false, direct: false, dir: true });
         reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 
     /// Close a directory.
     pub fn releasedir(&self, fh: u64) {
-        self.core.handles.remove(fh);
+        self.core.close(fh);
     }
 }

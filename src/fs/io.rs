@@ -9,7 +9,7 @@ use super::*;
 use node::ParkedRange;
 use op::{Body, Reply};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// How long a writer waits for dirty data to be written before it goes on regardless.
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
@@ -153,6 +153,7 @@ impl Fs {
     pub fn write(
         &self,
         node: NodeId,
+        fh: u64,
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
@@ -166,24 +167,39 @@ impl Fs {
         }
         let length = data.len() as u64;
         let how = How::new(flags);
+        let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
-        let reply = move |done: Result<u32>| {
+        let reply = move |done: Result<(u32, bool)>| {
             let durable = match how.sync {
                 Some(data_only) if done.is_ok() => core.sync_node(ino, data_only),
                 _ => Ok(()),
             };
-            reply(durable.and(done));
+            match durable.and(done) {
+                Ok((written, true)) => core.after_dropping_attributes(ino, move || reply(Ok(written))),
+                other => reply(other.map(|(written, _)| written)),
+            }
             if how.append || waited {
                 core.invalidate_later(ino, offset, length);
             }
         };
-        let Some(reply) = self.write_at_once(ino, offset, data, flags, reply) else { return };
-        let data = data.to_vec();
-        let body = move |op: &mut Op<'_>| -> Step<u32> {
+        let once = move |op: &mut Op<'_>, data: &[u8]| -> Step<(u32, bool)> {
             let core = op.core.clone();
-            core.write_data(op, ino, offset, &data, how)?;
-            Ok(data.len() as u32)
+            let mode_changed = core.write_data(op, ino, offset, data, how)?;
+            if how.append {
+                core.hold_append(ino, fh, offset, data.len());
+            }
+            Ok((data.len() as u32, mode_changed))
         };
+        let reply = match held {
+            None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
+            Some(_) => Some(reply),
+        };
+        let Some(reply) = reply else { return };
+        let data = data.to_vec();
+        let body = move |op: &mut Op<'_>| once(op, &data);
+        if let Some(held) = held {
+            return self.run_held(held, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+        }
         if flags.from_cache {
             return self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
         }
@@ -194,12 +210,11 @@ impl Fs {
 
     /// The write out of the request's own memory, if nothing has to be waited for. Gives `reply` back
     /// if something must.
-    fn write_at_once<R: FnOnce(Result<u32>)>(
+    fn write_at_once<T, R: FnOnce(Result<T>)>(
         &self,
         ino: InodeNo,
-        offset: u64,
-        data: &[u8],
         flags: WriteFlags,
+        body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
         reply: R,
     ) -> Option<R> {
         let core = &self.core;
@@ -209,9 +224,8 @@ impl Fs {
             false => core.locks.try_pin(&locks),
         };
         let Some(pins) = pins else { return Some(reply) };
-        let mut body = |op: &mut Op<'_>| core.write_data(op, ino, offset, data, How::new(flags));
-        match op::attempt(core, &locks, &mut body) {
-            Ok(()) => reply(Ok(data.len() as u32)),
+        match op::attempt(core, &locks, body) {
+            Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
             Err(_) => return Some(reply),
         }
@@ -222,7 +236,10 @@ impl Fs {
     /// Close of a descriptor: tells an error of write-back that nobody has heard yet.
     pub fn flush(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let error = match self.core.nodes.find(self.core.ino(node)) {
-            Some(node) => node.state.lock().write_error.take(),
+            Some(node) => {
+                drop(node.append.lock().take());
+                node.state.lock().write_error.take()
+            }
             None => None,
         };
         reply(error.map_or(Ok(()), Err));
@@ -265,21 +282,21 @@ impl Core {
     /// Wait for what changed the inode to be durable; everything of it has been flushed.
     fn commit_node(&self, ino: InodeNo) -> Result<()> {
         let node = self.nodes.get(ino);
-        let (last, in_place, error) = {
+        let (last, data, error) = {
             let mut state = node.state.lock();
-            (state.last_txn, state.wrote_in_place, state.write_error.take())
+            (state.last_txn, state.data_txn, state.write_error.take())
         };
         if self.journal.durable() < last {
             self.journal.commit(last)?;
         }
-        // A commit that had begun before the write does not cover it.
-        if let Some(mark) = in_place {
-            self.store.flush_since(mark)?;
+        // A commit flushes what was written before it was sealed; without one, that is done here.
+        if self.journal.durable() < data {
+            self.store.flush_since(self.store.flush_mark())?;
         }
         error.map_or(Ok(()), Err)
     }
 
-    /// The write itself. The inode is pinned X.
+    /// The write itself. The inode is pinned X. True if set-id bits went.
     pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
@@ -287,7 +304,7 @@ impl Core {
         offset: u64,
         data: &[u8],
         how: How,
-    ) -> Step<()> {
+    ) -> Step<bool> {
         self.check_writable()?;
         let node = self.nodes.get(ino);
         let _io = node.gate.read();
@@ -295,9 +312,7 @@ impl Core {
         let state = &mut *state;
         self.finish_truncation(&node, state)?;
         self.file(&node, state)?;
-        if how.fresh {
-            self.drop_privileges(&node, state, || how.keep_set_id)?;
-        }
+        let mode_changed = how.fresh && self.drop_privileges(&node, state, || how.keep_set_id)?;
         let file = self.file(&node, state)?;
         let offset = if how.append { file.size() } else { offset };
         if how.direct
@@ -305,8 +320,8 @@ impl Core {
         {
             self.note_write(&node, state);
             plan.write(&*self.store, data)?;
-            state.wrote_in_place = Some(self.store.flush_mark());
-            return Ok(());
+            state.data_txn = self.journal.running();
+            return Ok(mode_changed);
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
         self.write_planned(op, &node, state, plan, data)?;
@@ -316,7 +331,7 @@ impl Core {
         } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
             self.writeback.flush_soon(ino);
         }
-        Ok(())
+        Ok(mode_changed)
     }
 
     /// A write changes the times.

@@ -14,12 +14,14 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<LookupReply> {
             check_name(&name)?;
             let core = op.core.clone();
+            if name == b"." {
+                return Ok(LookupReply::Found(core.entry_by_number(dir)?));
+            }
             let node = core.nodes.get(dir);
             let found = {
                 let mut state = node.state.lock();
                 let attr = core.load_dir(&node, &mut state)?;
                 match &name[..] {
-                    b"." => Some(dir),
                     b".." => Some(attr.parent),
                     _ => core.dir(dir).lookup(&*core.store, &name)?.map(|e| e.ino),
                 }
@@ -72,5 +74,34 @@ impl Fs {
             Ok(core.tree(ino).read_symlink(&*core.store)?)
         };
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+    }
+}
+
+impl Core {
+    /// An inode that is asked for by nothing but its number, from a file handle (name_to_handle_at(2))
+    /// that may be as old as it likes; the kernel compares generations. Its lock is pinned.
+    ///
+    /// # Errors
+    /// `Stale` if there is no such inode, or it has no name any more.
+    fn entry_by_number(&self, ino: InodeNo) -> Result<EntryReply> {
+        let linked = self.group(ino).ok_or(Error::Stale).and_then(|_| {
+            let node = self.nodes.get(ino);
+            let mut state = node.state.lock();
+            if state.attr.is_none() {
+                node.generation.store(0, Ordering::Release);
+            }
+            match self.load(&node, &mut state) {
+                // By now the block may hold anything, file data too.
+                Err(Error::Corrupt { .. }) => Err(Error::Stale),
+                other => other.map(|attr| attr.nlink > 0),
+            }
+        });
+        match linked {
+            Ok(true) => self.entry(ino),
+            other => {
+                self.nodes.shed(ino);
+                Err(other.err().unwrap_or(Error::Stale))
+            }
+        }
     }
 }

@@ -19,10 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+mod acl;
+mod append;
 mod attr;
 mod coherence;
 mod create;
 mod data;
+mod drain;
 mod handles;
 mod io;
 mod link;
@@ -73,12 +76,14 @@ pub struct Core {
     /// Local exclusion of changes to it. Taken before a transaction begins, held until it is finished.
     slot_lock: Arc<Mutex<()>>,
     handles: handles::Handles,
-    reaper: reap::Queue,
+    reaper: Arc<reap::Queue>,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,
+    /// How the lock room reaches us.
+    hook: Arc<coherence::Hook>,
 }
 
 /// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on

@@ -8,7 +8,7 @@ use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
 use crate::cluster::{LeaseSink, SlotClaim, Timing};
 use crate::device::probe::{self, Identity};
-use crate::device::{Access, FileDevice};
+use crate::device::{Access, BlockDevice, FileDevice};
 use crate::format::cluster::heartbeat::DeviceFile;
 use crate::format::superblock::{self, LoadedFrom, Superblock, TimingProfile};
 use crate::format::volume::{self, SlotExtents, Volume};
@@ -53,27 +53,52 @@ impl SlotClaim for Claim {
     }
 }
 
+/// What a mount stands on.
+pub struct Backing {
+    pub device: Arc<dyn BlockDevice>,
+    /// Byte-range locks on the file behind it.
+    pub claim: Arc<dyn SlotClaim>,
+    pub identity: Identity,
+}
+
+impl Backing {
+    /// A block device, opened exclusively, or an image file.
+    fn open(path: &std::path::Path) -> Result<Backing> {
+        let device = Arc::new(FileDevice::open(path, Access::Mount)?);
+        let identity = probe::identity(device.file())?;
+        Ok(Backing { claim: Arc::new(Claim(device.clone())), device, identity })
+    }
+}
+
 /// A device with what its superblock and volume block say.
 struct Opened {
-    device: Arc<FileDevice>,
-    identity: Identity,
+    backing: Backing,
     superblock: Superblock,
     volume: Volume,
 }
 
-fn open(options: &MountOptions) -> Result<Opened> {
-    let device = Arc::new(FileDevice::open(&options.device, Access::Mount)?);
-    let (superblock, from) = superblock::load(&*device)?;
+fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
+    let device = &backing.device;
+    let (superblock, from) = superblock::load(&**device).map_err(|e| with_foreign(e, &**device))?;
     if let LoadedFrom::Backup(block) = from {
         tracing::warn!(
             "{}: the superblock is damaged; using its backup in block {block}. Run fsck.shoal on the unmounted volume",
             options.device.display()
         );
     }
-    superblock.check_features(true)?;
-    let volume = volume::load(&*device, &superblock)?;
-    let identity = probe::identity(device.file())?;
-    Ok(Opened { device, identity, superblock, volume })
+    superblock.check_features(!options.read_only)?;
+    let volume = volume::load(&**device, &superblock)?;
+    volume.check_features()?;
+    Ok(Opened { backing, superblock, volume })
+}
+
+/// Says what else is on a device without a usable superblock.
+fn with_foreign(error: Error, device: &dyn BlockDevice) -> Error {
+    let found = probe::signatures(device).unwrap_or_default();
+    match (error, &found[..]) {
+        (Error::Device(why), [first, ..]) => Error::Device(format!("{why}; it contains {}", first.what)),
+        (other, _) => other,
+    }
 }
 
 /// This machine's lasting identity; random where it has none.
@@ -95,11 +120,10 @@ fn timing(profile: TimingProfile) -> Timing {
 }
 
 fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(Cluster, JoinReport)> {
-    let id = &opened.identity;
+    let Backing { device, claim, identity: id } = &opened.backing;
     let geometry = opened.superblock.geometry;
-    let disk = Disk { device: opened.device.clone(), format_id: opened.superblock.format_id, geometry };
+    let disk = Disk { device: device.clone(), format_id: opened.superblock.format_id, geometry };
     let slots = opened.volume.slots.len();
-    let claim: Arc<dyn SlotClaim> = Arc::new(Claim(opened.device.clone()));
     Cluster::join(
         disk,
         JoinOptions {
@@ -111,7 +135,7 @@ fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(
             device: options.device.display().to_string(),
             file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
             local: id.local_filesystem,
-            claim: id.local_filesystem.then_some(claim),
+            claim: id.local_filesystem.then(|| claim.clone()),
             clock: Arc::new(SystemClock),
             lease: Arc::new(Lease(store.clone())),
             patience: PATIENCE,
@@ -147,10 +171,18 @@ fn replay_all(store: &Arc<Store>, volume: &Volume, slots: &[SlotId]) -> Result<(
 /// # Errors
 /// With what is wrong and what to do; then nothing is left behind.
 pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
-    let opened = open(options)?;
+    start_on(Backing::open(&options.device)?, options, kernel)
+}
+
+/// As [`start`] on a device that is open already; `options.device` is only its name.
+///
+/// # Errors
+/// Those of [`start`].
+pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
+    let opened = load(backing, options)?;
     let geometry = opened.superblock.geometry;
     let format_id = opened.superblock.format_id;
-    let store = Store::new(opened.device.clone(), format_id, geometry, options.cache_bytes);
+    let store = Store::new(opened.backing.device.clone(), format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options)?;
     replay_all(&store, &opened.volume, &report.replay)?;
     let slot = report.slot;
@@ -158,11 +190,14 @@ pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
     let journal = Journal::open(store.clone(), extent(own), slot, config)?;
     let tree = slot_tree(slot, own);
-    let alloc = Allocator::new(store.clone(), journal.clone(), Arc::new(reap::SlotDeferral { tree }));
+    let reaper = Arc::<reap::Queue>::default();
+    let deferral = Arc::new(reap::SlotDeferral { tree, reaper: reaper.clone() });
+    let cluster = Arc::new(cluster);
+    let oracle = Arc::new(drain::JournalWatch::new(cluster.clone(), journal.clone()));
+    let alloc = Allocator::with_oracle(store.clone(), journal.clone(), deferral, oracle);
     let hook = Arc::new(Hook::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, hook.clone());
-    let cluster = Arc::new(cluster);
     let core = Arc::new(Core {
         store,
         journal,
@@ -181,12 +216,13 @@ pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc
         slot_tree: tree,
         slot_lock: Arc::default(),
         handles: handles::Handles::default(),
-        reaper: reap::Queue::default(),
+        reaper,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),
+        hook: hook.clone(),
     });
     *hook.core.write() = Some(core.clone());
     core.connect()?;
@@ -199,6 +235,8 @@ pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc
 impl Core {
     /// Lock room and cluster room learn of each other.
     fn connect(self: &Arc<Self>) -> Result<()> {
+        let journal = Arc::downgrade(&self.journal);
+        self.cluster.on_beat(Box::new(move || journal.upgrade().map(|j| j.positions())));
         let cluster = Arc::downgrade(&self.cluster);
         self.locks.on_wake(Box::new(move || {
             if let Some(cluster) = cluster.upgrade() {
@@ -210,10 +248,12 @@ impl Core {
             Some(cluster) => cluster.adopt(ag),
             None => Err(Error::Busy("the mount is ending".into())),
         }));
-        let locks = Arc::downgrade(&self.locks);
+        let core = Arc::downgrade(self);
         self.store.halt().on_trip(move |reason| {
-            if let Some(locks) = locks.upgrade() {
-                locks.halt(reason);
+            if let Some(core) = core.upgrade() {
+                core.locks.halt(reason);
+                core.cluster.abandon();
+                core.empty_kernel_for_good();
             }
         });
         self.cluster.start(self.locks.clone())
@@ -263,17 +303,10 @@ impl Core {
     /// Tells the heartbeat what this host has, and keeps the lock cache bounded.
     fn run_report(self: &Arc<Self>) {
         while !self.stopping.load(Ordering::Acquire) {
-            let (journal_head, journal_tail) = self.journal.positions();
             let held = self.alloc.held();
             let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
             let groups = held.len() as u64;
-            self.cluster.set_report(HostReport {
-                journal_head,
-                journal_tail,
-                free_data,
-                free_meta: 0,
-                groups,
-            });
+            self.cluster.set_report(HostReport { free_data, free_meta: 0, groups });
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");
             }
@@ -295,6 +328,7 @@ impl Core {
     }
 
     fn leave(self: &Arc<Self>) -> Result<()> {
+        self.close_all();
         for node in self.nodes.all() {
             self.nodes.forget(node.ino, u64::MAX);
             if !node.state.lock().is_clean() {
@@ -319,6 +353,18 @@ impl Core {
 }
 
 impl Fs {
+    /// Stop as in a crash, but for what has changed so far, which is committed. The next mount replays
+    /// the journal.
+    ///
+    /// # Errors
+    /// If the commit failed.
+    pub fn shut_down(&self) -> Result<()> {
+        let core = &self.core;
+        let committed = core.journal.commit(core.journal.running());
+        core.store.halt().trip("shut down on request");
+        committed
+    }
+
     /// Leave: write out everything, give up all locks, be a member no more. After the kernel has
     /// let go of the mount.
     ///
@@ -330,6 +376,15 @@ impl Fs {
         let left = core.store.halt().check().and_then(|()| core.leave());
         core.stop_threads();
         core.locks.shutdown();
+        // The lock room's last way back to us: without it the memory of this mount can go.
+        *core.hook.core.write() = None;
         left
+    }
+
+    /// Write nothing any more, as if the lease were lost: to the others this host is dead. What waits
+    /// fails. Only [`Fs::stop`] is of use afterwards.
+    pub fn halt(&self, reason: &str) {
+        self.core.store.permit().revoke();
+        self.core.store.halt().trip(reason);
     }
 }

@@ -7,9 +7,10 @@
 use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
+use crate::fs::append::Held;
 use crate::inode::Attr;
 use crate::lock::Pins;
-use crate::store::FlushMark;
+use crate::xattr::acl::Acl;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct NodeState {
     pub file: Option<FileState>,
     /// What is reserved for the dirty data.
     pub space: Option<Reservation>,
+    /// The list that new files of a directory inherit, if that has been looked for.
+    pub default_acl: Option<Option<Arc<Acl>>>,
     /// `attr` has changes that no transaction carries yet (times after writes).
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).
@@ -44,8 +47,9 @@ pub struct NodeState {
     pub unprivileged: bool,
     /// The last transaction that changed the inode; fsync waits for it.
     pub last_txn: TxnId,
-    /// When data last went to blocks that no transaction had to follow.
-    pub wrote_in_place: Option<FlushMark>,
+    /// The transaction that was running when data last went straight to the device: with it, or
+    /// with a flush, that data is durable.
+    pub data_txn: TxnId,
     /// An error of write-back that nobody has been told yet.
     pub write_error: Option<Error>,
 }
@@ -76,22 +80,25 @@ pub struct Node {
     /// The kernel may hold pages that are not known to be current: the next open drops them.
     pub stale_pages: AtomicBool,
     pub parked: Mutex<Vec<ParkedRange>>,
+    /// The lock, kept for the rest of an appending write.
+    pub append: Mutex<Option<Held>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
 }
 
 impl Node {
-    fn new(ino: InodeNo) -> Node {
+    fn new(ino: InodeNo, last_txn: TxnId) -> Node {
         Node {
             ino,
             generation: AtomicU64::new(0),
-            state: Mutex::new(NodeState::default()),
+            state: Mutex::new(NodeState { last_txn, data_txn: last_txn, ..NodeState::default() }),
             gate: RwLock::new(()),
             lookups: AtomicU64::new(0),
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             stale_pages: AtomicBool::new(true),
             parked: Mutex::new(Vec::new()),
+            append: Mutex::default(),
             iopen: Mutex::new(None),
         }
     }
@@ -126,11 +133,19 @@ impl Node {
 #[derive(Default)]
 pub struct NodeTable {
     shards: [Mutex<HashMap<InodeNo, Arc<Node>>>; 16],
+    /// The newest transaction that any inode dropped from memory had to do with. One that comes back
+    /// might be that inode: its fsync waits for this.
+    shed_txn: AtomicU64,
 }
 
 impl NodeTable {
     fn shard(&self, ino: InodeNo) -> &Mutex<HashMap<InodeNo, Arc<Node>>> {
         &self.shards[(ino.0 % 16) as usize]
+    }
+
+    /// A node for an inode that is not in memory. The shard is locked: sheds of it have happened.
+    fn fresh(&self, ino: InodeNo) -> Arc<Node> {
+        Arc::new(Node::new(ino, TxnId(self.shed_txn.load(Ordering::Acquire))))
     }
 
     /// The node if it is in memory.
@@ -140,13 +155,13 @@ impl NodeTable {
 
     /// The node, made if need be.
     pub fn get(&self, ino: InodeNo) -> Arc<Node> {
-        self.shard(ino).lock().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))).clone()
+        self.shard(ino).lock().entry(ino).or_insert_with(|| self.fresh(ino)).clone()
     }
 
     /// Count a lookup that is about to be answered.
     pub fn remember(&self, ino: InodeNo, generation: Generation) {
         let mut shard = self.shard(ino).lock();
-        let node = shard.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
+        let node = shard.entry(ino).or_insert_with(|| self.fresh(ino));
         node.generation.store(generation.0, Ordering::Release);
         node.lookups.fetch_add(1, Ordering::AcqRel);
     }
@@ -167,9 +182,12 @@ impl NodeTable {
         if Arc::strong_count(node) > 1 || node.lookups() > 0 || node.is_open() {
             return;
         }
-        if node.state.try_lock().is_some_and(|state| state.is_clean()) {
-            shard.remove(&ino);
-        }
+        let durable_with = match node.state.try_lock() {
+            Some(state) if state.is_clean() => state.last_txn.max(state.data_txn),
+            _ => return,
+        };
+        self.shed_txn.fetch_max(durable_with.0, Ordering::AcqRel);
+        shard.remove(&ino);
     }
 
     /// Every node in memory.

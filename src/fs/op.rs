@@ -47,6 +47,12 @@ pub struct Op<'a> {
 }
 
 impl Op<'_> {
+    /// Run the closure, unless this host has halted: what it has in memory may be out of date then.
+    fn run<T>(&mut self, body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>) -> Step<T> {
+        self.core.store.halt().check()?;
+        body(self)
+    }
+
     /// Go on only with `name` pinned in at least `mode`.
     pub fn need(&mut self, name: LockName, mode: Mode) -> Step<()> {
         if self.locks.covers(name, mode) {
@@ -117,7 +123,7 @@ pub fn attempt<T>(
 ) -> Step<T> {
     let mut space = None;
     let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
-    body(&mut op)
+    op.run(body)
 }
 
 struct Job<T> {
@@ -157,7 +163,7 @@ impl<T: 'static> Job<T> {
 
     fn go(mut self, pins: Pins) {
         let mut op = Op { core: &self.core, locks: &self.locks, extra: Vec::new(), space: &mut self.space };
-        let outcome = (self.body)(&mut op);
+        let outcome = op.run(&mut *self.body);
         let extra = std::mem::take(&mut op.extra);
         match outcome {
             Ok(value) => {

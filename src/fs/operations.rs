@@ -2,9 +2,9 @@
 //!
 //! Every operation takes a reply, called exactly once: at once, or later from another thread (the
 //! operation waits for a lock then, holding neither thread nor lock). Names are single components
-//! of any length; `.` and `..` never come, except in what listings give out.
+//! of any length; `.` and `..` come in lookups by number (file handles) and in what listings give out, else never.
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::file::DataBuf;
 use crate::fs::types::{
     AttrReply, Caller, DirSink, EntryReply, LookupReply, NewNode, NodeId, OpenReply, ReadFlags, RenameFlags,
@@ -138,6 +138,12 @@ pub trait Operations: Send + Sync + 'static {
         reply: impl Reply<()>,
     );
     fn lseek(&self, ino: NodeId, fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>);
+    /// Stop as in a crash (FS_IOC_SHUTDOWN): what has changed is committed, data not yet written is lost,
+    /// and nothing works any more until the volume is mounted again.
+    fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {
+        let _ = caller;
+        reply(Err(Error::Unsupported("shutting down")));
+    }
     /// Inode, handle and offset of both sides; may copy less than `length`.
     fn copy_file_range(
         &self,

@@ -40,15 +40,16 @@ pub(super) fn without_set_id(mode: u32) -> u32 {
 
 impl Core {
     /// The content of a regular file is about to change: its capabilities go, and its set-id bits
-    /// unless `keep_set_id` says that the caller may keep them.
+    /// unless `keep_set_id` says that the caller may keep them. True if the mode has changed; a direct
+    /// write does not make the kernel doubt the one it knows.
     pub(super) fn drop_privileges(
-        self: &Arc<Self>,
+        &self,
         node: &Node,
         state: &mut NodeState,
         keep_set_id: impl FnOnce() -> bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if state.unprivileged {
-            return Ok(());
+            return Ok(false);
         }
         let mut attr = self.load(node, state)?.clone();
         let (old, plain) = (attr.mode, without_set_id(attr.mode));
@@ -62,6 +63,7 @@ impl Core {
             Err(e) => return Err(e),
         };
         state.unprivileged = attr.mode == plain;
+        let changed = attr.mode != old;
         if capable {
             let mut change = self.change_freeing(None, xattrs::XATTR_BLOCKS)?;
             xattr::remove(&tree, &mut change.txn, CAPABILITIES)?;
@@ -69,15 +71,11 @@ impl Core {
             tree.write_attr(&mut change.txn, &attr)?;
             state.last_txn = change.txn.finish()?;
             state.attr = Some(attr);
-        } else if attr.mode != old {
+        } else if changed {
             touch_ctime(&mut attr, self.now());
             self.store_attr(node, state, attr)?;
-        } else {
-            return Ok(());
         }
-        // A direct write does not make the kernel doubt the mode it knows.
-        self.invalidate_later(node.ino, u64::MAX, 0);
-        Ok(())
+        Ok(changed)
     }
 }
 

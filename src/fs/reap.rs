@@ -8,8 +8,10 @@
 use super::attr::{STEP, STEP_BLOCKS};
 use super::*;
 use crate::alloc::{DeferredFree, DeferredFrees};
+use crate::cluster::Owner;
 use crate::file::Progress;
 use crate::format::BlockKind;
+use crate::format::value::{decode_orphan, encode_orphan};
 use crate::inode::{ItemKey, ItemKind, tree_costs};
 use crate::txn::BlockTxn;
 use crate::xattr;
@@ -19,6 +21,10 @@ use std::ops::ControlFlow;
 
 /// How often the slot inode is looked through for what was left.
 const LOOK: Duration = Duration::from_secs(5);
+/// How soon after a free had to be deferred: many come together.
+const LOOK_SOON: Duration = Duration::from_millis(50);
+/// How long a squeeze waits for inodes that are being freed.
+const SQUEEZE_MAX: Duration = Duration::from_millis(500);
 /// Items handled in one pass.
 const BATCH: usize = 2000;
 
@@ -34,8 +40,14 @@ struct State {
     ready: BTreeSet<InodeNo>,
     /// Being reaped or waited for.
     busy: BTreeSet<InodeNo>,
+    /// Frees have been deferred since the last look.
+    deferred: bool,
+    /// To run when everything that can be freed has been.
+    squeezes: Vec<(Duration, Job)>,
     stop: bool,
 }
+
+type Job = Box<dyn FnOnce() + Send>;
 
 impl Queue {
     /// The last name or handle of an orphan is gone on this host.
@@ -53,10 +65,55 @@ impl Queue {
         }
     }
 
-    /// End the thread.
+    /// Free on this host whatever can be freed, pause, then run `then` on the reaper's thread.
+    pub fn squeeze(&self, pause: Duration, then: Job) {
+        let mut state = self.state.lock();
+        if state.stop {
+            drop(state);
+            return then();
+        }
+        state.squeezes.push((pause, then));
+        self.wake.notify_one();
+    }
+
+    /// A free waits for its group.
+    fn has_deferred(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.deferred, true) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// End the thread; what waits runs.
     pub fn stop(&self) {
-        self.state.lock().stop = true;
+        let left = {
+            let mut state = self.state.lock();
+            state.stop = true;
+            std::mem::take(&mut state.squeezes)
+        };
         self.wake.notify_all();
+        left.into_iter().for_each(|(_, then)| then());
+    }
+
+    /// Wait for something to do: inodes to reap, what to run afterwards, and whether it is time to
+    /// look through the slot inode. `None`: stop.
+    fn next(&self) -> Option<(BTreeSet<InodeNo>, Vec<(Duration, Job)>, bool)> {
+        let mut state = self.state.lock();
+        if state.ready.is_empty() && state.squeezes.is_empty() && !state.stop {
+            let pause = if state.deferred { LOOK_SOON } else { LOOK };
+            self.wake.wait_for(&mut state, pause);
+        }
+        if state.stop {
+            return None;
+        }
+        let ready = std::mem::take(&mut state.ready);
+        state.busy.extend(&ready);
+        let squeezes = std::mem::take(&mut state.squeezes);
+        let look = ready.is_empty() || !squeezes.is_empty();
+        if look {
+            state.deferred = false;
+        }
+        Some((ready, squeezes, look))
     }
 
     fn done(&self, ino: InodeNo) {
@@ -71,19 +128,22 @@ pub fn insert_orphan(
     ino: InodeNo,
     generation: Generation,
 ) -> Result<()> {
-    tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &generation.0.to_le_bytes())
+    tree.put(txn, ItemKey::new(ItemKind::Orphan, ino.0), &encode_orphan(generation))
 }
 
 /// Deferred frees as items of the slot inode.
 pub struct SlotDeferral {
     pub tree: Tree,
+    pub reaper: Arc<Queue>,
 }
 
 impl DeferredFrees for SlotDeferral {
     fn add(&self, txn: &mut dyn BlockTxn, frees: &[DeferredFree]) -> Result<()> {
         let Some(first) = frees.first() else { return Ok(()) };
         let key = ItemKey::new(ItemKind::DeferredFree, first.start.0);
-        self.tree.put(txn, key, &DeferredFree::encode(frees))
+        self.tree.put(txn, key, &DeferredFree::encode(frees))?;
+        self.reaper.has_deferred();
+        Ok(())
     }
 
     fn log_blocks(&self) -> u32 {
@@ -94,29 +154,59 @@ impl DeferredFrees for SlotDeferral {
 impl Core {
     /// The reaper thread.
     pub(super) fn run_reaper(self: &Arc<Self>) {
-        loop {
-            let (ready, idle) = {
-                let mut state = self.reaper.state.lock();
-                if state.ready.is_empty() && !state.stop {
-                    self.reaper.wake.wait_for(&mut state, LOOK);
-                }
-                if state.stop {
-                    return;
-                }
-                let ready = std::mem::take(&mut state.ready);
-                state.busy.extend(&ready);
-                (ready.clone(), ready.is_empty())
-            };
+        while let Some((ready, squeezes, look)) = self.reaper.next() {
             if self.store.halt().check().is_err() {
+                squeezes.into_iter().for_each(|(_, then)| then());
                 return;
             }
             for ino in ready {
                 self.reap_when_closed(ino);
             }
-            if idle && let Err(e) = self.look_through_slot() {
+            if look && let Err(e) = self.look_through_slot() {
                 tracing::warn!("looking for orphans: {e}");
             }
+            if !squeezes.is_empty() {
+                self.squeeze();
+                std::thread::sleep(squeezes.iter().map(|(pause, _)| *pause).max().unwrap_or_default());
+                squeezes.into_iter().for_each(|(_, then)| then());
+            }
         }
+    }
+
+    /// The volume looks full: dirty data may hold more space than it needs, and inodes that the last
+    /// look has found are still on their way.
+    fn squeeze(self: &Arc<Self>) {
+        self.flush_all_now();
+        let end = self.clock.now() + SQUEEZE_MAX;
+        loop {
+            let found = {
+                let mut state = self.reaper.state.lock();
+                let ready = std::mem::take(&mut state.ready);
+                state.busy.extend(&ready);
+                if (ready.is_empty() && state.busy.is_empty()) || state.stop {
+                    break;
+                }
+                ready
+            };
+            found.into_iter().for_each(|ino| self.reap_when_closed(ino));
+            if self.clock.now() > end || self.store.halt().is_tripped() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // What those could not free themselves; then the chunks that have emptied.
+        if let Err(e) = self.look_through_slot().and_then(|()| self.drain()) {
+            tracing::warn!("freeing what can be freed: {e}");
+        }
+    }
+
+    fn drain(&self) -> Result<()> {
+        self.journal.checkpoint_all()?;
+        self.alloc.find_draining()?;
+        // The first time asks, the others get one chunk of each group.
+        self.alloc.maintain()?;
+        while self.alloc.maintain()? > 0 {}
+        Ok(())
     }
 
     fn look_through_slot(self: &Arc<Self>) -> Result<()> {
@@ -145,8 +235,20 @@ impl Core {
 
     /// Free what lies in a group that was not held when it was freed. Nothing is held now.
     fn free_deferred(self: &Arc<Self>, key: ItemKey, value: &[u8]) -> Result<()> {
-        let frees = DeferredFree::decode(self.slot_tree.ino, value)?;
+        let frees = DeferredFree::decode(value).ok_or_else(|| Error::Damaged {
+            inode: self.slot_tree.ino,
+            what: "a deferred free that cannot be".into(),
+        })?;
         let Some(ag) = frees.first().and_then(|f| self.geometry.ag_of(f.start)) else { return Ok(()) };
+        let members = self.cluster.membership();
+        let owner = match members.owner_of(ag).0 {
+            Owner::Master(slot) | Owner::Adopter(slot) => Some(slot),
+            _ => None,
+        };
+        if owner.is_none_or(|slot| slot != members.me && members.is_silent(slot)) {
+            // Nobody answers for the group: it must not keep other frees waiting.
+            return Ok(());
+        }
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
         let mut change = self.change_freeing(None, STEP_BLOCKS)?;
         if !self.slot_tree.remove(&mut change.txn, key)? {
@@ -181,7 +283,18 @@ impl Core {
         );
     }
 
+    /// Which life of an inode is an orphan of ours.
+    fn orphaned(&self, ino: InodeNo) -> Result<Option<Generation>> {
+        let _slot = self.slot_lock.lock();
+        let item = self.slot_tree.get(&*self.store, ItemKey::new(ItemKind::Orphan, ino.0))?;
+        Ok(item.as_deref().and_then(decode_orphan))
+    }
+
     /// Free an orphan. The inode and its iopen lock are pinned X.
+    ///
+    /// Only with our item for it: an inode without a link may be the orphan of another host, which
+    /// has perhaps emptied it already and waits for the group to free its block. Freed twice, the
+    /// block could be somebody else's in between.
     fn reap(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
         let node = self.nodes.get(ino);
         if node.is_open() || node.lookups() > 0 {
@@ -189,9 +302,10 @@ impl Core {
         }
         let gate = node.gate.write();
         let mut state = node.state.lock();
+        let Some(generation) = self.orphaned(ino)? else { return Ok(()) };
         node.generation.store(0, Ordering::Release);
         let found = match self.load(&node, &mut state) {
-            Ok(attr) => Some((attr.kind, attr.nlink)),
+            Ok(attr) => (attr.generation == generation).then_some((attr.kind, attr.nlink)),
             Err(Error::Stale) => None,
             Err(e) => return Err(e),
         };

@@ -3,18 +3,24 @@
 //! A directory that moves between parents changes its `..`, so the cluster's rename lock is held:
 //! under it ancestry stands still, and the new parent's ancestors can be walked to make sure that
 //! the directory does not move below itself.
+//!
+//! Programs replace a file by writing a new one and renaming it over the old one, often without fsync.
+//! After a crash there must be the old content or the new, so the data of the new file goes out before
+//! the rename is done. It goes out without the directories' locks.
 
 use super::*;
 use crate::alloc::Want;
 use crate::dir::DirEntry;
 use crate::inode::tree_costs;
 use node::NodeState;
+use op::Reply;
 
 const RENAME_BLOCKS: u32 = 8 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
 /// Deeper than any path the kernel lets a program name; a longer chain is a loop on the disk.
 const ANCESTORS_MAX: usize = 100_000;
 
 /// The arguments.
+#[derive(Clone)]
 struct Rename {
     from: InodeNo,
     name: Vec<u8>,
@@ -22,6 +28,16 @@ struct Rename {
     new_name: Vec<u8>,
     no_replace: bool,
     exchange: bool,
+    /// The source's data has been written already, but for what has come since.
+    flushed: bool,
+}
+
+/// What came of running it.
+enum Outcome {
+    /// The name has moved; this inode has lost its last one.
+    Moved(Option<InodeNo>),
+    /// Nothing was done: the data of this inode has to be written first.
+    Unwritten(InodeNo),
 }
 
 /// The attributes of the up to four inodes, under their locked states.
@@ -103,7 +119,19 @@ impl Rename {
         }
     }
 
-    fn execute(&self, op: &mut Op<'_>) -> Step<Option<InodeNo>> {
+    /// Would the change put unwritten data in the place of a file?
+    fn replaces_by_unwritten(&self, core: &Core, source: &DirEntry, target: Option<&DirEntry>) -> bool {
+        let replaces = target.is_some_and(|t| t.ino != source.ino && t.kind == FileKind::Regular);
+        replaces
+            && !self.exchange
+            && !self.flushed
+            && core
+                .nodes
+                .find(source.ino)
+                .is_some_and(|n| n.state.lock().file.as_ref().is_some_and(|f| f.is_dirty()))
+    }
+
+    fn execute(&self, op: &mut Op<'_>) -> Step<Outcome> {
         check_name(&self.name)?;
         check_name(&self.new_name)?;
         let core = op.core.clone();
@@ -111,7 +139,10 @@ impl Rename {
             op.space_if_any(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
         let (source, target) = self.prepare(op)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
-            return Ok(None);
+            return Ok(Outcome::Moved(None));
+        }
+        if self.replaces_by_unwritten(&core, &source, target.as_ref()) {
+            return Ok(Outcome::Unwritten(source.ino));
         }
         let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
         let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();
@@ -149,7 +180,40 @@ impl Rename {
         drop(change._slot);
         let orphan = parties.target.as_ref().filter(|t| t.nlink == 0).map(|t| t.ino);
         self.keep(&mut states, parties, id);
-        Ok(orphan)
+        Ok(Outcome::Moved(orphan))
+    }
+
+    /// Run it. Data that must be written first is, and it runs once more.
+    fn start(self, core: &Arc<Core>, reply: Reply<()>) {
+        let mut locks = inode(self.from, Mode::X);
+        locks.add(LockName::Inode(self.to), Mode::X);
+        let job = self.clone();
+        let body = move |op: &mut Op<'_>| -> Step<Outcome> { job.execute(op) };
+        let again = core.clone();
+        let done = move |outcome: Result<Outcome>| match outcome {
+            Ok(Outcome::Moved(orphan)) => {
+                if let Some(orphan) = orphan {
+                    again.reaper.unlinked(&again, orphan);
+                }
+                reply(Ok(()));
+            }
+            Ok(Outcome::Unwritten(ino)) => Rename { flushed: true, ..self }.flush_first(&again, ino, reply),
+            Err(e) => reply(Err(e)),
+        };
+        op::run(core, locks, Box::new(body), Box::new(done));
+    }
+
+    fn flush_first(self, core: &Arc<Core>, ino: InodeNo, reply: Reply<()>) {
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let node = op.core.nodes.get(ino);
+            Ok(op.core.flush_node(&node)?)
+        };
+        let again = core.clone();
+        let done = move |flushed: Result<()>| match flushed {
+            Ok(()) => self.start(&again, reply),
+            Err(e) => reply(Err(e)),
+        };
+        op::run(core, inode(ino, Mode::X), Box::new(body), Box::new(done));
     }
 
     /// The ordinary case: the name moves, what stood at the new name loses a link.
@@ -260,16 +324,8 @@ impl Fs {
             new_name,
             no_replace: flags.no_replace,
             exchange: flags.exchange,
+            flushed: false,
         };
-        let mut locks = inode(job.from, Mode::X);
-        locks.add(LockName::Inode(job.to), Mode::X);
-        let body = move |op: &mut Op<'_>| -> Step<()> {
-            if let Some(orphan) = job.execute(op)? {
-                let core = op.core.clone();
-                core.reaper.unlinked(&core, orphan);
-            }
-            Ok(())
-        };
-        op::run(core, locks, Box::new(body), Box::new(reply));
+        job.start(core, Box::new(reply));
     }
 }

@@ -119,14 +119,14 @@ impl Operations for Fs {
     fn write(
         &self,
         ino: NodeId,
-        _fh: u64,
+        fh: u64,
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
         _caller: Caller,
         reply: impl Reply<u32>,
     ) {
-        Fs::write(self, ino, offset, data, flags, reply);
+        Fs::write(self, ino, fh, offset, data, flags, reply);
     }
 
     fn flush(&self, ino: NodeId, _fh: u64, _owner: u64, reply: impl Reply<()>) {
@@ -173,10 +173,10 @@ impl Operations for Fs {
         name: &[u8],
         value: &[u8],
         how: SetHow,
-        _caller: Caller,
+        caller: Caller,
         reply: impl Reply<()>,
     ) {
-        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, reply);
+        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, caller, reply);
     }
 
     fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
@@ -201,6 +201,13 @@ impl Operations for Fs {
 
     fn lseek(&self, ino: NodeId, _fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>) {
         Fs::seek(self, ino, offset, what == SeekWhat::Data, reply);
+    }
+
+    fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {
+        reply(match caller.uid {
+            0 => Fs::shut_down(self),
+            _ => Err(Error::NotPermitted),
+        });
     }
 
     fn copy_file_range(

@@ -1,28 +1,79 @@
 //! Getting the right to allocate in one more group, holding nothing meanwhile.
 //!
 //! Own groups come first (their locks cost nothing), then groups of others, the emptiest first by
-//! their headers on the disk, which may be a few seconds old. Only when every group has been held
-//! and had nothing is the volume full.
+//! their headers on the disk, which may be a few seconds old. When every group has been held and had
+//! nothing, what this host has unlinked is freed and what it has dirty is written (which holds more
+//! space than it turns out to need), and the other hosts get a moment for theirs: only when the groups
+//! still have nothing then, and nothing is on its way back, is the volume full.
 
 use super::*;
 use crate::alloc::Want;
 use crate::cluster::Owner;
+use crate::inode::{ItemKey, ItemKind};
+use std::ops::ControlFlow;
 
 type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
+/// Pauses before the rounds after the first.
+const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
+/// More rounds, and the pauses before them, while metadata chunks are on their way to become free:
+/// the other hosts' journals must let go of them.
+const DRAIN_ROUNDS: usize = 20;
+const DRAIN_PAUSE: Duration = Duration::from_millis(500);
+/// The same while frees or dirty data of this host are on their way.
+const COMING_ROUNDS: usize = 40;
+const COMING_PAUSE: Duration = Duration::from_millis(50);
+
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
-    let mut groups = candidates(core);
-    groups.reverse();
-    next(core.clone(), want, groups, then);
+    round(core, want, 0, then);
 }
 
-fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
-    let Some(ag) = rest.pop() else {
-        // Dirty data may hold more than it needs, and frees may not be final yet.
-        core.writeback.flush_all_soon();
-        return then(core.alloc.reserve_last(want));
+/// Ask every group once.
+fn round(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+    let mut groups = candidates(core);
+    groups.reverse();
+    next(core.clone(), want, groups, number, then);
+}
+
+/// No group had anything in this round.
+fn nothing_left(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+    core.writeback.flush_all_soon();
+    // Looked at first: what is free by the time of the second look was coming back at the first.
+    let coming = is_coming_back(core);
+    let got = core.alloc.reserve_last(want);
+    let (Err(Error::NoSpace), Some(pause)) = (&got, pause_after(core, number, coming)) else {
+        return then(got);
     };
+    let again = core.clone();
+    core.reaper.squeeze(pause, Box::new(move || round(&again, want, number + 1, then)));
+}
+
+/// How long to wait before another round; `None`: there is no point in one.
+fn pause_after(core: &Core, number: usize, coming: bool) -> Option<Duration> {
+    let more = number.checked_sub(PAUSES.len());
+    match more {
+        None => PAUSES.get(number).copied(),
+        Some(n) if coming && n < COMING_ROUNDS => Some(COMING_PAUSE),
+        Some(n) if n < DRAIN_ROUNDS && core.alloc.is_draining() => Some(DRAIN_PAUSE),
+        Some(_) => None,
+    }
+}
+
+/// Are there unlinked files that are not open here, other frees to come, or dirty data?
+fn is_coming_back(core: &Core) -> bool {
+    let mut coming = core.pool.dirty_bytes() > 0;
+    let _slot = core.slot_lock.lock();
+    let looked = core.slot_tree.scan(&*core.store, ItemKey::new(ItemKind::Orphan, 0), None, &mut |key, _| {
+        let open = || core.nodes.find(InodeNo(key.id)).is_some_and(|n| n.is_open());
+        coming |= key.kind != ItemKind::Orphan || !open();
+        if coming { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    looked.is_ok() && coming
+}
+
+fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, number: usize, then: Then) {
+    let Some(ag) = rest.pop() else { return nothing_left(&core, want, number, then) };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
         locks,
@@ -33,7 +84,7 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, then: Then) {
                 drop(pins);
                 match got {
                     Ok(reservation) => then(Ok(reservation)),
-                    Err(Error::NeedSpace) => next(core, want, rest, then),
+                    Err(Error::NeedSpace) => next(core, want, rest, number, then),
                     Err(e) => then(Err(e)),
                 }
             }

@@ -2,6 +2,7 @@
 //! the others (as of their last checkpoint, a few seconds at most).
 
 use super::*;
+use crate::alloc::Counts;
 use crate::format::group::GroupHeader;
 use crate::format::layout::CHUNK_BLOCKS;
 use crate::format::{Block, BlockKind};
@@ -17,11 +18,11 @@ const FRESH_PER_GROUP: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy)]
 struct Seen {
     at: Duration,
-    free: u64,
+    counts: Counts,
     good_for: Duration,
 }
 
-/// Free blocks by group as last read.
+/// Free space by group as last read.
 #[derive(Default)]
 pub struct Cache {
     seen: Mutex<HashMap<AgNo, Seen>>,
@@ -30,36 +31,46 @@ pub struct Cache {
 impl Cache {
     /// Free blocks of a group, possibly some seconds old.
     pub fn free_hint(&self, core: &Core, ag: AgNo) -> u64 {
-        if let Some(free) = core.alloc.free_blocks(ag) {
-            return free;
+        let counts = self.counts(core, ag);
+        counts.free_blocks().saturating_sub(counts.promised)
+    }
+
+    fn counts(&self, core: &Core, ag: AgNo) -> Counts {
+        if let Some(counts) = core.alloc.counts(ag) {
+            return counts;
         }
         let now = core.clock.now();
         let last = self.seen.lock().get(&ag).copied();
         if let Some(seen) = last
             && now.saturating_sub(seen.at) < seen.good_for
         {
-            return seen.free;
+            return seen.counts;
         }
-        let free = read_free(core, ag);
+        let counts = read_counts(core, ag);
         let longest = FRESH_MAX.max(FRESH_PER_GROUP.saturating_mul(core.geometry.ag_count));
         let good_for = match last {
-            Some(seen) if seen.free == free => (seen.good_for * 2).min(longest),
+            Some(seen) if seen.counts == counts => (seen.good_for * 2).min(longest),
             _ => FRESH,
         };
-        self.seen.lock().insert(ag, Seen { at: now, free, good_for });
-        free
+        self.seen.lock().insert(ag, Seen { at: now, counts, good_for });
+        counts
     }
 }
 
-fn read_free(core: &Core, ag: AgNo) -> u64 {
+fn read_counts(core: &Core, ag: AgNo) -> Counts {
     let place = core.geometry.ag_header(ag);
     let mut block = Block::zeroed();
     let read = core.store.device().read(place.byte(), &mut block.0);
     if read.and_then(|()| block.verify(core.store.format_id(), place, BlockKind::GroupHeader)).is_err() {
-        return 0;
+        return Counts::default();
     }
     let h = block.body_as::<GroupHeader>();
-    h.free_chunks.get() * CHUNK_BLOCKS + h.free_data.get() + h.free_meta.get()
+    Counts {
+        free_chunks: h.free_chunks.get(),
+        free_data: h.free_data.get(),
+        free_meta: h.free_meta.get(),
+        ..Counts::default()
+    }
 }
 
 impl Fs {
@@ -68,11 +79,15 @@ impl Fs {
         let core = &self.core;
         let groups = || (0..core.geometry.ag_count).map(AgNo);
         let blocks = groups().map(|ag| core.geometry.ag_chunks(ag) * CHUNK_BLOCKS).sum();
-        let free: u64 = groups().map(|ag| core.statfs.free_hint(core, ag)).sum();
+        let (mut free, mut available) = (0, 0);
+        for counts in groups().map(|ag| core.statfs.counts(core, ag)) {
+            free += counts.free_blocks().saturating_sub(counts.promised);
+            available += counts.free_for_data().saturating_sub(counts.promised);
+        }
         reply(Ok(Statfs {
             blocks,
             blocks_free: free,
-            blocks_available: free,
+            blocks_available: available,
             // Inodes are blocks: as many as there is room for.
             files: blocks,
             files_free: free,

@@ -157,7 +157,7 @@ impl Core {
         batch: &FlushBatch,
         pending: Option<PendingRuns>,
     ) -> Result<()> {
-        state.wrote_in_place = Some(self.store.flush_mark());
+        state.data_txn = self.journal.running();
         if !batch.needs_txn() {
             return Ok(());
         }
@@ -236,6 +236,13 @@ impl Core {
                 self.flush_if_due(ino, at_once, now);
             }
         }
+    }
+
+    /// Flush everything that is dirty and not on its way out already; for threads that hold nothing.
+    pub(super) fn flush_all_now(self: &Arc<Self>) {
+        let dirty: Vec<InodeNo> = self.writeback.state.lock().dirty.iter().copied().collect();
+        let now = self.clock.now();
+        dirty.into_iter().for_each(|ino| self.flush_if_due(ino, true, now));
     }
 
     fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {

@@ -5,7 +5,7 @@ use crate::alloc::Want;
 use crate::inode::tree_costs;
 use crate::xattr;
 
-/// Blocks that a change of an attribute may touch.
+/// Blocks that changing one attribute may touch.
 pub(super) const XATTR_BLOCKS: u32 =
     4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
 
@@ -52,10 +52,12 @@ impl Fs {
         name: Vec<u8>,
         value: Vec<u8>,
         how: xattr::SetHow,
+        caller: Caller,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
-        let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
-            xattr::set(&core.tree(ino), txn, &name, &value, how)
+        let change = move |core: &Core, txn: &mut Transaction, attr: &mut Attr| match &name[..] {
+            xattr::acl::ACCESS => core.set_access_acl(txn, attr, &value, &caller),
+            _ => xattr::set(&core.tree(attr.ino), txn, &name, &value, how),
         };
         self.change_xattr(nodeid, Box::new(change), reply);
     }
@@ -67,8 +69,8 @@ impl Fs {
         name: Vec<u8>,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
-        let change = move |core: &Core, ino: InodeNo, txn: &mut Transaction| {
-            xattr::remove(&core.tree(ino), txn, &name)
+        let change = move |core: &Core, txn: &mut Transaction, attr: &mut Attr| {
+            xattr::remove(&core.tree(attr.ino), txn, &name)
         };
         self.change_xattr(nodeid, Box::new(change), reply);
     }
@@ -77,7 +79,7 @@ impl Fs {
     fn change_xattr(
         &self,
         nodeid: NodeId,
-        mut change: Box<dyn FnMut(&Core, InodeNo, &mut Transaction) -> Result<()> + Send>,
+        mut change: Box<dyn FnMut(&Core, &mut Transaction, &mut Attr) -> Result<()> + Send>,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let ino = self.core.ino(nodeid);
@@ -87,16 +89,15 @@ impl Fs {
             let space = op.space(Want { data: 0, meta, near: core.group(ino) })?;
             let node = core.nodes.get(ino);
             let mut state = node.state.lock();
-            core.load(&node, &mut state)?;
             state.unprivileged = false;
-            let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
-            change(&core, ino, &mut freeing.txn)?;
-            // An ACL may have changed the mode bits through the kernel's own setattr; ours are current.
             let mut attr = core.load(&node, &mut state)?.clone();
+            let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
+            change(&core, &mut freeing.txn, &mut attr)?;
             touch_ctime(&mut attr, core.now());
             core.tree(ino).write_attr(&mut freeing.txn, &attr)?;
             state.last_txn = freeing.txn.finish()?;
             state.attr = Some(attr);
+            state.default_acl = None;
             Ok(())
         };
         op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply));

@@ -34,13 +34,17 @@ const IO_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = u16::MAX;
 /// Bytes of one copy_file_range request: its count comes back in 32 bits.
 const COPY_MAX: u64 = 1 << 30;
+/// Its argument (whether to commit before) does not reach us: the kernel takes the direction from the
+/// number, which says "read".
+const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 /// First protocol minor whose SETATTR notices an invalidation on the way (Linux 6.12).
 const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
-/// be coherent between hosts), SETXATTR_EXT and HANDLE_KILLPRIV (fuser 0.18 drops their signals), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation
-/// comes as SETATTR), EXPORT_SUPPORT (needs lookups of `.` and `..`).
-const WANTED: [InitFlags; 10] = [
+/// be coherent between hosts), SETXATTR_EXT and HANDLE_KILLPRIV (fuser 0.18 drops their signals),
+/// POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation comes as
+/// SETATTR).
+const WANTED: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_AUTO_INVAL_DATA,
@@ -49,6 +53,8 @@ const WANTED: [InitFlags; 10] = [
     // With ACLs, the umask counts only where the parent has no default ACL.
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_CACHE_SYMLINKS,
+    // File handles outlive the kernel's cache: lookups of `.` and `..` by number.
+    InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     // Else every write is preceded by a question for file capabilities.
@@ -260,8 +266,8 @@ impl<O: Operations> Filesystem for Adapter<O> {
     ) {
         let flags = WriteFlags {
             from_cache: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE),
-            kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             open: flags.0,
+            kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         self.fs.write(NodeId(ino.0), fh.0, offset, bytes, flags, caller(req), written("write", reply));
     }
@@ -418,16 +424,22 @@ impl<O: Operations> Filesystem for Adapter<O> {
 
     fn ioctl(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
+        cmd: u32,
         _in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        if cmd != FS_IOC_SHUTDOWN {
+            return reply.error(Errno::ENOTTY);
+        }
+        self.fs.shut_down(caller(req), move |result| match result {
+            Ok(()) => reply.ioctl(0, &[]),
+            Err(e) => reply.error(reported("shutdown", &e)),
+        });
     }
 
     fn poll(

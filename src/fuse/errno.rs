@@ -6,8 +6,9 @@ use fuser::Errno;
 /// The errno that an application sees. Exhaustive on purpose: a new error must be given its number.
 pub fn errno(error: &Error) -> Errno {
     match error {
-        Error::Corrupt { .. } | Error::Damaged { .. } => Errno::from_i32(libc::EUCLEAN),
-        Error::Io { .. } | Error::Device(_) | Error::Halted(_) | Error::ChangeTooLarge { .. } => Errno::EIO,
+        // EIO also for damage: it is what POSIX has for it; the log says which block it was.
+        Error::Corrupt { .. } | Error::Damaged { .. } | Error::Io { .. } => Errno::EIO,
+        Error::Device(_) | Error::Halted(_) | Error::ChangeTooLarge { .. } => Errno::EIO,
         // Both mean 'run it again' and are met below this door; EAGAIN would be taken for O_NONBLOCK.
         Error::NeedSpace => Errno::EIO,
         Error::NotFound => Errno::ENOENT,
@@ -68,7 +69,7 @@ mod tests {
             (Error::ReadOnly, libc::EROFS),
             (Error::Halted("x".into()), libc::EIO),
             (Error::Unsupported("x"), libc::EOPNOTSUPP),
-            (Error::corrupt(crate::base::BlockNo(1), "x", 1, 2), libc::EUCLEAN),
+            (Error::corrupt(crate::base::BlockNo(1), "x", 1, 2), libc::EIO),
         ] {
             assert_eq!(errno(&error), Errno::from_i32(number), "{error}");
         }

@@ -2,49 +2,9 @@
 
 use crate::base::{Error, Generation, InodeNo, Result};
 use crate::format::inode::{DiskAttr, DiskTime, FLAG_TRUNCATING};
+use crate::format::value::FileKind;
 use std::time::Duration;
 use zerocopy::little_endian::{I64, U32, U64};
-
-/// Type of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum FileKind {
-    Regular = 1,
-    Directory = 2,
-    Symlink = 3,
-    Fifo = 4,
-    Socket = 5,
-    CharDevice = 6,
-    BlockDevice = 7,
-}
-
-const KINDS: [(FileKind, u32); 7] = [
-    (FileKind::Regular, 0o100000),
-    (FileKind::Directory, 0o040000),
-    (FileKind::Symlink, 0o120000),
-    (FileKind::Fifo, 0o010000),
-    (FileKind::Socket, 0o140000),
-    (FileKind::CharDevice, 0o020000),
-    (FileKind::BlockDevice, 0o060000),
-];
-const TYPE_MASK: u32 = 0o170000;
-
-impl FileKind {
-    /// From the type bits of `st_mode`.
-    pub fn from_mode(mode: u32) -> Option<FileKind> {
-        KINDS.iter().find(|(_, bits)| *bits == mode & TYPE_MASK).map(|(kind, _)| *kind)
-    }
-
-    /// The type bits of `st_mode`.
-    pub fn mode_bits(self) -> u32 {
-        KINDS.iter().find(|(kind, _)| *kind == self).map_or(0, |(_, bits)| *bits)
-    }
-
-    /// From the byte in directory entries.
-    pub fn from_raw(raw: u8) -> Option<FileKind> {
-        KINDS.iter().map(|(kind, _)| *kind).find(|kind| *kind as u8 == raw)
-    }
-}
 
 /// A file time; ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -11,8 +11,8 @@ mod symlink;
 mod tree;
 
 pub use crate::format::item::{ItemKey, ItemKind, VALUE_MAX};
-pub use attr::{Attr, FileKind, Timestamp};
-pub use blob::{BLOB_BYTES_MAX, Blob};
+pub use crate::format::value::{BLOB_BYTES_MAX, Blob, FileKind};
+pub use attr::{Attr, Timestamp};
 pub use tree::{Cost, INLINE_MAX, Tree, init_inode, tree_costs};
 
 #[cfg(test)]

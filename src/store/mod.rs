@@ -112,8 +112,9 @@ impl Store {
             into.verify(self.format_id, block, kind)
         };
         // Once more: a bit that flipped on the way need not have flipped on the disk.
-        if let Err(Error::Corrupt { .. }) = read() {
-            read()?;
+        match read() {
+            Err(Error::Corrupt { .. }) => read()?,
+            other => other?,
         }
         if image.cover() != Some(cover) {
             let found = format!("covered by {:?}", image.cover());

@@ -1,14 +1,16 @@
 //! Extended attributes, in the item tree of the inode. Level 8.
 //!
-//! Key: as a directory entry's, by the attribute's full name under the all-zero seed. Value: form u8 (0 in place, 1 long),
-//! name length u8, name, then the value or the descriptor of a long one.
+//! Keys and values of its items are declared in `format/value.rs`.
 
 use crate::base::{Error, Result};
+use crate::format::value::{KEYS_PER_HASH, xattr_key};
 use crate::inode::{BLOB_BYTES_MAX, Blob, ItemKey, ItemKind, Tree, VALUE_MAX};
 use crate::txn::{BlockSource, BlockTxn};
-use siphasher::sip::SipHasher24;
-use std::hash::Hasher;
 use std::ops::ControlFlow;
+
+pub mod acl;
+
+pub use crate::format::value::{Content, Xattr};
 
 /// Longest name, prefix included.
 pub const NAME_MAX: usize = 255;
@@ -17,8 +19,13 @@ pub const LIST_MAX: usize = 65536;
 /// Blocks that the longest value takes.
 pub const VALUE_BLOCKS_MAX: u32 = 17;
 
+/// New blocks that a value of `length` bytes takes beside the tree's.
+pub fn value_blocks(length: usize) -> u32 {
+    Blob::blocks_for(length) as u32
+}
+
 const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+const ACLS: [&[u8]; 2] = [acl::ACCESS, acl::DEFAULT];
 
 /// Must the attribute be new, or there already?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,60 +50,6 @@ impl SetHow {
     }
 }
 
-/// One attribute as it stands in the tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    pub name: Vec<u8>,
-    pub content: Content,
-}
-
-/// Its value or where that is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    Here(Vec<u8>),
-    Long(Blob),
-}
-
-impl Stored {
-    /// From an item.
-    ///
-    /// # Errors
-    /// What is wrong with it, in words.
-    pub fn decode(value: &[u8]) -> std::result::Result<Stored, String> {
-        let wrong = || "a malformed extended attribute".to_string();
-        let [form, length, rest @ ..] = value else { return Err(wrong()) };
-        let (name, rest) = rest.split_at_checked((*length).into()).ok_or_else(wrong)?;
-        if name.is_empty() || name.contains(&0) {
-            return Err(wrong());
-        }
-        let content = match form {
-            0 => Content::Here(rest.to_vec()),
-            1 => Content::Long(Blob::decode(rest).ok_or_else(wrong)?),
-            _ => return Err(wrong()),
-        };
-        Ok(Stored { name: name.to_vec(), content })
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let (form, rest) = match &self.content {
-            Content::Here(v) => (0, v.clone()),
-            Content::Long(b) => (1, b.encode()),
-        };
-        let mut out = vec![form, self.name.len() as u8];
-        out.extend_from_slice(&self.name);
-        out.extend(rest);
-        out
-    }
-}
-
-/// A crc would not do: 256 user attributes made to share the key of a security attribute would keep
-/// it from being set. No seed is needed, only a hash that is hard to aim.
-fn first_key(name: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new();
-    hasher.write(name);
-    (hasher.finish() >> 10) << 8
-}
-
 fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > NAME_MAX {
         return Err(Error::Range);
@@ -109,7 +62,7 @@ fn check_name(name: &[u8]) -> Result<()> {
 }
 
 /// An attribute with its key, if it is there, and the first key that its hash has free.
-type Found = (Option<(u64, Stored)>, Option<u64>);
+type Found = (Option<(u64, Xattr)>, Option<u64>);
 
 fn damaged(tree: &Tree, what: String) -> Error {
     Error::Damaged { inode: tree.ino, what }
@@ -117,15 +70,16 @@ fn damaged(tree: &Tree, what: String) -> Error {
 
 /// The attribute called `name`, and a free index of its hash.
 fn find(tree: &Tree, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
-    let first = first_key(name);
+    let first = xattr_key(name);
     let (mut found, mut free, mut expected, mut bad) = (None, None, first, None);
-    let (from, end) = (ItemKey::new(ItemKind::Xattr, first), ItemKey::new(ItemKind::Xattr, first + 256));
+    let (from, end) =
+        (ItemKey::new(ItemKind::Xattr, first), ItemKey::new(ItemKind::Xattr, first + KEYS_PER_HASH));
     tree.scan(src, from, Some(end), &mut |key, value| {
         if key.id != expected && free.is_none() {
             free = Some(expected);
         }
         expected = key.id + 1;
-        match Stored::decode(value) {
+        match Xattr::decode(value) {
             Ok(stored) if stored.name == name => found = Some((key.id, stored)),
             Ok(_) => {}
             Err(e) => bad = Some(e),
@@ -135,7 +89,7 @@ fn find(tree: &Tree, src: &dyn BlockSource, name: &[u8]) -> Result<Found> {
     if let Some(what) = bad {
         return Err(damaged(tree, what));
     }
-    Ok((found, free.or((expected < first + 256).then_some(expected))))
+    Ok((found, free.or((expected < first + KEYS_PER_HASH).then_some(expected))))
 }
 
 /// The value of `name`.
@@ -182,7 +136,7 @@ pub fn set(tree: &Tree, txn: &mut dyn BlockTxn, name: &[u8], value: &[u8], how: 
     } else {
         Content::Long(Blob::write(tree, txn, value)?)
     };
-    tree.put(txn, ItemKey::new(ItemKind::Xattr, id), &Stored { name: name.to_vec(), content }.encode())
+    tree.put(txn, ItemKey::new(ItemKind::Xattr, id), &Xattr { name: name.to_vec(), content }.encode())
 }
 
 /// Remove `name`.
@@ -209,11 +163,11 @@ pub fn list(tree: &Tree, src: &dyn BlockSource) -> Result<Vec<u8>> {
 }
 
 /// All attributes with their keys, long values not read.
-pub fn all(tree: &Tree, src: &dyn BlockSource) -> Result<Vec<(u64, Stored)>> {
+pub fn all(tree: &Tree, src: &dyn BlockSource) -> Result<Vec<(u64, Xattr)>> {
     let mut found = Vec::new();
     let mut bad = None;
     let (from, end) = (ItemKey::new(ItemKind::Xattr, 0), ItemKey::new(ItemKind::Symlink, 0));
-    tree.scan(src, from, Some(end), &mut |key, value| match Stored::decode(value) {
+    tree.scan(src, from, Some(end), &mut |key, value| match Xattr::decode(value) {
         Ok(stored) => {
             found.push((key.id, stored));
             ControlFlow::Continue(())
@@ -312,7 +266,7 @@ mod tests {
             }
         }
         for len in 0..good.len() {
-            let _ = Stored::decode(&good[..len]);
+            let _ = Xattr::decode(&good[..len]);
         }
         tree.put(&mut txn, ItemKey::new(ItemKind::Xattr, id), &good).unwrap();
         assert!(get(&tree, &txn, b"user.long").is_ok());

@@ -2,10 +2,16 @@
 //! the death of all hosts. Needs root and /dev/fuse, and `cargo build --workspace` before.
 #![cfg(feature = "fuse")]
 
+mod acl;
 mod crash;
+mod full;
+mod handle;
+mod leave;
 mod litmus;
 mod model;
 mod privileges;
 mod random;
+#[allow(dead_code)]
 mod rig;
 mod rig_xattr;
+mod set_id;

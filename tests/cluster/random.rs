@@ -411,4 +411,5 @@ fn random_operations_on_three_hosts() {
     (0..3).for_each(|host| cluster.mount(host));
     tester.compare_all();
     (0..3).for_each(|host| cluster.umount(host));
+    cluster.check();
 }

@@ -2,4 +2,6 @@
 #![allow(dead_code)]
 
 pub mod journal_rig;
+pub mod port;
 pub mod simdisk;
+pub mod sweep;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 const BLOCK: u64 = 4096;
 const SECTOR: usize = 512;
 
-type Blocks = BTreeMap<u64, Arc<[u8; BLOCK as usize]>>;
+pub(super) type Blocks = BTreeMap<u64, Arc<[u8; BLOCK as usize]>>;
 
 /// One thing the device was asked.
 #[derive(Clone, Debug)]
@@ -55,9 +55,11 @@ pub struct SimDisk {
     logical: u32,
     /// Called before each request without any lock held: tests delay or observe here.
     hook: Mutex<Option<Arc<dyn Fn(&str, u64, usize) + Send + Sync>>>,
+    /// Byte-range locks: first byte to the port that has it.
+    pub(super) claims: Mutex<BTreeMap<u64, u64>>,
 }
 
-fn apply(blocks: &mut Blocks, offset: u64, data: &[u8]) {
+pub(super) fn apply(blocks: &mut Blocks, offset: u64, data: &[u8]) {
     let mut done = 0;
     while done < data.len() {
         let at = offset + done as u64;
@@ -75,9 +77,15 @@ impl SimDisk {
         Self::with(bytes, Blocks::new())
     }
 
-    fn with(size: u64, now: Blocks) -> Arc<SimDisk> {
+    pub(super) fn with(size: u64, now: Blocks) -> Arc<SimDisk> {
         let inner = Inner { now, ..Default::default() };
-        Arc::new(SimDisk { inner: Mutex::new(inner), size, logical: 512, hook: Mutex::default() })
+        Arc::new(SimDisk {
+            inner: Mutex::new(inner),
+            size,
+            logical: 512,
+            hook: Mutex::default(),
+            claims: Mutex::default(),
+        })
     }
 
     /// Start the history here: what is on the disk now is durable.
@@ -239,8 +247,8 @@ pub enum Unflushed {
 /// The disk at the start of a recording.
 #[derive(Clone)]
 pub struct History {
-    base: Blocks,
-    size: u64,
+    pub(super) base: Blocks,
+    pub(super) size: u64,
 }
 
 impl History {
@@ -268,7 +276,7 @@ impl History {
     }
 }
 
-fn survive(blocks: &mut Blocks, pending: &mut [(u64, &[u8])], how: Unflushed) {
+pub(super) fn survive(blocks: &mut Blocks, pending: &mut [(u64, &[u8])], how: Unflushed) {
     let (mut rng, torn) = match how {
         Unflushed::Lost => return,
         Unflushed::Kept => {

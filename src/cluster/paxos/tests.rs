@@ -152,3 +152,26 @@ fn a_reverted_register_is_written_again() {
     assert_eq!(p.step(Event::Row(reverted)), Action::Write(promised));
     assert_eq!(p.step(Event::Written), Action::Read);
 }
+
+#[test]
+fn a_view_whose_publication_failed_is_published_by_the_next_ballot() {
+    let fresh = Ballot::idle(View::initial(2, 2));
+    let mut p = Proposer::new(SlotId(0), fresh.clone());
+    let view = |features| View { epoch: Epoch(2), features, ..View::initial(2, 2) };
+    let ballot = |p: &mut Proposer, features, writes: usize| {
+        let mut action = p.step(Event::Propose(view(features)));
+        for _ in 0..writes {
+            let Action::Write(own) = action else { panic!("{action:?}") };
+            action = p.step(Event::Written);
+            if action == Action::Read {
+                action = p.step(Event::Row(vec![(SlotId(0), own), (SlotId(1), fresh.clone())]));
+            }
+        }
+        action
+    };
+    // The third write, that of the decision, fails.
+    assert_eq!(ballot(&mut p, 7, 2), Action::Write(Ballot::idle(view(7))));
+    assert_eq!(p.decided().epoch, Epoch(1), "nobody can know of it yet");
+    assert_eq!(ballot(&mut p, 8, 3), Action::Decided(view(7)));
+    assert_eq!(p.decided(), &view(7));
+}

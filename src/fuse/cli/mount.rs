@@ -1,6 +1,6 @@
 //! `shoal mount` and `mount.fuse.shoal`: `DEVICE DIRECTORY [-sfnv] [-o OPTIONS]`.
 
-use crate::device::local::{self, Registration};
+use crate::device::local::{self, DeviceIdentity, Registration};
 use crate::device::mountinfo;
 use crate::fs::mount::start;
 use crate::fuse::adapter::Adapter;
@@ -95,6 +95,13 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
     for list in &arguments.options {
         request.parse(list, arguments.sloppy).map_err(|what| (what, USAGE))?;
     }
+    let at = arguments.directory.display();
+    if is_dead(&arguments.directory) {
+        return Err((
+            format!("{at}: the daemon of the mount here is dead: umount {at}, then mount again"),
+            FAILED,
+        ));
+    }
     let mountpoint = absolute(&arguments.directory)?;
     if !mountpoint.is_dir() {
         return Err((format!("{}: not a directory", arguments.directory.display()), FAILED));
@@ -104,15 +111,37 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
         Err(_) if request.remount => arguments.device.clone(),
         other => other?,
     };
+    if !request.remount && is_mounted_there(&request.volume.device, &mountpoint) {
+        return Err((format!("{}: already mounted at {at}", arguments.device.display()), FAILED));
+    }
     Ok(Task { request, source: arguments.device.clone(), mountpoint })
+}
+
+/// Does a mount whose daemon has died answer for this directory? Its attributes may still be cached.
+fn is_dead(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+}
+
+/// Is this device what is mounted last at this directory?
+fn is_mounted_there(device: &Path, mountpoint: &Path) -> bool {
+    let Ok(Some(entry)) = mountinfo::mounted_at(mountpoint) else { return false };
+    let identity = DeviceIdentity::of(device);
+    local::daemon_of(entry.device.1).is_some_and(|r| identity.is_ok_and(|i| i == r.daemon.identity))
 }
 
 fn remount(task: &Task) -> Result<(), String> {
     let there = format!("{}: no Shoal volume is mounted here", task.mountpoint.display());
-    match mountinfo::mounted_at(&task.mountpoint) {
-        Ok(Some(entry)) if entry.fs_type == mountinfo::FS_TYPE => {}
+    let entry = match mountinfo::mounted_at(&task.mountpoint) {
+        Ok(Some(entry)) if entry.fs_type == mountinfo::FS_TYPE => entry,
         Ok(_) => return Err(there),
         Err(e) => return Err(e.to_string()),
+    };
+    let daemon = local::daemon_of(entry.device.1);
+    if !task.request.volume.read_only && daemon.is_some_and(|r| r.daemon.read_only) {
+        return Err(format!(
+            "{}: was mounted read-only, which its daemon cannot change: unmount it and mount it with -o rw",
+            task.mountpoint.display()
+        ));
     }
     mount::remount(&task.mountpoint, task.request.flags)
         .map_err(|e| format!("remounting {}: {e}", task.mountpoint.display()))
@@ -150,7 +179,7 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
     let at = (task.source.as_os_str(), task.mountpoint.as_path());
     let served = daemon::begin(adapter, fuse, notifier, at, task.request.flags, task.request.threads)
         .and_then(|served| {
-            registration.set_mounted(served.connection)?;
+            registration.set_mounted(served.connection, task.request.volume.read_only)?;
             served.unmount_on_signals(signals)?;
             Ok(served)
         });
@@ -162,6 +191,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
+    if let Err(e) = registration.set_leaving() {
+        tracing::warn!("the record of this daemon: {e}");
+    }
     let left = fs.stop();
     match &left {
         Ok(()) => tracing::info!("{shown} left"),

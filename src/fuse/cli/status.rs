@@ -6,7 +6,7 @@ use crate::cluster::{ClusterStatus, Disk, HostStatus, Timing, read_status};
 use crate::device::local::{self, Running, Stage};
 use crate::device::{Access, FileDevice};
 use crate::format::cluster::SlotState;
-use crate::format::superblock::{self, Superblock, TimingProfile};
+use crate::format::superblock::{self, LoadedFrom, Superblock, TimingProfile};
 use crate::format::volume::{self, Volume};
 use crate::fuse::cli::{USAGE, complain};
 use serde_json::{Value, json};
@@ -101,7 +101,13 @@ fn volume_status(device: &Path, arguments: &Arguments) -> std::result::Result<St
 
 fn read(path: &Path, quick: bool) -> Result<(Superblock, Volume, ClusterStatus)> {
     let device = Arc::new(FileDevice::open(path, Access::Read)?);
-    let (superblock, _) = superblock::load(&*device)?;
+    let (superblock, from) = superblock::load(&*device)?;
+    if let LoadedFrom::Backup(block) = from {
+        let path = path.display();
+        eprintln!(
+            "{path}: the superblock is damaged; using its backup in block {block}. Run fsck.shoal on the unmounted volume"
+        );
+    }
     let volume = volume::load(&*device, &superblock)?;
     let timing = match volume.timing {
         TimingProfile::Default => Timing::DEFAULT,

@@ -1,0 +1,145 @@
+//! Shared mappings on both hosts, beside each other and beside read and write.
+
+use super::map::Map;
+use super::{Pair, ROUNDS};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const LENGTH: usize = 4 * 4096;
+
+fn open(at: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(at.join("f")).unwrap()
+}
+
+fn pair() -> Pair {
+    let pair = Pair::new();
+    fs::write(pair.a.join("f"), vec![0; LENGTH]).unwrap();
+    pair
+}
+
+/// The mappings stand and were touched before: what the kernel has must go when the other host stores.
+#[test]
+fn what_is_stored_on_one_is_loaded_on_the_other() {
+    let pair = pair();
+    let files = [open(&pair.a), open(&pair.b)];
+    let maps = [Map::new(&files[0], LENGTH, true), Map::new(&files[1], LENGTH, true)];
+    pair.alternate(2 * ROUNDS, |round, _, to| {
+        let (writer, reader) = (&maps[round % 2], &maps[(round + 1) % 2]);
+        let value = round as u8 + 1;
+        (0..LENGTH).step_by(1000).for_each(|i| assert_eq!(reader.load(i), round as u8, "round {round}"));
+        (0..LENGTH).for_each(|i| writer.store(i, value));
+        if round % 4 < 2 {
+            writer.sync();
+        }
+        // Without msync too: the page is dirty under the lock that the reader asks for.
+        match round % 3 {
+            0 => (0..LENGTH).for_each(|i| assert_eq!(reader.load(i), value, "round {round}, byte {i}")),
+            1 => assert!(fs::read(to.join("f")).unwrap() == [value; LENGTH], "round {round}: by read"),
+            _ => {
+                let mut seen = [0; LENGTH];
+                files[(round + 1) % 2].read_exact_at(&mut seen, 0).unwrap();
+                assert!(seen == [value; LENGTH], "round {round}: by pread");
+            }
+        }
+    });
+    drop((maps, files));
+    pair.finish();
+}
+
+#[test]
+fn what_is_written_on_one_is_loaded_on_the_other() {
+    let pair = pair();
+    let readers = [File::open(pair.a.join("f")).unwrap(), File::open(pair.b.join("f")).unwrap()];
+    let maps = [Map::new(&readers[0], LENGTH, false), Map::new(&readers[1], LENGTH, false)];
+    pair.alternate(2 * ROUNDS, |round, from, _| {
+        let at = round * 400;
+        let map = &maps[(round + 1) % 2];
+        assert_eq!(map.load(at), 0);
+        open(from).write_all_at(&[7; 100], at as u64).unwrap();
+        (at..at + 100).for_each(|i| assert_eq!(map.load(i), 7, "round {round}, byte {i}"));
+        assert_eq!(map.load(at + 100), 0);
+    });
+    drop((maps, readers));
+    pair.finish();
+}
+
+/// Both store into one page, each its own bytes: no store may be lost to the other's copy of the page.
+#[test]
+fn stores_of_both_hosts_into_one_page() {
+    const STORES: usize = 250;
+    let pair = pair();
+    let counter = |at: &Path, mine: usize| {
+        let file = open(at);
+        std::thread::spawn(move || {
+            let map = Map::new(&file, LENGTH, true);
+            for i in 0..STORES {
+                assert_eq!(map.load(mine), i as u8, "store {i} of byte {mine} is lost");
+                map.store(mine, i as u8 + 1);
+                if i % 16 == 0 {
+                    map.sync();
+                }
+            }
+        })
+    };
+    let counters = [counter(&pair.a, 100), counter(&pair.b, 200)];
+    counters.into_iter().for_each(|c| c.join().unwrap());
+    for at in [&pair.a, &pair.b] {
+        let seen = fs::read(at.join("f")).unwrap();
+        assert_eq!((seen[100], seen[200]), (STORES as u8, STORES as u8));
+    }
+    pair.finish();
+}
+
+/// A small write that waits for its lock keeps a page locked in the kernel, and a load of that page
+/// waits for it, on both hosts at once: nobody may wait for ever.
+#[test]
+fn loads_against_parked_partial_writes() {
+    const RUN: Duration = Duration::from_secs(6);
+    let pair = pair();
+    let stop = AtomicBool::new(false);
+    let counts: Vec<u32> = std::thread::scope(|scope| {
+        let stop = &stop;
+        let threads: Vec<_> = [(&pair.a, 0), (&pair.b, 1)]
+            .into_iter()
+            .flat_map(|(at, host)| {
+                let writer = scope.spawn(move || {
+                    let (file, mut n) = (open(at), 0);
+                    while !stop.load(Ordering::Relaxed) {
+                        n += 1;
+                        let value = [n as u8; 10];
+                        let place = (host * 2048 + n as usize % 50 * 20) as u64;
+                        file.write_all_at(&value, place).unwrap();
+                        let mut seen = [0; 10];
+                        file.read_exact_at(&mut seen, place).unwrap();
+                        assert_eq!(seen, value, "host {host} reads back what it wrote");
+                    }
+                    n
+                });
+                let loader = scope.spawn(move || {
+                    let file = File::open(at.join("f")).unwrap();
+                    let (map, mut n) = (Map::new(&file, LENGTH, false), 0);
+                    while !stop.load(Ordering::Relaxed) {
+                        n += 1;
+                        let place = (1 - host) * 2048 + n as usize % 50 * 20;
+                        std::hint::black_box(map.load(place));
+                    }
+                    n
+                });
+                [writer, loader]
+            })
+            .collect();
+        let end = Instant::now() + RUN;
+        while Instant::now() < end && threads.iter().all(|t| !t.is_finished()) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(counts.iter().all(|n| *n >= 5), "somebody made no progress: {counts:?}");
+    let seen = fs::read(pair.a.join("f")).unwrap();
+    assert!(seen == fs::read(pair.b.join("f")).unwrap());
+    pair.finish();
+}

@@ -1,0 +1,260 @@
+//! A cluster in one process: hosts of production code on one simulated disk that delays, reorders,
+//! tears and fails; workers that do random operations, each on any host; hosts that come and go. A
+//! model says what each operation must answer; at the end the power of all hosts is cut.
+//!
+//! A seed determines the operations each worker draws, the weather and the plan of arrivals and
+//! departures. Threads of production code run as they like, so a seed is a good witness, not a replay.
+
+use crate::common::port::Weather;
+use crate::common::simdisk::{SimDisk, Unflushed};
+use crate::host::Host;
+use crate::story::volume;
+use crate::tree::{self, Found, Image};
+use crate::worker::{Ended, Worker};
+use parking_lot::RwLock;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const WORKERS: usize = 3;
+
+/// What the hosts are given besides weather.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Canary {
+    None,
+    /// The disk acknowledges flushes that it forgets.
+    LostFlushes,
+    /// A host goes on with blocks as it has read them first.
+    StaleReads,
+}
+
+/// The cluster.
+pub struct Sim {
+    pub disk: Arc<SimDisk>,
+    pub hosts: Vec<RwLock<Option<Host>>>,
+    /// The power is gone.
+    pub down: AtomicBool,
+    /// Operations done.
+    pub done: AtomicUsize,
+    seed: u64,
+    canary: Canary,
+    mounts: AtomicUsize,
+}
+
+impl Sim {
+    fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Sim {
+        let sim = Sim {
+            disk,
+            hosts: (0..hosts).map(|_| RwLock::default()).collect(),
+            down: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            seed,
+            canary,
+            mounts: AtomicUsize::new(0),
+        };
+        // The first few at once: who is first is part of what is tested.
+        std::thread::scope(|scope| {
+            sim.hosts.iter().enumerate().for_each(|(n, _)| {
+                drop(scope.spawn({
+                    let sim = &sim;
+                    move || sim.join(n)
+                }))
+            });
+        });
+        sim
+    }
+
+    fn join(&self, at: usize) {
+        let mut place = self.hosts[at].write();
+        let number = self.mounts.fetch_add(1, Ordering::Relaxed) as u64;
+        let host = Host::mount(&self.disk, &format!("host{at}-{number}")).expect("mount");
+        let mut random = StdRng::seed_from_u64(self.seed ^ (number << 32));
+        let weather = Weather {
+            delay_us_max: [0, 200, 2000][random.random_range(0..3)],
+            torn_of_1000: [0, 300][random.random_range(0..2)],
+            failing_of_100000: 0,
+            lost_flushes: self.canary == Canary::LostFlushes,
+            stale_reads: self.canary == Canary::StaleReads,
+        };
+        host.port.set_weather(weather, random.random());
+        *place = Some(host);
+    }
+
+    fn leave(&self, at: usize) {
+        let host = self.hosts[at].write().take();
+        if let Some(host) = host {
+            host.stop().expect("a clean leave");
+        }
+    }
+
+    /// One host leaves or comes now and then.
+    fn churn(&self, until: Instant) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0xc0c0);
+        while Instant::now() < until && !self.down.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(random.random_range(50..600)));
+            let at = random.random_range(0..self.hosts.len());
+            let there = self.hosts.iter().filter(|h| h.read().is_some()).count();
+            let present = self.hosts[at].read().is_some();
+            match present {
+                true if there > 1 => self.leave(at),
+                true => {}
+                false => self.join(at),
+            }
+        }
+    }
+
+    /// From now on some requests of one host fail: it will halt.
+    fn spoil(&self, at: usize) {
+        if let Some(host) = &*self.hosts[at].read() {
+            let weather = Weather { failing_of_100000: 2000, ..Weather::default() };
+            host.port.set_weather(weather, self.seed);
+        }
+    }
+
+    /// Cut the power of all; the answer is the disk afterwards.
+    fn cut(&self, history: &crate::common::simdisk::History) -> Arc<SimDisk> {
+        self.down.store(true, Ordering::Release);
+        let hosts: Vec<_> = self.hosts.iter().map(|h| h.read()).collect();
+        hosts.iter().filter_map(|h| h.as_ref()).for_each(|h| h.port.cut());
+        hosts.iter().filter_map(|h| h.as_ref()).for_each(|h| h.fs.halt("its power is cut"));
+        drop(hosts);
+        let events = self.disk.events();
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0xdead);
+        let how = match random.random_range(0..4) {
+            0 => Unflushed::Lost,
+            1 => Unflushed::Subset(random.random()),
+            _ => Unflushed::Torn(random.random()),
+        };
+        history.crash_at(&events, events.len(), how)
+    }
+
+    fn bury(self) {
+        self.hosts.into_iter().filter_map(|h| h.into_inner()).for_each(Host::crash);
+    }
+}
+
+/// Let every worker work until `until`, or until something is wrong.
+fn work(sim: &Sim, workers: &mut [Worker], until: Instant) -> Result<(), String> {
+    let ended: Vec<Result<Ended, String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = workers.iter_mut().map(|w| scope.spawn(move || w.work(sim, until))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a worker panicked".into()))).collect()
+    });
+    ended.into_iter().try_for_each(|e| e.map(|_| ()))
+}
+
+fn check_image(disk: &Arc<SimDisk>) -> Result<Found, String> {
+    tree::fsck(disk)?;
+    Image::open(disk)?.walk()
+}
+
+/// Every host shows every worker's tree, exactly; then all leave.
+fn check_all(sim: &Sim, workers: &[Worker]) -> Result<(), String> {
+    for host in &sim.hosts {
+        if let Some(host) = &*host.read() {
+            let found = tree::of_host(host)?;
+            workers.iter().try_for_each(|w| w.check_exactly(&found))?;
+        }
+    }
+    (0..sim.hosts.len()).for_each(|at| sim.leave(at));
+    let found = check_image(&sim.disk)?;
+    workers.iter().try_for_each(|w| w.check_exactly(&found))
+}
+
+/// Work in peace, with hosts that come and go, and leave.
+fn peace(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<usize, String> {
+    let hosts = 3 + (seed % 3) as usize;
+    let sim = Sim::new(disk.clone(), hosts, seed, canary);
+    let until = Instant::now() + Duration::from_millis(2500);
+    let worked = std::thread::scope(|scope| {
+        let churn = scope.spawn(|| sim.churn(until));
+        let worked = work(&sim, workers, until);
+        churn.join().map_err(|_| "an arrival or departure failed".to_owned()).and(worked)
+    });
+    let done = sim.done.load(Ordering::Relaxed);
+    let checked = worked.and_then(|()| check_all(&sim, workers));
+    sim.bury();
+    checked.map(|()| done)
+}
+
+/// Work until the power is cut.
+fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<usize, String> {
+    let sim = Sim::new(disk.clone(), 3, seed ^ 0xffff, canary);
+    let history = disk.record();
+    workers.iter_mut().for_each(Worker::forget_past);
+    let mut random = StdRng::seed_from_u64(seed ^ 0xbeef);
+    let life = Duration::from_millis(random.random_range(200..1800));
+    let until = Instant::now() + life * 3;
+    let (worked, after) = std::thread::scope(|scope| {
+        let sim = &sim;
+        let spoiled = random.random_bool(0.3).then(|| random.random_range(0..3));
+        let cut = scope.spawn(move || {
+            std::thread::sleep(life);
+            if let Some(at) = spoiled {
+                sim.spoil(at);
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            sim.cut(&history)
+        });
+        let worked = work(sim, workers, until);
+        (worked, cut.join().expect("the cut itself cannot fail"))
+    });
+    let done = sim.done.load(Ordering::Relaxed);
+    sim.bury();
+    worked?;
+    let mounted = after.snapshot();
+    let found = check_image(&after).map_err(|e| format!("after the power cut: {e}"))?;
+    for worker in workers.iter() {
+        worker.check_after_cut(&found).map_err(|e| format!("after the power cut: {e}"))?;
+    }
+    let host = Host::mount(&mounted, "survivor").map_err(|e| format!("mount after the power cut: {e}"))?;
+    let same = tree::of_host(&host).map(|f| tree::difference(&f.names, &found.names));
+    host.stop().map_err(|e| format!("leave after the power cut: {e}"))?;
+    tree::fsck(&mounted).map_err(|e| format!("after recovery: {e}"))?;
+    match same? {
+        lines if lines.is_empty() => Ok(done),
+        lines => Err(format!("a mount after the power cut shows something else: {lines:#?}")),
+    }
+}
+
+/// One seed's run.
+fn run(seed: u64, canary: Canary) -> Result<usize, String> {
+    let disk = volume(512, 5);
+    let first = Host::mount(&disk, "first").map_err(|e| e.to_string())?;
+    let mut workers: Vec<Worker> = (0..WORKERS).map(|n| Worker::new(n, seed)).collect();
+    first.mkdir("/shared").map_err(|e| e.to_string())?;
+    workers.iter().try_for_each(|w| first.mkdir(&w.home())).map_err(|e| e.to_string())?;
+    first.stop().map_err(|e| e.to_string())?;
+    let named = |e: String| format!("seed {seed}: {e}");
+    let peaceful = peace(&disk, seed, canary, &mut workers).map_err(named)?;
+    let last = disaster(&disk, seed, canary, &mut workers).map_err(named)?;
+    Ok(peaceful + last)
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+#[test]
+fn random_work_of_a_cluster_in_bad_weather() {
+    let (first, seeds) = (number("SHOAL_SEED", 1), number("SHOAL_SEEDS", 3));
+    let mut faults = Vec::new();
+    for seed in first..first + seeds {
+        let began = Instant::now();
+        match run(seed, Canary::None) {
+            Ok(done) => println!("seed {seed}: {done} operations in {:?}", began.elapsed()),
+            Err(e) => faults.push(e),
+        }
+    }
+    assert!(faults.is_empty(), "{} of {seeds} seeds failed:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// What the simulation is for: were there such a bug, it would be found.
+#[test]
+fn planted_faults_are_found() {
+    for canary in [Canary::LostFlushes, Canary::StaleReads] {
+        let found = (100..110).find_map(|seed| run(seed, canary).err());
+        println!("{}", found.expect("ten seeds must find a planted fault"));
+    }
+}

@@ -1,0 +1,18 @@
+//! Whole hosts, from the operations down, on a simulated disk in this process: crashes at any request
+//! to the disk, random work of several hosts in bad weather, full volumes. No kernel is involved.
+#![cfg(feature = "fuse")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cluster;
+mod draw;
+mod host;
+mod model;
+mod orphans;
+mod points;
+mod space;
+mod story;
+mod tree;
+mod worker;
+mod workloads;

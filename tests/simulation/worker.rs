@@ -1,0 +1,251 @@
+//! A worker of the cluster simulation: random operations in a tree of its own, each on any host, with
+//! a model of what must be there.
+
+use crate::cluster::Sim;
+use crate::draw::{self, Draw};
+use crate::host::How;
+use crate::model::{Content, Id, Model, Op};
+use crate::story::{check_file, execute};
+use crate::tree::{self, Entry, Found};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use shoal::base::Error;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How a worker's time ended.
+pub enum Ended {
+    Done,
+    /// With the power, or its host: the last operation may have happened.
+    Cut,
+}
+
+/// See the head of the file.
+pub struct Worker {
+    number: usize,
+    random: StdRng,
+    /// States since the past was forgotten, the newest last.
+    states: Vec<Model>,
+    /// Number of the next operation.
+    next: usize,
+    /// fsyncs that have returned: path and node, as of which state.
+    synced: Vec<(String, Id, usize)>,
+    log: VecDeque<String>,
+}
+
+impl Worker {
+    pub fn new(number: usize, seed: u64) -> Worker {
+        let mut model = Model::new();
+        let home = format!("/w{number}");
+        model.apply(0, &Op::Mkdir("/shared".into())).expect("new");
+        model.apply(1, &Op::Mkdir(home)).expect("new");
+        let random = StdRng::seed_from_u64(seed ^ ((number as u64 + 1) << 48));
+        Worker { number, random, states: vec![model], next: 2, synced: vec![], log: VecDeque::new() }
+    }
+
+    /// The directory that is this worker's.
+    pub fn home(&self) -> String {
+        draw::home(self.number)
+    }
+
+    /// Everything so far is durable.
+    pub fn forget_past(&mut self) {
+        self.states.drain(..self.states.len() - 1);
+        self.synced.clear();
+    }
+
+    fn model(&self) -> &Model {
+        self.states.last().expect("at least one")
+    }
+
+    fn is_own(&self, path: &str) -> bool {
+        draw::is_own(self.number, path)
+    }
+
+    /// Operations until `until`.
+    pub fn work(&mut self, sim: &Sim, until: Instant) -> Result<Ended, String> {
+        while Instant::now() < until && !sim.down.load(Ordering::Acquire) {
+            let at = self.random.random_range(0..sim.hosts.len());
+            let Some(place) = sim.hosts[at].try_read() else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            let Some(host) = &*place else { continue };
+            let looked = if self.random.random_bool(0.35) { self.look(host, at) } else { Ok(()) };
+            let done = looked.and_then(|()| {
+                let op = self.draw(|mut d| d.op());
+                self.step(host, at, op)
+            });
+            sim.done.fetch_add(1, Ordering::Relaxed);
+            if let Err(e) = done {
+                if sim.down.load(Ordering::Acquire) || host.port.failed() > 0 {
+                    return Ok(Ended::Cut);
+                }
+                let log: Vec<_> = self.log.iter().map(String::as_str).collect();
+                return Err(format!(
+                    "{e}; the last operations of worker {}:\n  {}",
+                    self.number,
+                    log.join("\n  ")
+                ));
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    fn draw<T>(&mut self, f: impl FnOnce(Draw<'_>) -> T) -> T {
+        let model = self.states.last().expect("at least one");
+        f(Draw { worker: self.number, random: &mut self.random, model })
+    }
+
+    fn note(&mut self, what: String) {
+        self.log.push_back(what);
+        if self.log.len() > 25 {
+            self.log.pop_front();
+        }
+    }
+
+    fn step(&mut self, host: &crate::host::Host, at: usize, op: Op) -> Result<(), String> {
+        let number = self.next;
+        self.next += 1;
+        self.note(format!("{number} host {at}: {op:?}"));
+        let mut model = self.model().clone();
+        let wanted = model.apply(number, &op);
+        let done = execute(host, self.model(), number, &op);
+        // Remembered also when it failed for other reasons than the model's: it may have happened.
+        let before = self.model().clone();
+        if wanted.is_ok() {
+            self.states.push(model);
+        }
+        match (&done, &wanted) {
+            (Err(e), Err(_)) if !matches!(e, Error::Io { .. } | Error::Halted(_)) => Ok(()),
+            (Ok(()), Ok(_)) => {
+                if let Op::Fsync(path) | Op::Write { path, how: How::Sync, .. } = &op
+                    && let Ok(id) = before.find(path)
+                {
+                    self.synced.push((path.clone(), id, self.states.len() - 1));
+                }
+                Ok(())
+            }
+            _ => Err(format!("{op:?} on host {at}: {done:?}, the model says {wanted:?}")),
+        }
+    }
+
+    /// Compare something with the model: a file's bytes, a directory's names, attributes.
+    fn look(&mut self, host: &crate::host::Host, at: usize) -> Result<(), String> {
+        let Some(path) = self.draw(|mut d| d.any_path(|_, _| true)) else { return Ok(()) };
+        let id = self.model().find(&path).expect("just found");
+        let node = self.model().nodes[&id].clone();
+        self.note(format!("     host {at}: look at {path}"));
+        let named = |e: Error| format!("looking at {path} on host {at}: {e}");
+        let attr = host.stat(&path).map_err(named)?;
+        if (attr.nlink, attr.mode) != (node.links, node.mode) {
+            let found = (attr.nlink, attr.mode);
+            return Err(format!(
+                "{path} on host {at}: links and mode {found:?}, expected {:?}",
+                (node.links, node.mode)
+            ));
+        }
+        match &node.content {
+            Content::File(data) => {
+                let found = host.read(&path).map_err(named)?;
+                if found != **data {
+                    let first = found.iter().zip(&**data).position(|(a, b)| a != b);
+                    let (is, was) = (found.len(), data.len());
+                    return Err(format!(
+                        "{path} on host {at}: {is} bytes, expected {was}, first difference {first:?}"
+                    ));
+                }
+            }
+            Content::Directory(children) => {
+                let found = host.list(&path).map_err(named)?;
+                let wanted: Vec<String> = children.keys().cloned().collect();
+                if found != wanted {
+                    return Err(format!("{path} on host {at} lists {found:?}, expected {wanted:?}"));
+                }
+            }
+            Content::Symlink(target) => {
+                if host.readlink(&path).map_err(named)? != *target {
+                    return Err(format!("{path} on host {at}: another target"));
+                }
+            }
+        }
+        for (name, value) in &node.xattrs {
+            if host.get_xattr(&path, name).map_err(named)? != *value {
+                return Err(format!("{path} on host {at}: another value of {name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume holds exactly the newest state.
+    pub fn check_exactly(&self, found: &Found) -> Result<(), String> {
+        let (names, ids) = tree::of_model(self.model());
+        let own = |names: &tree::Names| -> tree::Names {
+            names.iter().filter(|(p, _)| self.is_own(p)).map(|(p, e)| (p.clone(), e.clone())).collect()
+        };
+        let lines = tree::difference(&own(&found.names), &own(&names));
+        if !lines.is_empty() {
+            return Err(format!("worker {}: {:#?}", self.number, &lines[..lines.len().min(6)]));
+        }
+        for (path, data) in found.data.iter().filter(|(p, _)| self.is_own(p)) {
+            if self.model().data(ids[path]).is_none_or(|d| **d != *data) {
+                return Err(format!("worker {}: {path} has other bytes", self.number));
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume holds what may be left after a power cut. Each name has one of the lives it had
+    /// since it was last synced; each file the bytes of one of its lives, sector by sector.
+    pub fn check_after_cut(&self, found: &Found) -> Result<(), String> {
+        let lives: Vec<_> = self.states.iter().map(tree::of_model).collect();
+        let mut paths: BTreeSet<&String> = found.names.keys().filter(|p| self.is_own(p)).collect();
+        paths.extend(lives.iter().flat_map(|(names, _)| names.keys()).filter(|p| self.is_own(p)));
+        for path in paths {
+            let floor = self.synced.iter().rev().find(|(p, ..)| p == path).map_or(0, |(.., at)| *at);
+            let there = found.names.get(path);
+            let fits = |names: &tree::Names| alike(there, names.get(path));
+            let fitting: BTreeSet<Option<Id>> = lives[floor..]
+                .iter()
+                .filter(|(names, _)| fits(names))
+                .map(|(_, ids)| ids.get(path).copied())
+                .collect();
+            if fitting.is_empty() {
+                let newest = lives.last().and_then(|(names, _)| names.get(path));
+                return Err(format!(
+                    "worker {}: {path} (synced in state {floor} of {}) is {there:?}, last it was {newest:?}",
+                    self.number,
+                    lives.len()
+                ));
+            }
+            let Some(data) = found.data.get(path) else { continue };
+            let checked: Vec<_> = fitting.iter().flatten().map(|id| self.check_bytes(*id, data)).collect();
+            if !checked.iter().any(Result::is_ok) {
+                return Err(format!("worker {}: {path}: {:?}", self.number, checked));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_bytes(&self, id: Id, data: &[u8]) -> Result<(), String> {
+        let floor = self.synced.iter().rev().find(|(_, i, _)| *i == id).map_or(0, |(.., at)| *at);
+        let versions: Vec<&Vec<u8>> = self.states[floor..]
+            .iter()
+            .filter_map(|m| m.nodes.contains_key(&id).then(|| m.data(id).map(|d| &**d)).flatten())
+            .collect();
+        check_file(data, &versions)
+    }
+}
+
+/// The same but for which other names the inode has.
+fn alike(a: Option<&Entry>, b: Option<&Entry>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => {
+            let brief = |e: &Entry| (e.kind, e.links, e.mode, e.target.clone(), e.xattrs.clone());
+            brief(a) == brief(b)
+        }
+        _ => false,
+    }
+}
