@@ -46,8 +46,10 @@ simulate:
 	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) \
 		$(CARGO) test --release --test simulation cluster -- --nocapture
 
+# BENCH="--rounds 1 --files 1000 --mib 64 --no-idle" takes less than a minute.
 bench: build
-	benches/bench.py $(BENCH) $(RELEASE)
+	$(CARGO) build --release --bench memfs
+	benches/bench.py $(BENCH) --memfs $$(ls -t $(RELEASE)/deps/memfs-* | grep -v '\.d$$' | head -1) $(RELEASE)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -132,3 +132,46 @@ fn log_space_is_reused_only_behind_a_durable_header() {
         assert_eq!(found, 1, "seed {seed}: an acknowledged change is gone");
     }
 }
+
+/// Data that a transaction refers to is durable before the transaction is, wherever power is cut; data
+/// of an overwrite need not be, and costs no flush of its own.
+#[test]
+fn a_transaction_does_not_overtake_the_data_it_refers_to() {
+    const ROUNDS: u64 = 6;
+    let disk = disk(1);
+    let history = disk.record();
+    let (store, journal) = open_with(&disk, by_hand());
+    // Far behind the blocks of the test.
+    let place = |round: u64| block(500 + round);
+    for round in 1..=ROUNDS {
+        store.write_data(place(round), &[round as u8; 4096]).unwrap();
+        journal.commit(bump(&journal, 0)).unwrap();
+    }
+    let events = disk.events();
+    for at in 0..=events.len() {
+        for seed in 0..8 {
+            for how in [Unflushed::Kept, Unflushed::Torn(seed), Unflushed::Subset(seed)] {
+                let crashed = history.crash_at(&events, at, how);
+                let after = Store::new(crashed, FORMAT, geometry(), 1 << 20);
+                replay(&after, extent(), SLOT, &mut DeviceSink::new(&after, Duration::ZERO)).unwrap();
+                let committed = value(&after.read(block(0), BlockKind::Inode, cover(0)).unwrap());
+                for round in 1..=committed {
+                    let mut data = [0; 4096];
+                    after.read_data(place(round), &mut data).unwrap();
+                    assert_eq!(
+                        data, [round as u8; 4096],
+                        "cut at {at}, {how:?}: round {round} of {committed}"
+                    );
+                }
+            }
+        }
+    }
+    let flushes = |from: usize| disk.events()[from..].iter().filter(|e| matches!(e, Event::Flush)).count();
+    let before = disk.event_count();
+    store.overwrite_data(place(1), &[99; 4096]).unwrap();
+    journal.commit(bump(&journal, 0)).unwrap();
+    assert_eq!(flushes(before), 1);
+    store.write_data(place(1), &[98; 4096]).unwrap();
+    journal.commit(bump(&journal, 0)).unwrap();
+    assert_eq!(flushes(before), 3);
+}

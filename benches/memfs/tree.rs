@@ -3,6 +3,7 @@
 
 use parking_lot::{Mutex, RwLock};
 use shoal::base::{Error, Generation, InodeNo, Result};
+use shoal::file::DataBuf;
 use shoal::fs::operations::{Operations, Reply};
 use shoal::fs::types::*;
 use shoal::inode::{Attr, FileKind, Timestamp};
@@ -22,7 +23,7 @@ struct Node {
     attr: Attr,
     /// Lookups that the kernel has not forgotten.
     lookups: u64,
-    names: BTreeMap<Vec<u8>, (u64, FileKind)>,
+    names: BTreeMap<Vec<u8>, (u64, FileKind, u64)>,
     /// By cookie, so that listings go on where they stopped.
     order: BTreeMap<u64, Vec<u8>>,
     parent: u64,
@@ -82,7 +83,7 @@ impl Node {
     }
 
     fn insert(&mut self, name: &[u8], ino: u64, kind: FileKind, cookie: u64) -> Result<()> {
-        self.names.insert(name.to_vec(), (ino, kind));
+        self.names.insert(name.to_vec(), (ino, kind, cookie));
         self.order.insert(cookie, name.to_vec());
         self.attr.nlink += u32::from(kind == FileKind::Directory);
         self.changed();
@@ -90,8 +91,8 @@ impl Node {
     }
 
     fn take(&mut self, name: &[u8]) -> Option<(u64, FileKind)> {
-        let (ino, kind) = self.names.remove(name)?;
-        self.order.retain(|_, n| n != name);
+        let (ino, kind, cookie) = self.names.remove(name)?;
+        self.order.remove(&cookie);
         self.attr.nlink -= u32::from(kind == FileKind::Directory);
         self.changed();
         Some((ino, kind))
@@ -168,7 +169,7 @@ impl MemFs {
 
     fn remove(&self, parent: NodeId, name: &[u8], directory: bool) -> Result<()> {
         let (ino, _) = self.with(parent, |dir| {
-            let (ino, kind) = *dir.names.get(name).ok_or(Error::NotFound)?;
+            let (ino, kind, _) = *dir.names.get(name).ok_or(Error::NotFound)?;
             match (directory, kind == FileKind::Directory) {
                 (true, false) => return Err(Error::NotDirectory),
                 (false, true) => return Err(Error::IsDirectory),
@@ -192,8 +193,8 @@ impl MemFs {
         let target = self.with(to.0, |d| Ok(d.names.get(to.1).copied()))?;
         match target {
             Some(_) if flags.no_replace => return Err(Error::Exists),
-            Some((ino, _)) if ino == source.0 => return Ok(()),
-            Some((_, kind)) => self.remove(to.0, to.1, kind == FileKind::Directory)?,
+            Some((ino, ..)) if ino == source.0 => return Ok(()),
+            Some((_, kind, _)) => self.remove(to.0, to.1, kind == FileKind::Directory)?,
             None => {}
         }
         self.with(from.0, |d| Ok(d.take(from.1)))?;
@@ -219,7 +220,7 @@ impl MemFs {
                 return Ok(());
             }
         }
-        for (cookie, name, (ino, kind)) in batch {
+        for (cookie, name, (ino, kind, _)) in batch {
             let ino = NodeId(ino);
             let entry = match out.wants_attributes() {
                 true => Some(self.with(ino, |n| Ok(n.entry()))?),
@@ -243,7 +244,7 @@ const OPENED: OpenReply =
 
 impl Operations for MemFs {
     fn lookup(&self, parent: NodeId, name: &[u8], reply: impl Reply<LookupReply>) {
-        let found = self.with(parent, |d| Ok(d.names.get(name).map(|(ino, _)| NodeId(*ino))));
+        let found = self.with(parent, |d| Ok(d.names.get(name).map(|(ino, ..)| NodeId(*ino))));
         reply(found.and_then(|found| match found {
             Some(ino) => self.with(ino, |n| Ok(LookupReply::Found(n.entry()))),
             None => Ok(LookupReply::Missing { entry_valid: VALID }),
@@ -361,11 +362,11 @@ impl Operations for MemFs {
         reply(self.make(c, parent, name, new, b"").map(|entry| (entry, OPENED)));
     }
 
-    fn read(&self, ino: NodeId, _fh: u64, offset: u64, size: u32, _f: ReadFlags, reply: impl Reply<Vec<u8>>) {
+    fn read(&self, ino: NodeId, _fh: u64, offset: u64, size: u32, _f: ReadFlags, reply: impl Reply<DataBuf>) {
         reply(self.with(ino, |n| {
             let start = n.bytes.len().min(offset as usize);
             let end = n.bytes.len().min(start + size as usize);
-            Ok(n.bytes[start..end].to_vec())
+            Ok(n.bytes[start..end].to_vec().into())
         }));
     }
 

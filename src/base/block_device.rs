@@ -1,6 +1,25 @@
 //! The bottom as everybody sees it: one trait, so that tests put a simulated disk in its place.
 
 use crate::base::Result;
+use std::fmt;
+
+/// Requests that a device was sent since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounts {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+}
+
+impl fmt::Display for IoCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let IoCounts { reads, read_bytes, writes, written_bytes, flushes } = self;
+        write!(f, "reads={reads} read_bytes={read_bytes} writes={writes} ")?;
+        write!(f, "written_bytes={written_bytes} flushes={flushes}")
+    }
+}
 
 /// The shared device. Several requests may be in flight; the caller orders what must be ordered.
 ///
@@ -27,6 +46,10 @@ pub trait BlockDevice: Send + Sync {
     fn physical_block(&self) -> u32;
     /// How messages name it: the path as the user gave it.
     fn name(&self) -> String;
+    /// What it was asked for so far, where that is counted.
+    fn counts(&self) -> IoCounts {
+        IoCounts::default()
+    }
 }
 
 /// Zeros by ordinary writes, for devices that know nothing better.

@@ -3,7 +3,7 @@
 //! An image file on a filesystem that refuses O_DIRECT is opened without it: all mounts of it share
 //! one page cache then, which is coherent on one machine, and nowhere else.
 
-use super::BlockDevice;
+use super::{BlockDevice, IoCounts};
 use crate::base::{Error, Result};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Alignment that every O_DIRECT target takes.
 const ALIGN: usize = 4096;
@@ -70,6 +71,24 @@ impl Drop for Aligned {
     }
 }
 
+/// Requests of one kind, and their bytes.
+#[derive(Default)]
+struct Counter {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    fn count(&self, bytes: usize) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
 /// What a device file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Medium {
@@ -88,6 +107,9 @@ pub struct FileDevice {
     direct: bool,
     writable: bool,
     pool: Mutex<Vec<Aligned>>,
+    reads: Counter,
+    writes: Counter,
+    flushes: Counter,
 }
 
 fn refuse(path: &Path, what: impl std::fmt::Display) -> Error {
@@ -155,6 +177,9 @@ impl FileDevice {
             direct,
             writable: access != Access::Read,
             pool: Mutex::new(Vec::new()),
+            reads: Counter::default(),
+            writes: Counter::default(),
+            flushes: Counter::default(),
         })
     }
 
@@ -316,6 +341,7 @@ fn file_alignment(file: &File) -> u32 {
 impl BlockDevice for FileDevice {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check(offset, buf.len());
+        self.reads.count(buf.len());
         let error = |e: &io::Error, n| Error::io("read", offset, n, e);
         if !self.bounces(buf.as_ptr()) {
             return self.file.read_exact_at(buf, offset).map_err(|e| error(&e, buf.len()));
@@ -331,6 +357,7 @@ impl BlockDevice for FileDevice {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check(offset, data.len());
+        self.writes.count(data.len());
         let error = |e: &io::Error| Error::io("write", offset, data.len(), e);
         if !self.bounces(data.as_ptr()) {
             return self.file.write_all_at(data, offset).map_err(|e| error(&e));
@@ -343,6 +370,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn flush(&self) -> Result<()> {
+        self.flushes.count(0);
         self.file.sync_data().map_err(|e| Error::io("flush", 0, 0, &e))
     }
 
@@ -379,6 +407,11 @@ impl BlockDevice for FileDevice {
 
     fn name(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn counts(&self) -> IoCounts {
+        let ((reads, read_bytes), (writes, written_bytes)) = (self.reads.get(), self.writes.get());
+        IoCounts { reads, read_bytes, writes, written_bytes, flushes: self.flushes.get().0 }
     }
 }
 

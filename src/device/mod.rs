@@ -9,5 +9,5 @@ pub mod local;
 pub mod mountinfo;
 pub mod probe;
 
-pub use crate::base::BlockDevice;
+pub use crate::base::{BlockDevice, IoCounts};
 pub use file::{Access, FileDevice, Medium};

@@ -49,7 +49,7 @@ impl DirectWrite {
     pub fn write(&self, io: &dyn DataDevice, mut data: &[u8]) -> Result<()> {
         for (place, bytes) in &self.parts {
             let (now, rest) = data.split_at(*bytes);
-            io.write_data(*place, now)?;
+            io.overwrite_data(*place, now)?;
             data = rest;
         }
         Ok(())

@@ -98,6 +98,21 @@ impl FlushBatch {
         self.pages.len() as u64 * PAGE
     }
 
+    /// The write to one run of blocks; transactions may overtake it if none follows it.
+    fn write_run(
+        &self,
+        pool: &PagePool,
+        io: &dyn DataDevice,
+        start: BlockNo,
+        pages: &[(u64, Arc<PageBuf>)],
+    ) -> Result<()> {
+        let overwrites = !self.needs_txn();
+        write_pages(pool, start, pages, &mut |at, bytes| match overwrites {
+            true => io.overwrite_data(at, bytes),
+            false => io.write_data(at, bytes),
+        })
+    }
+
     /// Writes the pages to their blocks, in writes as long as the places allow. To be called without
     /// the inode's mutex, under its gate. Not durable before the device is flushed.
     ///
@@ -114,7 +129,7 @@ impl FlushBatch {
             group = match group {
                 Some((start, n)) if start.plus(n as u64) == place => Some((start, n + piece.blocks as usize)),
                 Some((start, n)) => {
-                    write_pages(pool, io, start, &pages[..n])?;
+                    self.write_run(pool, io, start, &pages[..n])?;
                     pages = &pages[n..];
                     Some((place, piece.blocks as usize))
                 }
@@ -122,7 +137,7 @@ impl FlushBatch {
             };
         }
         match group {
-            Some((start, n)) => write_pages(pool, io, start, &pages[..n]),
+            Some((start, n)) => self.write_run(pool, io, start, &pages[..n]),
             None => Ok(()),
         }
     }
@@ -131,20 +146,20 @@ impl FlushBatch {
 /// Writes pages to one run of blocks.
 fn write_pages(
     pool: &PagePool,
-    io: &dyn DataDevice,
     start: BlockNo,
     pages: &[(u64, Arc<PageBuf>)],
+    write: &mut dyn FnMut(BlockNo, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let most = (FLUSH_IO_BYTES / PAGE) as usize;
     let mut buffer = pool.buffer(pages.len().min(most) * PAGE as usize);
     let mut at = start;
     let mut result = Ok(());
     for some in pages.chunks(most) {
-        let bytes = buffer.slice(some.len() * PAGE as usize);
+        let bytes = buffer.slice_mut(some.len() * PAGE as usize);
         for (to, (_, page)) in bytes.chunks_exact_mut(PAGE as usize).zip(some) {
             to.copy_from_slice(&page.0);
         }
-        result = io.write_data(at, bytes);
+        result = write(at, bytes);
         if result.is_err() {
             break;
         }

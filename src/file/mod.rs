@@ -25,6 +25,7 @@
 //! flush in flight (`Busy` otherwise), and go in bounded steps.
 
 mod allocate;
+mod buffer;
 mod direct;
 mod extents;
 mod flush;
@@ -39,6 +40,7 @@ mod write;
 mod tests;
 
 pub use allocate::AllocatePlan;
+pub use buffer::DataBuf;
 pub use direct::DirectWrite;
 pub use extents::{Backing, Extents, Span, Stepped};
 pub use flush::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
@@ -57,8 +59,13 @@ pub use crate::format::extent::FILE_SIZE_MAX;
 pub trait DataDevice: Send + Sync {
     /// Fills `buf`, a whole number of blocks, from `start` on.
     fn read_data(&self, start: BlockNo, buf: &mut [u8]) -> Result<()>;
-    /// Writes `data`, a whole number of blocks, from `start` on.
+    /// Writes `data`, a whole number of blocks, from `start` on. No transaction that is committed later
+    /// becomes durable before it.
     fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()>;
+    /// The same for blocks that the file has already, below its size on disk, without that order.
+    fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        self.write_data(start, data)
+    }
 }
 
 impl DataDevice for Store {
@@ -68,6 +75,10 @@ impl DataDevice for Store {
 
     fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         Store::write_data(self, start, data)
+    }
+
+    fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        Store::overwrite_data(self, start, data)
     }
 }
 

@@ -4,6 +4,7 @@
 //! every byte beyond it is zero. Pages are shared by count with flushes and reads in flight: a write
 //! to a shared page copies it first, so a flush writes one moment of the page and a read sees one.
 
+use super::buffer::AlignedBuf;
 use crate::base::BLOCK_SIZE;
 use crossbeam::queue::ArrayQueue;
 use parking_lot::{Condvar, Mutex};
@@ -19,6 +20,9 @@ pub const PAGE: u64 = BLOCK_SIZE as u64;
 const SPARE_PAGES: usize = 4096;
 /// Buffers of a flush kept for reuse by one mount.
 const SPARE_BUFFERS: usize = 4;
+/// Buffers of reads kept for reuse by one mount, and the size of each: the kernel's largest read.
+const SPARE_READ_BUFFERS: usize = 8;
+const READ_BUFFER_BYTES: usize = 1 << 20;
 
 /// The bytes of one page.
 pub struct PageBuf(pub [u8; BLOCK_SIZE]);
@@ -29,6 +33,7 @@ pub struct PagePool {
     limit: u64,
     spare: ArrayQueue<Arc<PageBuf>>,
     buffers: ArrayQueue<AlignedBuf>,
+    read_buffers: ArrayQueue<AlignedBuf>,
     throttle: Mutex<()>,
     room: Condvar,
 }
@@ -41,6 +46,7 @@ impl PagePool {
             limit,
             spare: ArrayQueue::new(SPARE_PAGES),
             buffers: ArrayQueue::new(SPARE_BUFFERS),
+            read_buffers: ArrayQueue::new(SPARE_READ_BUFFERS),
             throttle: Mutex::new(()),
             room: Condvar::new(),
         })
@@ -103,6 +109,20 @@ impl PagePool {
         let _ = self.buffers.push(buffer);
     }
 
+    /// The same for reads; those of ordinary size are all alike.
+    pub(super) fn read_buffer(&self, bytes: usize) -> AlignedBuf {
+        if bytes > READ_BUFFER_BYTES {
+            return AlignedBuf::new(bytes);
+        }
+        self.read_buffers.pop().unwrap_or_else(|| AlignedBuf::new(READ_BUFFER_BYTES))
+    }
+
+    pub(super) fn return_read_buffer(&self, buffer: AlignedBuf) {
+        if buffer.capacity() == READ_BUFFER_BYTES {
+            let _ = self.read_buffers.push(buffer);
+        }
+    }
+
     fn charge(&self) {
         self.dirty.fetch_add(PAGE, Ordering::Relaxed);
     }
@@ -114,29 +134,6 @@ impl PagePool {
             let _guard = self.throttle.lock();
             self.room.notify_all();
         }
-    }
-}
-
-/// Bytes aligned for direct I/O.
-pub(super) struct AlignedBuf {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl AlignedBuf {
-    fn new(bytes: usize) -> AlignedBuf {
-        let bytes = vec![0; bytes + BLOCK_SIZE];
-        let start = bytes.as_ptr().align_offset(BLOCK_SIZE);
-        AlignedBuf { bytes, start }
-    }
-
-    fn capacity(&self) -> usize {
-        self.bytes.len() - BLOCK_SIZE
-    }
-
-    /// The first `bytes` of it.
-    pub(super) fn slice(&mut self, bytes: usize) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + bytes]
     }
 }
 
@@ -367,7 +364,7 @@ mod tests {
     fn buffers_are_aligned_and_come_back() {
         let pool = PagePool::new(1);
         let mut buffer = pool.buffer(8192);
-        assert_eq!(buffer.slice(8192).as_ptr().align_offset(4096), 0);
+        assert_eq!(buffer.slice_mut(8192).as_ptr().align_offset(4096), 0);
         pool.return_buffer(buffer);
         assert_eq!(pool.buffer(4096).capacity(), 8192);
     }

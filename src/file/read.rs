@@ -6,7 +6,7 @@
 use super::extents::Backing;
 use super::pages::{PAGE, PageBuf};
 use super::state::pages_of;
-use super::{DataDevice, FileState};
+use super::{DataBuf, DataDevice, FileState, PagePool};
 use crate::base::{BLOCK_SIZE, BlockNo, Result};
 use crate::txn::BlockSource;
 use std::ops::Range;
@@ -122,9 +122,9 @@ impl ReadPlan {
     ///
     /// # Errors
     /// What the device gives.
-    pub fn read(&self, io: &dyn DataDevice) -> Result<Vec<u8>> {
+    pub fn read(&self, pool: &Arc<PagePool>, io: &dyn DataDevice) -> Result<DataBuf> {
         // Whole blocks, so that the end of a file needs no read of its own.
-        let mut buf = vec![0; self.len.next_multiple_of(BLOCK_SIZE)];
+        let mut buf = DataBuf::new(pool, self.len.next_multiple_of(BLOCK_SIZE));
         self.fill(io, &mut buf)?;
         buf.truncate(self.len);
         Ok(buf)

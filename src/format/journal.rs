@@ -15,8 +15,9 @@
 //!          the 64-byte lines whose bit is set in `lines`, in order; absent lines are zeros
 //! commit   TxnCommit (64 bytes), zeros
 //! ```
-//! The commit block is written after the stream has been flushed. Every fixed record lies in the
-//! first 512 bytes of its block, so that it is written whole or not at all on any device.
+//! The commit block is written together with the stream, whose crc it holds: a last transaction whose
+//! stream has another crc was cut short by a power failure and never counted. Every fixed record lies
+//! in the first 512 bytes of its block, so that it is written whole or not at all on any device.
 //!
 //! The crc of an image's own header is not kept (0 in the log): whoever writes it in place seals it.
 

@@ -21,10 +21,11 @@ impl SetAttr {
         if let Some(perm) = self.perm {
             attr.mode = u32::from(perm) & 0o7777;
         }
-        let owner_changes = self.uid.is_some() || self.gid.is_some();
+        // A change of nothing: the kernel wants the privileges gone.
+        let owner_changes = self.uid.is_some() || self.gid.is_some() || *self == SetAttr::default();
         if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
-            // chown takes the privileges along (POSIX).
-            attr.mode = without_privileges(attr.mode);
+            // chown takes the privileges along (POSIX); setgid without group execute is not one.
+            attr.mode = privileges::without_set_id(attr.mode);
         }
         attr.uid = self.uid.unwrap_or(attr.uid);
         attr.gid = self.gid.unwrap_or(attr.gid);
@@ -39,28 +40,7 @@ impl SetAttr {
     }
 }
 
-/// A file's mode without set-user-id and set-group-id; the latter without group execute is no privilege.
-fn without_privileges(mode: u32) -> u32 {
-    let set_group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    mode & !(libc::S_ISUID | set_group)
-}
-
 impl Core {
-    /// Take the set-id bits of a file that somebody without privileges has written to. The inode is
-    /// pinned X. True if there were any.
-    pub(super) fn drop_privileges(&self, ino: InodeNo) -> Result<bool> {
-        let node = self.nodes.get(ino);
-        let mut state = node.state.lock();
-        let mut attr = self.load(&node, &mut state)?.clone();
-        let mode = without_privileges(attr.mode);
-        if mode == attr.mode {
-            return Ok(false);
-        }
-        attr.mode = mode;
-        touch_ctime(&mut attr, self.now());
-        self.store_attr(&node, &mut state, attr).map(|()| true)
-    }
-
     /// Write changed attributes of an inode whose state is locked.
     pub(super) fn store_attr(&self, node: &Node, state: &mut NodeState, attr: Attr) -> Result<()> {
         let mut txn = self.change(Reservation::empty(), 2)?;
@@ -167,6 +147,7 @@ impl Fs {
         &self,
         node: NodeId,
         set: SetAttr,
+        caller: Caller,
         reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
@@ -179,12 +160,16 @@ impl Fs {
             core.check_writable()?;
             if let Some(size) = set.size {
                 match kind {
-                    FileKind::Regular => core.resize(op, &node, &mut state, size)?,
+                    FileKind::Regular => {
+                        core.drop_privileges(&node, &mut state, || caller.keeps_set_id())?;
+                        core.resize(op, &node, &mut state, size)?;
+                    }
                     FileKind::Directory => return Err(Error::IsDirectory.into()),
                     _ => return Err(Error::Invalid("only regular files have a size to set").into()),
                 }
             }
-            if set.changes_more_than_size() {
+            if set.changes_more_than_size() || set.size.is_none() {
+                state.unprivileged = false;
                 let mut attr = core.load(&node, &mut state)?.clone();
                 set.apply(&mut attr, core.now());
                 match set.perm {

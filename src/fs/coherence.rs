@@ -113,6 +113,7 @@ impl Core {
                 if let Some(node) = self.nodes.find(ino) {
                     let mut state = node.state.lock();
                     (state.attr, state.file, state.space) = (None, None, None);
+                    state.unprivileged = false;
                     state.default_acl = None;
                     drop(state);
                 }

@@ -122,6 +122,7 @@ impl Fs {
             core.check_writable()?;
             core.finish_truncation(&node, &mut state)?;
             core.file(&node, &mut state)?;
+            core.drop_privileges(&node, &mut state, || true)?;
             if mode & PUNCH != 0 {
                 core.punch(op, &node, &mut state, offset, length)?;
             } else {
@@ -191,10 +192,10 @@ impl Fs {
                     length.min(COPY_MAX) as usize,
                 )?;
                 drop(state);
-                plan.read(&*core.store)?
+                plan.read(&core.pool, &*core.store)?
             };
             if !bytes.is_empty() {
-                core.write_data(op, to, to_offset, &bytes, false, false)?;
+                core.write_data(op, to, to_offset, &bytes, io::How::COPY)?;
             }
             Ok(bytes.len() as u32)
         };

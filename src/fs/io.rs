@@ -13,6 +13,38 @@ pub(super) const PAGE: u64 = 4096;
 /// How long a writer waits for dirty data to be written before it goes on regardless.
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
+/// What a write is like, from the flags of its file.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    /// At the true end.
+    append: bool,
+    /// Durable before it is answered; true: only the data.
+    sync: Option<bool>,
+    /// Not through dirty pages, where that can be.
+    direct: bool,
+    /// Set-id bits stay.
+    keep_set_id: bool,
+    /// A program's write, not that of pages which were written to long before.
+    fresh: bool,
+}
+
+impl How {
+    /// A copy inside the filesystem.
+    pub const COPY: How = How { append: false, sync: None, direct: false, keep_set_id: true, fresh: true };
+
+    fn new(flags: WriteFlags) -> How {
+        let any = |bits: i32| flags.open & bits != 0 && !flags.from_cache;
+        How {
+            append: any(libc::O_APPEND),
+            // O_SYNC contains O_DSYNC.
+            sync: any(libc::O_DSYNC).then_some(flags.open & libc::O_SYNC != libc::O_SYNC),
+            direct: any(libc::O_DIRECT),
+            keep_set_id: !flags.kill_set_id,
+            fresh: !flags.from_cache,
+        }
+    }
+}
+
 /// Removes the entry when the request goes on.
 struct Parked {
     node: Arc<Node>,
@@ -45,7 +77,7 @@ impl Fs {
     ) {
         let core = &self.core;
         if let Some(pins) = core.locks.try_pin_revoked(LockName::Inode(ino), mode) {
-            let outcome = op::attempt(core, &inode(ino, mode), &mut body);
+            let outcome = op::attempt(core, &inode(ino, mode), &mut *body);
             drop(pins);
             match outcome {
                 Ok(value) => return reply(Ok(value)),
@@ -68,7 +100,7 @@ impl Fs {
         let core = &self.core;
         let locks = inode(ino, mode);
         if let Some(pins) = core.locks.try_pin(&locks) {
-            match op::attempt(core, &locks, &mut body) {
+            match op::attempt(core, &locks, &mut *body) {
                 Ok(value) => {
                     reply(Ok(value));
                     return drop(pins);
@@ -94,13 +126,13 @@ impl Fs {
         node: NodeId,
         offset: u64,
         size: u32,
-        reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static,
+        reply: impl FnOnce(Result<DataBuf>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
         // A store into a shared mapping never asks: pages of a file open for writing are filled under X.
         let writable = self.core.nodes.get(ino).has_writers();
         let mode = if writable { Mode::X } else { Mode::S };
-        let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
+        let body = move |op: &mut Op<'_>| -> Step<DataBuf> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
             if node.has_writers() {
@@ -111,7 +143,7 @@ impl Fs {
                 let mut state = node.state.lock();
                 core.file(&node, &mut state)?.plan_read(&*core.store, offset, size as usize)?
             };
-            Ok(plan.read(&*core.store)?)
+            Ok(plan.read(&core.pool, &*core.store)?)
         };
         let end = offset.saturating_add(size.into());
         self.run_parkable(ino, mode, (offset, end), Box::new(body), Box::new(reply));
@@ -123,7 +155,7 @@ impl Fs {
         node: NodeId,
         fh: u64,
         offset: u64,
-        data: Vec<u8>,
+        data: &[u8],
         flags: WriteFlags,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
@@ -134,30 +166,37 @@ impl Fs {
             core.pool.wait_for_room(THROTTLE_MAX);
         }
         let length = data.len() as u64;
-        let append = flags.open & libc::O_APPEND != 0 && !flags.from_cache;
-        let sync = flags.open & (libc::O_SYNC | libc::O_DSYNC) != 0 && !flags.from_cache;
-        let direct = flags.open & libc::O_DIRECT != 0 && !flags.from_cache;
-        let held = append.then(|| core.held_append(ino, fh, offset)).flatten();
-        let body = move |op: &mut Op<'_>| -> Step<(u32, bool)> {
-            let core = op.core.clone();
-            core.write_data(op, ino, offset, &data, append, direct)?;
-            if append {
-                core.hold_append(ino, fh, offset, data.len());
-            }
-            let mode_changed = flags.kill_set_id && core.drop_privileges(ino)?;
-            Ok((data.len() as u32, mode_changed))
-        };
+        let how = How::new(flags);
+        let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
         let reply = move |done: Result<(u32, bool)>| {
-            let durable = if sync && done.is_ok() { core.sync_node(ino) } else { Ok(()) };
+            let durable = match how.sync {
+                Some(data_only) if done.is_ok() => core.sync_node(ino, data_only),
+                _ => Ok(()),
+            };
             match durable.and(done) {
                 Ok((written, true)) => core.after_dropping_attributes(ino, move || reply(Ok(written))),
                 other => reply(other.map(|(written, _)| written)),
             }
-            if append || waited {
+            if how.append || waited {
                 core.invalidate_later(ino, offset, length);
             }
         };
+        let once = move |op: &mut Op<'_>, data: &[u8]| -> Step<(u32, bool)> {
+            let core = op.core.clone();
+            let mode_changed = core.write_data(op, ino, offset, data, how)?;
+            if how.append {
+                core.hold_append(ino, fh, offset, data.len());
+            }
+            Ok((data.len() as u32, mode_changed))
+        };
+        let reply = match held {
+            None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
+            Some(_) => Some(reply),
+        };
+        let Some(reply) = reply else { return };
+        let data = data.to_vec();
+        let body = move |op: &mut Op<'_>| once(op, &data);
         if let Some(held) = held {
             return self.run_held(held, inode(ino, Mode::X), Box::new(body), Box::new(reply));
         }
@@ -167,6 +206,31 @@ impl Fs {
         // Of a waiting WRITE only the last page can be locked, and only if it is written in part.
         let last = (offset + length).saturating_sub(1) / PAGE * PAGE;
         self.run_parkable(ino, Mode::X, (last, last + PAGE), Box::new(body), Box::new(reply));
+    }
+
+    /// The write out of the request's own memory, if nothing has to be waited for. Gives `reply` back
+    /// if something must.
+    fn write_at_once<T, R: FnOnce(Result<T>)>(
+        &self,
+        ino: InodeNo,
+        flags: WriteFlags,
+        body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+        reply: R,
+    ) -> Option<R> {
+        let core = &self.core;
+        let locks = inode(ino, Mode::X);
+        let pins = match flags.from_cache {
+            true => core.locks.try_pin_revoked(LockName::Inode(ino), Mode::X),
+            false => core.locks.try_pin(&locks),
+        };
+        let Some(pins) = pins else { return Some(reply) };
+        match op::attempt(core, &locks, body) {
+            Ok(value) => reply(Ok(value)),
+            Err(Stop::Fail(e)) => reply(Err(e)),
+            Err(_) => return Some(reply),
+        }
+        drop(pins);
+        None
     }
 
     /// Close of a descriptor: tells an error of write-back that nobody has heard yet.
@@ -181,18 +245,22 @@ impl Fs {
         reply(error.map_or(Ok(()), Err));
     }
 
-    /// Make an inode's data and attributes durable.
-    pub fn fsync(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    /// Make an inode's data durable, and unless `data_only` its attributes as well.
+    pub fn fsync(&self, node: NodeId, data_only: bool, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let ino = self.core.ino(node);
         let core = self.core.clone();
-        let clean = core.nodes.get(ino).state.lock().is_clean();
+        let clean = {
+            let node = core.nodes.get(ino);
+            let state = node.state.lock();
+            state.is_clean() || (data_only && !state.is_data_dirty())
+        };
         if clean {
             return reply(core.commit_node(ino));
         }
         // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let node = op.core.nodes.get(ino);
-            Ok(op.core.flush_node(&node)?)
+            Ok(if data_only { op.core.flush_data(&node)? } else { op.core.flush_node(&node)? })
         };
         let finish = move |flushed: Result<()>| reply(flushed.and_then(|()| core.commit_node(ino)));
         op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(finish));
@@ -201,9 +269,13 @@ impl Fs {
 
 impl Core {
     /// Flush and commit an inode whose lock is pinned X.
-    fn sync_node(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
+    fn sync_node(self: &Arc<Self>, ino: InodeNo, data_only: bool) -> Result<()> {
         let node = self.nodes.get(ino);
-        self.flush_node(&node)?;
+        if data_only {
+            self.flush_data(&node)?;
+        } else {
+            self.flush_node(&node)?;
+        }
         self.commit_node(ino)
     }
 
@@ -219,44 +291,47 @@ impl Core {
         }
         // A commit flushes what was written before it was sealed; without one, that is done here.
         if self.journal.durable() < data {
-            self.store.flush()?;
+            self.store.flush_since(self.store.flush_mark())?;
         }
         error.map_or(Ok(()), Err)
     }
 
-    /// The write itself. The inode is pinned X.
+    /// The write itself. The inode is pinned X. True if set-id bits went.
     pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
         ino: InodeNo,
         offset: u64,
         data: &[u8],
-        append: bool,
-        direct: bool,
-    ) -> Step<()> {
+        how: How,
+    ) -> Step<bool> {
         self.check_writable()?;
         let node = self.nodes.get(ino);
         let _io = node.gate.read();
         let mut state = node.state.lock();
         let state = &mut *state;
         self.finish_truncation(&node, state)?;
+        self.file(&node, state)?;
+        let mode_changed = how.fresh && self.drop_privileges(&node, state, || how.keep_set_id)?;
         let file = self.file(&node, state)?;
-        let offset = if append { file.size() } else { offset };
-        if direct && let Some(plan) = file.plan_direct(&*self.store, offset, data.len())? {
+        let offset = if how.append { file.size() } else { offset };
+        if how.direct
+            && let Some(plan) = file.plan_direct(&*self.store, offset, data.len())?
+        {
             self.note_write(&node, state);
             plan.write(&*self.store, data)?;
             state.data_txn = self.journal.running();
-            return Ok(());
+            return Ok(mode_changed);
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
         self.write_planned(op, &node, state, plan, data)?;
         self.note_write(&node, state);
-        if direct {
+        if how.direct {
             self.flush_locked(&node, state)?;
         } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
             self.writeback.flush_soon(ino);
         }
-        Ok(())
+        Ok(mode_changed)
     }
 
     /// A write changes the times.

@@ -43,6 +43,8 @@ pub struct NodeState {
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).
     pub dirty_since: Option<Duration>,
+    /// Nothing that a write must take away (`privileges`), as far as this host can change it.
+    pub unprivileged: bool,
     /// The last transaction that changed the inode; fsync waits for it.
     pub last_txn: TxnId,
     /// The transaction that was running when data last went straight to the device: with it, or
@@ -55,7 +57,12 @@ pub struct NodeState {
 impl NodeState {
     /// Is there nothing that the disk lacks?
     pub fn is_clean(&self) -> bool {
-        !self.attr_dirty && !self.file.as_ref().is_some_and(FileState::is_dirty)
+        !self.attr_dirty && !self.is_data_dirty()
+    }
+
+    /// Does the disk lack data, or the size that goes with it?
+    pub fn is_data_dirty(&self) -> bool {
+        self.file.as_ref().is_some_and(FileState::is_dirty)
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Op<'a> {
 
 impl Op<'_> {
     /// Run the closure, unless this host has halted: what it has in memory may be out of date then.
-    fn run<T>(&mut self, body: &mut Body<T>) -> Step<T> {
+    fn run<T>(&mut self, body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>) -> Step<T> {
         self.core.store.halt().check()?;
         body(self)
     }
@@ -116,7 +116,11 @@ pub type Body<T> = Box<dyn FnMut(&mut Op<'_>) -> Step<T> + Send>;
 pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// Run `body` once with what the caller has pinned (`locks` names it). It may stop.
-pub fn attempt<T>(core: &Arc<Core>, locks: &LockSet, body: &mut Body<T>) -> Step<T> {
+pub fn attempt<T>(
+    core: &Arc<Core>,
+    locks: &LockSet,
+    body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+) -> Step<T> {
     let mut space = None;
     let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
     op.run(body)
@@ -159,7 +163,7 @@ impl<T: 'static> Job<T> {
 
     fn go(mut self, pins: Pins) {
         let mut op = Op { core: &self.core, locks: &self.locks, extra: Vec::new(), space: &mut self.space };
-        let outcome = op.run(&mut self.body);
+        let outcome = op.run(&mut *self.body);
         let extra = std::mem::take(&mut op.extra);
         match outcome {
             Ok(value) => {

@@ -5,6 +5,7 @@
 //! of any length; `.` and `..` come in lookups by number (file handles) and in what listings give out, else never.
 
 use crate::base::{Error, Result};
+use crate::file::DataBuf;
 use crate::fs::types::{
     AttrReply, Caller, DirSink, EntryReply, LookupReply, NewNode, NodeId, OpenReply, ReadFlags, RenameFlags,
     SeekWhat, SetAttr, Statfs, WriteFlags,
@@ -89,7 +90,7 @@ pub trait Operations: Send + Sync + 'static {
         offset: u64,
         size: u32,
         flags: ReadFlags,
-        reply: impl Reply<Vec<u8>>,
+        reply: impl Reply<DataBuf>,
     );
     /// All of `data` or an error. `data` is the request's own memory: copy what must stay.
     fn write(

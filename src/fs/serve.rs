@@ -21,11 +21,11 @@ impl Operations for Fs {
         &self,
         ino: NodeId,
         change: SetAttr,
-        _caller: Caller,
+        caller: Caller,
         _fh: Option<u64>,
         reply: impl Reply<AttrReply>,
     ) {
-        Fs::setattr(self, ino, change, reply);
+        Fs::setattr(self, ino, change, caller, reply);
     }
 
     fn readlink(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
@@ -111,7 +111,7 @@ impl Operations for Fs {
         offset: u64,
         size: u32,
         _flags: ReadFlags,
-        reply: impl Reply<Vec<u8>>,
+        reply: impl Reply<DataBuf>,
     ) {
         Fs::read(self, ino, offset, size, reply);
     }
@@ -126,7 +126,7 @@ impl Operations for Fs {
         _caller: Caller,
         reply: impl Reply<u32>,
     ) {
-        Fs::write(self, ino, fh, offset, data.to_vec(), flags, reply);
+        Fs::write(self, ino, fh, offset, data, flags, reply);
     }
 
     fn flush(&self, ino: NodeId, _fh: u64, _owner: u64, reply: impl Reply<()>) {
@@ -138,8 +138,8 @@ impl Operations for Fs {
         reply(Ok(()));
     }
 
-    fn fsync(&self, ino: NodeId, _fh: u64, _data_only: bool, reply: impl Reply<()>) {
-        Fs::fsync(self, ino, reply);
+    fn fsync(&self, ino: NodeId, _fh: u64, data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, data_only, reply);
     }
 
     fn opendir(&self, ino: NodeId, _flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {
@@ -155,8 +155,8 @@ impl Operations for Fs {
         reply(Ok(()));
     }
 
-    fn fsyncdir(&self, ino: NodeId, _fh: u64, _data_only: bool, reply: impl Reply<()>) {
-        Fs::fsync(self, ino, reply);
+    fn fsyncdir(&self, ino: NodeId, _fh: u64, data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, data_only, reply);
     }
 
     fn statfs(&self, reply: impl Reply<Statfs>) {

@@ -8,17 +8,28 @@ use crate::format::layout::CHUNK_BLOCKS;
 use crate::format::{Block, BlockKind};
 use std::collections::HashMap;
 
-/// How long a header read for this is good.
+/// How long a header read for this is good: at first, and doubled with each read that found nothing new
+/// up to this time, or more on volumes of many groups. Somebody may ask for free space all the time.
 const FRESH: Duration = Duration::from_secs(1);
+const FRESH_MAX: Duration = Duration::from_secs(10);
+const FRESH_PER_GROUP: Duration = Duration::from_millis(250);
+
+/// What a group's header said.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Duration,
+    counts: Counts,
+    good_for: Duration,
+}
 
 /// Free space by group as last read.
 #[derive(Default)]
 pub struct Cache {
-    seen: Mutex<HashMap<AgNo, (Duration, Counts)>>,
+    seen: Mutex<HashMap<AgNo, Seen>>,
 }
 
 impl Cache {
-    /// Free blocks of a group, possibly a second old.
+    /// Free blocks of a group, possibly some seconds old.
     pub fn free_hint(&self, core: &Core, ag: AgNo) -> u64 {
         let counts = self.counts(core, ag);
         counts.free_blocks().saturating_sub(counts.promised)
@@ -29,13 +40,19 @@ impl Cache {
             return counts;
         }
         let now = core.clock.now();
-        if let Some((at, counts)) = self.seen.lock().get(&ag)
-            && now.saturating_sub(*at) < FRESH
+        let last = self.seen.lock().get(&ag).copied();
+        if let Some(seen) = last
+            && now.saturating_sub(seen.at) < seen.good_for
         {
-            return *counts;
+            return seen.counts;
         }
         let counts = read_counts(core, ag);
-        self.seen.lock().insert(ag, (now, counts));
+        let longest = FRESH_MAX.max(FRESH_PER_GROUP.saturating_mul(core.geometry.ag_count));
+        let good_for = match last {
+            Some(seen) if seen.counts == counts => (seen.good_for * 2).min(longest),
+            _ => FRESH,
+        };
+        self.seen.lock().insert(ag, Seen { at: now, counts, good_for });
         counts
     }
 }

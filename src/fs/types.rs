@@ -180,11 +180,10 @@ pub struct WriteFlags {
     /// From the page cache (a dirty mapping): file handle and caller are guesses, `O_APPEND` means
     /// nothing, and the write must neither fail nor wait for a revoke.
     pub from_cache: bool,
+    /// The caller may not keep set-id bits.
+    pub kill_set_id: bool,
     /// The open flags of the file (`O_APPEND`, `O_SYNC`, `O_DSYNC`, `O_DIRECT` ...).
     pub open: i32,
-    /// The writer may not keep set-user-id and set-group-id bits. Only of writes past the page cache: for
-    /// others the kernel has changed the mode before.
-    pub kill_set_id: bool,
 }
 
 /// The kernel's caches of this mount, as coherence sees them. Every call may block for as long as

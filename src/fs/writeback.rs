@@ -65,17 +65,24 @@ impl Core {
     /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
     pub(super) fn flush_node(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         let _io = node.gate.read();
-        loop {
-            let mut state = node.state.lock();
-            if state.is_clean() {
-                return Ok(());
-            }
-            if !self.flush_batch(node, &mut state)? {
-                break;
-            }
-        }
+        self.flush_pages(node)?;
         let mut state = node.state.lock();
         self.flush_attr(node, &mut state)
+    }
+
+    /// Write out data and size, but not times that alone have changed: what fdatasync(2) asks for.
+    pub(super) fn flush_data(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        let _io = node.gate.read();
+        self.flush_pages(node)
+    }
+
+    fn flush_pages(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        loop {
+            let mut state = node.state.lock();
+            if !state.is_data_dirty() || !self.flush_batch(node, &mut state)? {
+                return Ok(());
+            }
+        }
     }
 
     /// The same with the state locked throughout; the gate is held.

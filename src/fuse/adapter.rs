@@ -41,10 +41,10 @@ const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
-/// be coherent between hosts), SETXATTR_EXT, HANDLE_KILLPRIV and KILLPRIV_V2 (fuser 0.18 drops their
-/// signals), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation
-/// comes as SETATTR).
-const WANTED: [InitFlags; 10] = [
+/// be coherent between hosts), SETXATTR_EXT and HANDLE_KILLPRIV (fuser 0.18 drops their signals),
+/// POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation comes as
+/// SETATTR).
+const WANTED: [InitFlags; 11] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_AUTO_INVAL_DATA,
@@ -57,6 +57,8 @@ const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    // Else every write is preceded by a question for file capabilities.
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 /// The filesystem as fuser sees it.

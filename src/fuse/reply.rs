@@ -45,9 +45,12 @@ pub fn opened(operation: &'static str, reply: ReplyOpen) -> impl FnOnce(Outcome<
 }
 
 /// Bytes.
-pub fn data(operation: &'static str, reply: ReplyData) -> impl FnOnce(Outcome<Vec<u8>>) + Send + 'static {
-    move |result| match result {
-        Ok(bytes) => reply.data(&bytes),
+pub fn data<B: AsRef<[u8]> + 'static>(
+    operation: &'static str,
+    reply: ReplyData,
+) -> impl FnOnce(Outcome<B>) + Send + 'static {
+    move |result: Outcome<B>| match result {
+        Ok(bytes) => reply.data(bytes.as_ref()),
         Err(e) => reply.error(reported(operation, &e)),
     }
 }

@@ -90,26 +90,24 @@ impl Journal {
         Ok(true)
     }
 
-    /// **The commit point.** Stream, FLUSH, commit block, FLUSH: with the second flush the
-    /// transaction counts, without the commit block it never happened. The first flush also makes
-    /// durable whatever file data was written before; a commit block therefore never stands
-    /// before a stream or data that a power cut could still take away.
+    /// **The commit point.** FLUSH if file data is on its way that images refer to; stream and commit
+    /// block in one go; FLUSH: with that the transaction counts. If power fails before, the commit
+    /// block may stand without the whole stream: the stream's crc in it tells, and the transaction
+    /// never happened. It can only be the last one, since the next is written after this flush.
     ///
     /// Returns the ring blocks used.
     fn log(&self, txn: TxnId, position: u64, images: &[(BlockNo, Arc<Block>)]) -> Result<u64> {
         let stream = encode(&self.place, txn, position, images);
-        let (blocks, crc) = (stream.blocks, stream.crc);
+        let blocks = stream.blocks + 1;
+        self.store().flush_ordered()?;
         self.store().write_segments(self.segments(position, stream))?;
         self.store().flush()?;
-        let commit = self.place.commit_block(txn, position, crc);
-        self.store().write_critical(self.place.block_at(position + blocks), &commit.0)?;
-        self.store().flush()?;
-        Ok(blocks + 1)
+        Ok(blocks)
     }
 
-    /// The writes of a stream: cut at the end of the ring and into pieces.
+    /// The writes of a stream with its commit block: cut at the end of the ring and into pieces.
     fn segments(&self, position: u64, stream: Stream) -> Vec<Segment> {
-        let total = stream.blocks as usize * BLOCK_SIZE;
+        let total = (stream.blocks as usize + 1) * BLOCK_SIZE;
         let ring = self.place.ring_blocks();
         let until_wrap = (ring - position % ring) as usize * BLOCK_SIZE;
         let buf = Arc::new(stream.buf);

@@ -29,10 +29,10 @@ fn lines_of(image: &Block) -> u64 {
 
 /// A transaction ready to be written.
 pub(super) struct Stream {
+    /// The stream, and its commit block behind it.
     pub buf: AlignedBuf,
     /// Blocks of the stream, without the commit block.
     pub blocks: u64,
-    pub crc: u32,
 }
 
 /// Encode the images of `txn` for `position`.
@@ -46,8 +46,8 @@ pub(super) fn encode(
     let payload: usize = lines.iter().map(|l| l.count_ones() as usize * LINE_SIZE).sum();
     let bytes = HEADER_BYTES + images.len() * ENTRY_BYTES + payload;
     let blocks = bytes.div_ceil(BLOCK_SIZE);
-    let mut buf = AlignedBuf::new(blocks);
-    let out = buf.bytes_mut();
+    let mut buf = AlignedBuf::new(blocks + 1);
+    let (out, commit) = buf.bytes_mut().split_at_mut(blocks * BLOCK_SIZE);
     out[..HEADER_BYTES].copy_from_slice(&place.txn_header(txn, position, bytes as u64, images.len() as u32));
     let (entries, payload) = out[HEADER_BYTES..].split_at_mut(images.len() * ENTRY_BYTES);
     let mut at = 0;
@@ -65,8 +65,8 @@ pub(super) fn encode(
             payload[first + 4..first + 8].fill(0);
         }
     }
-    let crc = crc32c(buf.bytes());
-    Stream { buf, blocks: blocks as u64, crc }
+    commit.copy_from_slice(&place.commit_block(txn, position, crc32c(out)).0);
+    Stream { buf, blocks: blocks as u64 }
 }
 
 /// One image of a decoded transaction. Its header's crc is 0.
@@ -134,7 +134,10 @@ mod tests {
             prop_assert!(s.blocks < log_blocks_max(images.len() as u64));
             let h = PLACE.read_txn_header(s.buf.bytes(), 77).unwrap();
             prop_assert_eq!(u64::from(h.stream_blocks.get()), s.blocks);
-            let back = decode(&h, s.buf.bytes()).unwrap();
+            let (stream, commit) = s.buf.bytes().split_at(s.blocks as usize * BLOCK_SIZE);
+            let commit = PLACE.read_commit(commit, TxnId(3), 77).unwrap();
+            prop_assert_eq!(commit.stream_crc.get(), crc32c(stream));
+            let back = decode(&h, stream).unwrap();
             prop_assert_eq!(back.len(), images.len());
             for (image, (no, original)) in back.iter().zip(&images) {
                 prop_assert_eq!(image.entry.block.get(), no.0);

@@ -242,15 +242,41 @@ pub(super) fn is_empty(store: &Store, place: &JournalPlace, header: &JournalHead
     Ok(read_txn(store, place, tail)?.is_none())
 }
 
-/// A committed transaction as found in the ring.
+/// A transaction as found in the ring, commit block included.
 struct Found {
     header: TxnHeader,
     stream: AlignedBuf,
     crc_right: bool,
 }
 
-/// The transaction at `at`, if its commit block stands behind it.
+impl Found {
+    /// Where the one behind it stands if this one is at `at`.
+    fn end(&self, at: Mark) -> Mark {
+        let blocks = u64::from(self.header.stream_blocks.get()) + 1;
+        Mark { txn: TxnId(at.txn.0 + 1), position: at.position + blocks }
+    }
+}
+
+/// The transaction at `at`, if it is committed. Its commit block was written together with its stream:
+/// if the stream is not what the commit block says, it was cut short by a power failure and never
+/// counted, unless another one follows. That was written later; then the medium has lost something.
 fn read_txn(store: &Store, place: &JournalPlace, at: Mark) -> Result<Option<Found>> {
+    let Some(found) = read_written(store, place, at)? else { return Ok(None) };
+    let mut next = found.end(at);
+    let mut committed = found.crc_right;
+    while !committed && next.position - at.position < place.ring_blocks() {
+        let Some(later) = read_written(store, place, next)? else {
+            tracing::info!("transaction {} in the journal of slot {} was cut short", at.txn, place.slot);
+            return Ok(None);
+        };
+        committed = later.crc_right;
+        next = later.end(next);
+    }
+    Ok(Some(found))
+}
+
+/// The transaction at `at`, if its commit block stands behind it.
+fn read_written(store: &Store, place: &JournalPlace, at: Mark) -> Result<Option<Found>> {
     let mut first = Block::zeroed();
     store.read_data(place.block_at(at.position), &mut first.0)?;
     let Some(header) = place.read_txn_header(&first.0, at.position) else { return Ok(None) };
@@ -288,12 +314,11 @@ fn scan(store: &Store, place: &JournalPlace, header: &JournalHeader, visit: &mut
     while let Some(found) = read_txn(store, place, at)? {
         let images = match found.crc_right {
             true => record::decode(&found.header, found.stream.bytes()),
-            // Its commit block was written after the stream had been flushed: the medium lost it.
+            // Another one was committed behind it: the medium lost it.
             false => Err("the checksum of its images is wrong".into()),
         };
         visit(at.txn, images)?;
-        at.position += u64::from(found.header.stream_blocks.get()) + 1;
-        at.txn.0 += 1;
+        at = found.end(at);
         if at.position - start > place.ring_blocks() {
             return Err(Error::corrupt(place.start, "journal", "one turn of the ring", "more"));
         }

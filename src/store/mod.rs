@@ -9,11 +9,13 @@
 
 mod batch;
 mod cache;
+mod flushes;
 mod halt;
 mod index;
 mod permit;
 
 pub use batch::AlignedBuf;
+pub use flushes::FlushMark;
 pub use halt::Halt;
 pub use permit::{PERMIT_WAIT_MAX, Permit};
 
@@ -38,6 +40,7 @@ pub struct Store {
     halt: Halt,
     permit: Arc<Permit>,
     pool: batch::WritePool,
+    flushes: flushes::Flushes,
 }
 
 impl Store {
@@ -56,6 +59,7 @@ impl Store {
             halt: Halt::new(),
             permit: Arc::new(Permit::default()),
             pool: Default::default(),
+            flushes: Default::default(),
         })
     }
 
@@ -148,12 +152,20 @@ impl Store {
         self.device.read(start.byte(), buf)
     }
 
-    /// Write data blocks; `data` is a whole number of them. Durable after the next flush (a commit
-    /// flushes first).
+    /// Write data blocks; `data` is a whole number of them. Durable after the next flush, and before any
+    /// transaction that is committed from now on (it may refer to them).
     ///
     /// # Errors
     /// `Io`, `Halted`, `TimedOut` (no write permit), `Invalid` for a range outside the volume.
     pub fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
+        let done = self.overwrite_data(start, data);
+        self.flushes.ordered();
+        done
+    }
+
+    /// As [`Store::write_data`] for blocks that are part of a file already: a transaction may well become
+    /// durable before them.
+    pub fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         self.halt.check()?;
         self.in_volume(start, data.len())?;
         self.permit.check()?;
@@ -176,7 +188,36 @@ impl Store {
     /// A failure halts the host: what it lost is not known, and a later success does not tell.
     pub fn flush(&self) -> Result<()> {
         self.halt.check()?;
-        self.device.flush().inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+        let flush = || self.device.flush();
+        self.flushes.run(flush).inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+    }
+
+    /// The present moment, for [`Store::flush_since`].
+    pub fn flush_mark(&self) -> FlushMark {
+        self.flushes.mark()
+    }
+
+    /// Make durable what was written before `mark`; without a flush if one has done so already. Those
+    /// who wait at the same time share one.
+    ///
+    /// # Errors
+    /// As [`Store::flush`].
+    pub fn flush_since(&self, mark: FlushMark) -> Result<()> {
+        self.halt.check()?;
+        if self.flushes.cover(mark) {
+            return Ok(());
+        }
+        let flush = || self.device.flush();
+        let done = self.flushes.run_since(mark, flush);
+        done.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+    }
+
+    /// Make durable what must not come after a transaction: all of [`Store::write_data`] so far.
+    ///
+    /// # Errors
+    /// As [`Store::flush`].
+    pub(crate) fn flush_ordered(&self) -> Result<()> {
+        self.flushes.last_ordered().map_or(Ok(()), |mark| self.flush_since(mark))
     }
 
     /// Write blocks that only this host owns (journal); `data` is a whole number of them.
@@ -184,7 +225,7 @@ impl Store {
     /// # Errors
     /// Any failure halts the host.
     pub(crate) fn write_critical(&self, start: BlockNo, data: &[u8]) -> Result<()> {
-        self.write_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
+        self.overwrite_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
     }
 
     /// Write segments of critical blocks, several at once.

@@ -9,6 +9,7 @@ mod handle;
 mod leave;
 mod litmus;
 mod model;
+mod privileges;
 mod random;
 #[allow(dead_code)]
 mod rig;

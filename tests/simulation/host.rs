@@ -282,8 +282,7 @@ impl Host {
             let mut all = Vec::new();
             loop {
                 let (at, flags) = (all.len() as u64, ReadFlags { fills_cache: true, open: 0 });
-                let part: Vec<u8> =
-                    ask("read", |r| Operations::read(&*self.fs, node, fh, at, READ_BYTES, flags, r))?;
+                let part = ask("read", |r| Operations::read(&*self.fs, node, fh, at, READ_BYTES, flags, r))?;
                 all.extend_from_slice(&part);
                 if part.len() < READ_BYTES as usize {
                     return Ok(all);

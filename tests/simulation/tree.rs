@@ -165,7 +165,10 @@ impl Image {
     fn data(&self, tree: Tree, attr: &Attr) -> shoal::base::Result<Vec<u8>> {
         let geometry = self.superblock.geometry;
         let state = FileState::load(&*self.store, tree, &geometry, self.pool.clone(), attr.size)?;
-        state.plan_read(&*self.store, 0, attr.size as usize)?.read(&*self.store)
+        state
+            .plan_read(&*self.store, 0, attr.size as usize)?
+            .read(&self.pool, &*self.store)
+            .map(|b| b.to_vec())
     }
 }
 

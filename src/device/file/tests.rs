@@ -87,3 +87,16 @@ fn what_is_no_device_is_refused_by_name() {
         assert!(e.contains(path.to_str().unwrap()), "{e}");
     }
 }
+
+#[test]
+fn requests_are_counted() {
+    let (_d, path) = image(1 << 20);
+    let dev = FileDevice::open(&path, Access::Mount).unwrap();
+    dev.write(0, &[1; 8192]).unwrap();
+    dev.read(0, &mut [0; 4096]).unwrap();
+    dev.read(4096, &mut [0; 4096]).unwrap();
+    dev.flush().unwrap();
+    let expected = IoCounts { reads: 2, read_bytes: 8192, writes: 1, written_bytes: 8192, flushes: 1 };
+    assert_eq!(dev.counts(), expected);
+    assert_eq!(expected.to_string(), "reads=2 read_bytes=8192 writes=1 written_bytes=8192 flushes=1");
+}

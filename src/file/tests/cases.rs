@@ -64,7 +64,12 @@ impl Host {
     }
 
     fn read(&self, off: u64, len: usize) -> Vec<u8> {
-        self.file.plan_read(&self.meta, off, len).unwrap().read(&self.disk).unwrap()
+        self.file
+            .plan_read(&self.meta, off, len)
+            .unwrap()
+            .read(self.file.pages.pool(), &self.disk)
+            .unwrap()
+            .to_vec()
     }
 
     fn extents(&self) -> Vec<Span> {

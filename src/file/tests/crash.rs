@@ -18,7 +18,7 @@ impl World {
         let pool = PagePool::new(1 << 30);
         let mut file = FileState::load(&meta, tree(), &geometry(), pool.clone(), attr.size).unwrap();
         assert!(!(file.inline && file.has_extents), "bytes in the inode and in extents");
-        let got = file.plan_read(&meta, 0, 1 << 30).unwrap().read(&disk).unwrap();
+        let got = file.plan_read(&meta, 0, 1 << 30).unwrap().read(file.pages.pool(), &disk).unwrap().to_vec();
         assert_eq!(got.len() as u64, attr.size);
         // A flush in parts may leave a size in between, but never one beyond what was written.
         assert!(attr.size <= *self.sizes.last().unwrap() && attr.size >= *self.sizes.first().unwrap());
@@ -47,7 +47,8 @@ impl World {
             file.flush_done(batch);
         }
         let file = FileState::load(&meta, tree(), &geometry(), pool, size).unwrap();
-        let grown = file.plan_read(&meta, 0, 1 << 30).unwrap().read(&disk).unwrap();
+        let grown =
+            file.plan_read(&meta, 0, 1 << 30).unwrap().read(file.pages.pool(), &disk).unwrap().to_vec();
         assert_same(&grown[..got.len()], &got, 0);
         assert!(grown[got.len()..].iter().all(|b| *b == 0), "old bytes behind the end came back");
     }

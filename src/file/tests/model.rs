@@ -326,7 +326,7 @@ impl World {
 
     fn check_read(&mut self, off: u64, len: u64) {
         let plan = self.file.plan_read(&self.meta, off, len as usize).unwrap();
-        let got = plan.read(&self.disk).unwrap();
+        let got = plan.read(self.file.pages.pool(), &self.disk).unwrap().to_vec();
         let size = self.model.len() as u64;
         let want = &self.model[off.min(size) as usize..(off + len).min(size) as usize];
         assert_same(&got, want, off);

@@ -1,0 +1,101 @@
+//! Set-id bits and file capabilities: they go when somebody changes the file's content.
+//!
+//! The kernel left this to us at INIT (HANDLE_KILLPRIV_V2); otherwise it would ask for
+//! `security.capability` before every write. What it still does:
+//! - A WRITE bears a flag if its caller may not keep set-id bits.
+//! - Where its own copy of the mode shows such bits and the caller may not keep them (write, fallocate,
+//!   copy), and for a chown to nobody new, a SETATTR without any change comes first.
+//! - Capabilities that it knows of it removes itself; those that another host has set, we do.
+//!
+//! The flag of a truncating SETATTR is lost on the way (fuser); its caller is looked at instead.
+
+use super::*;
+use crate::xattr;
+
+const CAPABILITIES: &[u8] = b"security.capability";
+/// Number of CAP_FSETID.
+const CAP_FSETID: u32 = 4;
+
+impl Caller {
+    /// May its changes leave set-id bits alone (CAP_FSETID)?
+    pub(super) fn keeps_set_id(&self) -> bool {
+        if self.uid != 0 {
+            return false;
+        }
+        // Root without the capability, in a container perhaps. Rarely asked: the file has set-id bits.
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        effective
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .is_none_or(|bits| bits & (1 << CAP_FSETID) != 0)
+    }
+}
+
+/// The mode without set-user-id, and without set-group-id where that means what it says (without group
+/// execution it is something else).
+pub(super) fn without_set_id(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+impl Core {
+    /// The content of a regular file is about to change: its capabilities go, and its set-id bits
+    /// unless `keep_set_id` says that the caller may keep them. True if the mode has changed; a direct
+    /// write does not make the kernel doubt the one it knows.
+    pub(super) fn drop_privileges(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        keep_set_id: impl FnOnce() -> bool,
+    ) -> Result<bool> {
+        if state.unprivileged {
+            return Ok(false);
+        }
+        let mut attr = self.load(node, state)?.clone();
+        let (old, plain) = (attr.mode, without_set_id(attr.mode));
+        if old != plain && !keep_set_id() {
+            attr.mode = plain;
+        }
+        let tree = self.tree(node.ino);
+        let capable = match xattr::get(&tree, &*self.store, CAPABILITIES) {
+            Ok(_) => true,
+            Err(Error::NoAttribute) => false,
+            Err(e) => return Err(e),
+        };
+        state.unprivileged = attr.mode == plain;
+        let changed = attr.mode != old;
+        if capable {
+            let mut change = self.change_freeing(None, xattrs::XATTR_BLOCKS)?;
+            xattr::remove(&tree, &mut change.txn, CAPABILITIES)?;
+            touch_ctime(&mut attr, self.now());
+            tree.write_attr(&mut change.txn, &attr)?;
+            state.last_txn = change.txn.finish()?;
+            state.attr = Some(attr);
+        } else if changed {
+            touch_ctime(&mut attr, self.now());
+            self.store_attr(node, state, attr)?;
+        }
+        Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_group_id_without_group_execution_is_no_privilege() {
+        assert_eq!(without_set_id(0o6755), 0o755);
+        assert_eq!(without_set_id(0o6745), 0o2745);
+        assert_eq!(without_set_id(0o1644), 0o1644);
+    }
+
+    #[test]
+    fn root_keeps_set_id_bits_and_others_do_not() {
+        let pid = std::process::id();
+        assert!(!Caller { uid: 1000, gid: 1000, pid }.keeps_set_id());
+        assert!(Caller { uid: 0, gid: 0, pid }.keeps_set_id(), "run as root");
+        // The kernel did not say who.
+        assert!(Caller { uid: 0, gid: 0, pid: 0 }.keeps_set_id());
+    }
+}
