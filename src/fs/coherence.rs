@@ -183,15 +183,18 @@ impl Core {
         });
     }
 
-    /// Do `then` when the kernel does not have an inode's attributes any more, on a thread of its own.
-    pub(super) fn after_dropping_attributes(
+    /// Do `then` when the kernel has dropped the pages of a range and the inode's attributes, on a thread
+    /// of its own.
+    pub(super) fn after_invalidating(
         self: &Arc<Self>,
         ino: InodeNo,
+        offset: u64,
+        length: u64,
         then: impl FnOnce() + Send + 'static,
     ) {
-        let core = self.clone();
+        let (kernel, nodeid) = (self.kernel.clone(), self.nodeid(ino));
         spawn("inval", move || {
-            core.drop_attributes(&core.nodes.get(ino), false);
+            let _ = kernel.inval_inode(nodeid, offset as i64, length as i64);
             then();
         });
     }

@@ -13,6 +13,13 @@ pub(super) const PAGE: u64 = 4096;
 /// How long a writer waits for dirty data to be written before it goes on regardless.
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
+/// What the kernel must drop before it hears that a write is done.
+enum Invalidate {
+    Nothing,
+    /// The pages written, from here on, and the attributes.
+    From(u64),
+}
+
 /// Removes the entry when the request goes on.
 struct Parked {
     node: Arc<Node>,
@@ -137,24 +144,33 @@ impl Fs {
         let append = flags.open & libc::O_APPEND != 0 && !flags.from_cache;
         let sync = flags.open & (libc::O_SYNC | libc::O_DSYNC) != 0 && !flags.from_cache;
         let direct = flags.open & libc::O_DIRECT != 0 && !flags.from_cache;
+        // Made appending after it was opened: the kernel has put the data into pages, maybe the wrong ones,
+        // and keeps one locked until it has the answer.
+        let through_cache = core.handles.get(fh).is_some_and(|handle| !handle.direct);
         let held = append.then(|| core.held_append(ino, fh, offset)).flatten();
-        let body = move |op: &mut Op<'_>| -> Step<(u32, bool)> {
+        let body = move |op: &mut Op<'_>| -> Step<(u32, Invalidate)> {
             let core = op.core.clone();
-            core.write_data(op, ino, offset, &data, append, direct)?;
+            let at = core.write_data(op, ino, offset, &data, append, direct)?;
             if append {
                 core.hold_append(ino, fh, offset, data.len());
             }
             let mode_changed = flags.kill_set_id && core.drop_privileges(ino)?;
-            Ok((data.len() as u32, mode_changed))
+            let drop = match append && !through_cache {
+                true => core.drop_for_append(ino, at),
+                false => Invalidate::Nothing,
+            };
+            Ok((data.len() as u32, if mode_changed { Invalidate::From(at) } else { drop }))
         };
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
-        let reply = move |done: Result<(u32, bool)>| {
+        let reply = move |done: Result<(u32, Invalidate)>| {
             let durable = if sync && done.is_ok() { core.sync_node(ino) } else { Ok(()) };
             match durable.and(done) {
-                Ok((written, true)) => core.after_dropping_attributes(ino, move || reply(Ok(written))),
+                Ok((written, Invalidate::From(at))) => {
+                    return core.after_invalidating(ino, at, length, move || reply(Ok(written)));
+                }
                 other => reply(other.map(|(written, _)| written)),
             }
-            if append || waited {
+            if waited || (append && through_cache) {
                 core.invalidate_later(ino, offset, length);
             }
         };
@@ -224,7 +240,7 @@ impl Core {
         error.map_or(Ok(()), Err)
     }
 
-    /// The write itself. The inode is pinned X.
+    /// The write itself. The inode is pinned X. Answers with where the data went.
     pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
@@ -233,7 +249,7 @@ impl Core {
         data: &[u8],
         append: bool,
         direct: bool,
-    ) -> Step<()> {
+    ) -> Step<u64> {
         self.check_writable()?;
         let node = self.nodes.get(ino);
         let _io = node.gate.read();
@@ -246,7 +262,7 @@ impl Core {
             self.note_write(&node, state);
             plan.write(&*self.store, data)?;
             state.data_txn = self.journal.running();
-            return Ok(());
+            return Ok(offset);
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
         self.write_planned(op, &node, state, plan, data)?;
@@ -256,7 +272,19 @@ impl Core {
         } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
             self.writeback.flush_soon(ino);
         }
-        Ok(())
+        Ok(offset)
+    }
+
+    /// The kernel drops its pages before an append, but a reader may have brought the last one back, with
+    /// zeros where the appended bytes are.
+    fn drop_for_append(&self, ino: InodeNo, at: u64) -> Invalidate {
+        let node = self.nodes.get(ino);
+        if node.opens.load(Ordering::Acquire) > 1 {
+            return Invalidate::From(at);
+        }
+        // No reader, no mapping: the next open drops what is left.
+        node.stale_pages.store(true, Ordering::Release);
+        Invalidate::Nothing
     }
 
     /// A write changes the times.
