@@ -197,6 +197,22 @@ impl Core {
         });
     }
 
+    /// Do `then` when the kernel has dropped the pages of a range and the inode's attributes, on a thread
+    /// of its own.
+    pub(super) fn after_invalidating(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        offset: u64,
+        length: u64,
+        then: impl FnOnce() + Send + 'static,
+    ) {
+        let (kernel, nodeid) = (self.kernel.clone(), self.nodeid(ino));
+        spawn("inval", move || {
+            let _ = kernel.inval_inode(nodeid, offset as i64, length as i64);
+            then();
+        });
+    }
+
     /// Drop the pages of a range from a thread of their own: the reply to a request that locked them
     /// may not be processed yet.
     pub(super) fn invalidate_later(self: &Arc<Self>, ino: InodeNo, offset: u64, length: u64) {

@@ -10,17 +10,12 @@ use std::collections::HashMap;
 pub struct OpenFlags {
     pub write: bool,
     pub append: bool,
-    pub direct: bool,
 }
 
 impl OpenFlags {
     /// From the flags of open(2).
     pub fn new(flags: i32) -> OpenFlags {
-        OpenFlags {
-            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
-            append: flags & libc::O_APPEND != 0,
-            direct: flags & libc::O_DIRECT != 0,
-        }
+        OpenFlags { write: flags & libc::O_ACCMODE != libc::O_RDONLY, append: flags & libc::O_APPEND != 0 }
     }
 }
 
@@ -92,7 +87,8 @@ impl Core {
         drop(held);
         let keep_cache = !node.stale_pages.swap(false, Ordering::AcqRel);
         // The kernel places appends by its cached size, which another host may have outgrown.
-        let direct_io = flags.append || flags.direct;
+        // (O_DIRECT needs no help: the kernel drops its pages before and after such a write.)
+        let direct_io = flags.append;
         let fh = self.id();
         self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, dir: false });
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })

@@ -45,6 +45,14 @@ impl How {
     }
 }
 
+/// What the kernel must drop before it hears that a write is done.
+enum Forget {
+    Nothing,
+    Attributes,
+    /// The pages written, from here on, and the attributes.
+    From(u64),
+}
+
 /// Removes the entry when the request goes on.
 struct Parked {
     node: Arc<Node>,
@@ -168,27 +176,42 @@ impl Fs {
         let length = data.len() as u64;
         let how = How::new(flags);
         let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
+        // Made appending after it was opened: the kernel has put the data into pages, maybe the wrong ones,
+        // and keeps one locked until it has the answer.
+        let through_cache = core.handles.get(fh).is_some_and(|handle| !handle.direct);
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
-        let reply = move |done: Result<(u32, bool)>| {
+        let reply = move |done: Result<(u32, Forget)>| {
             let durable = match how.sync {
                 Some(data_only) if done.is_ok() => core.sync_node(ino, data_only),
                 _ => Ok(()),
             };
             match durable.and(done) {
-                Ok((written, true)) => core.after_dropping_attributes(ino, move || reply(Ok(written))),
+                Ok((written, Forget::Attributes)) => {
+                    core.after_dropping_attributes(ino, move || reply(Ok(written)));
+                }
+                Ok((written, Forget::From(at))) => {
+                    return core.after_invalidating(ino, at, length, move || reply(Ok(written)));
+                }
                 other => reply(other.map(|(written, _)| written)),
             }
-            if how.append || waited {
+            if waited || (how.append && through_cache) {
                 core.invalidate_later(ino, offset, length);
             }
         };
-        let once = move |op: &mut Op<'_>, data: &[u8]| -> Step<(u32, bool)> {
+        let once = move |op: &mut Op<'_>, data: &[u8]| -> Step<(u32, Forget)> {
             let core = op.core.clone();
-            let mode_changed = core.write_data(op, ino, offset, data, how)?;
+            let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
             if how.append {
                 core.hold_append(ino, fh, offset, data.len());
             }
-            Ok((data.len() as u32, mode_changed))
+            let drop = match how.append && !through_cache {
+                true => core.drop_for_append(ino, at),
+                false => Forget::Nothing,
+            };
+            Ok((
+                data.len() as u32,
+                if mode_changed && matches!(drop, Forget::Nothing) { Forget::Attributes } else { drop },
+            ))
         };
         let reply = match held {
             None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
@@ -296,7 +319,20 @@ impl Core {
         error.map_or(Ok(()), Err)
     }
 
-    /// The write itself. The inode is pinned X. True if set-id bits went.
+    /// The kernel drops its pages before an append, but a reader may have brought the last one back, with
+    /// zeros where the appended bytes are.
+    fn drop_for_append(&self, ino: InodeNo, at: u64) -> Forget {
+        let node = self.nodes.get(ino);
+        if node.opens.load(Ordering::Acquire) > 1 {
+            return Forget::From(at);
+        }
+        // No reader, no mapping: the next open drops what is left.
+        node.stale_pages.store(true, Ordering::Release);
+        Forget::Nothing
+    }
+
+    /// The write itself. The inode is pinned X. Answers with where the data went, and whether set-id
+    /// bits did.
     pub(super) fn write_data(
         self: &Arc<Self>,
         op: &mut Op<'_>,
@@ -304,7 +340,7 @@ impl Core {
         offset: u64,
         data: &[u8],
         how: How,
-    ) -> Step<bool> {
+    ) -> Step<(u64, bool)> {
         self.check_writable()?;
         let node = self.nodes.get(ino);
         let _io = node.gate.read();
@@ -321,7 +357,7 @@ impl Core {
             self.note_write(&node, state);
             plan.write(&*self.store, data)?;
             state.data_txn = self.journal.running();
-            return Ok(mode_changed);
+            return Ok((offset, mode_changed));
         }
         let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
         self.write_planned(op, &node, state, plan, data)?;
@@ -331,7 +367,7 @@ impl Core {
         } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
             self.writeback.flush_soon(ino);
         }
-        Ok(mode_changed)
+        Ok((offset, mode_changed))
     }
 
     /// A write changes the times.
