@@ -6,11 +6,13 @@ mod acl;
 mod crash;
 mod full;
 mod handle;
+mod large_directory;
 mod leave;
 mod litmus;
 mod model;
 mod random;
 #[allow(dead_code)]
 mod rig;
+mod rig_stream;
 mod rig_xattr;
 mod set_id;
