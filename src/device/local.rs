@@ -66,8 +66,10 @@ impl Daemon {
     /// an unmounted daemon is still leaving.
     pub fn serves(&self, mount: &MountEntry) -> bool {
         mount.fs_type == mountinfo::FS_TYPE
+            && !self.leaving
             && self.connection.is_some_and(|id| mount.device == (0, id))
-            && DeviceIdentity::of(Path::new(&mount.source)).is_ok_and(|source| source == self.identity)
+            // A device that is gone tells nothing.
+            && DeviceIdentity::of(Path::new(&mount.source)).map_or(true, |source| source == self.identity)
     }
 }
 
@@ -216,7 +218,6 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
         let Ok(daemon) = serde_json::from_reader::<_, Daemon>(&file) else { continue };
         let stage = match daemon.connection {
             None => Stage::Joining,
-            Some(_) if daemon.leaving => Stage::Leaving,
             Some(_) if mounts.iter().any(|m| daemon.serves(m)) => Stage::Mounted,
             Some(_) => Stage::Leaving,
         };
@@ -225,11 +226,12 @@ fn running_in(directory: &Path) -> io::Result<Vec<Running>> {
     Ok(found)
 }
 
-/// The daemon of a mount, by its number: `minor` of the anonymous device. One that is leaving may have
-/// had the same number.
-pub fn daemon_of(minor: u64) -> Option<Running> {
-    let running = running().unwrap_or_default();
-    running.into_iter().find(|r| r.daemon.connection == Some(minor) && !r.daemon.leaving)
+/// The daemon of a mount; where that is not certain, the one that mounted at this place (it may have
+/// been moved or bound elsewhere since).
+pub fn daemon_of(mount: &MountEntry) -> Option<Running> {
+    let mut running = running().unwrap_or_default();
+    running.retain(|r| r.daemon.serves(mount));
+    running.into_iter().max_by_key(|r| r.daemon.mountpoint == mount.mountpoint)
 }
 
 /// Waits until no unmounted daemon of this machine still has `device` open. Mounted ones are not

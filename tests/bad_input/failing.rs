@@ -79,6 +79,7 @@ impl Rig {
         let left = self.cluster.try_umount(0);
         assert!(left.status.success(), "{}", stderr(&left));
         assert!(self.cluster.log(0).lines().last().unwrap().ends_with("left"), "{}", self.cluster.log(0));
+        self.cluster.check();
     }
 }
 

@@ -47,6 +47,7 @@ impl Lives {
         fs::remove_file(self.now.at(1).join("new")).unwrap();
         self.now.umount(0);
         self.now.umount(1);
+        self.now.check();
     }
 }
 

@@ -99,4 +99,5 @@ fn a_read_only_mount_changes_nothing_but_its_own_places() {
     cluster.mount(0);
     assert_eq!(fs::read(at.join("d/f")).unwrap(), vec![5; 200_000]);
     cluster.umount(0);
+    cluster.check();
 }

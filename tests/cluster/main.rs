@@ -6,6 +6,7 @@ mod acl;
 mod crash;
 mod full;
 mod handle;
+mod large_directory;
 mod leave;
 mod litmus;
 mod model;
@@ -13,5 +14,6 @@ mod privileges;
 mod random;
 #[allow(dead_code)]
 mod rig;
+mod rig_stream;
 mod rig_xattr;
 mod set_id;

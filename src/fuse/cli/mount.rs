@@ -126,7 +126,7 @@ fn is_dead(directory: &Path) -> bool {
 fn is_mounted_there(device: &Path, mountpoint: &Path) -> bool {
     let Ok(Some(entry)) = mountinfo::mounted_at(mountpoint) else { return false };
     let identity = DeviceIdentity::of(device);
-    local::daemon_of(entry.device.1).is_some_and(|r| identity.is_ok_and(|i| i == r.daemon.identity))
+    local::daemon_of(&entry).is_some_and(|r| identity.is_ok_and(|i| i == r.daemon.identity))
 }
 
 fn remount(task: &Task) -> Result<(), String> {
@@ -136,7 +136,7 @@ fn remount(task: &Task) -> Result<(), String> {
         Ok(_) => return Err(there),
         Err(e) => return Err(e.to_string()),
     };
-    let daemon = local::daemon_of(entry.device.1);
+    let daemon = local::daemon_of(&entry);
     if !task.request.volume.read_only && daemon.is_some_and(|r| r.daemon.read_only) {
         return Err(format!(
             "{}: was mounted read-only, which its daemon cannot change: unmount it and mount it with -o rw",

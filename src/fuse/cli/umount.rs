@@ -45,7 +45,7 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
         Err(e) => return complain(name, format_args!("{target}: {e}"), FAILED),
     };
     // Looked up before: afterwards the number may already belong to another mount.
-    let daemon = local::running().unwrap_or_default().into_iter().find(|r| r.daemon.serves(&entry));
+    let daemon = local::daemon_of(&entry);
     let how = match (arguments.force, arguments.lazy) {
         (true, _) => Unmount::Force,
         (false, true) => Unmount::Lazy,

@@ -1,11 +1,9 @@
 //! Listings while others change the directory; cookies.
 
 use super::{Pair, names};
+use crate::rig_stream::Stream;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString};
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 #[test]
 fn both_hosts_create_in_one_directory() {
@@ -23,48 +21,6 @@ fn both_hosts_create_in_one_directory() {
     assert_eq!(names(&a).len(), 300);
     assert_eq!(names(&a), names(&b));
     pair.finish();
-}
-
-/// readdir(3) with its positions, which std does not have.
-struct Stream(*mut libc::DIR);
-
-impl Stream {
-    fn open(at: &Path) -> Stream {
-        let at = CString::new(at.as_os_str().as_bytes()).unwrap();
-        // SAFETY: the string ends in NUL and outlives the call.
-        let stream = unsafe { libc::opendir(at.as_ptr()) };
-        assert!(!stream.is_null());
-        Stream(stream)
-    }
-
-    /// The next name, and the position behind it.
-    fn next(&mut self) -> Option<(String, i64)> {
-        // SAFETY: the stream is open; the entry is read before the next call on it.
-        unsafe {
-            let entry = libc::readdir(self.0);
-            if entry.is_null() {
-                return None;
-            }
-            let name = CStr::from_ptr((*entry).d_name.as_ptr()).to_str().unwrap().to_owned();
-            Some((name, libc::telldir(self.0)))
-        }
-    }
-
-    fn seek(&mut self, to: i64) {
-        // SAFETY: the stream is open.
-        unsafe { libc::seekdir(self.0, to) };
-    }
-
-    fn rest(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.next()).map(|(name, _)| name).collect()
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: open, and not used any more.
-        unsafe { libc::closedir(self.0) };
-    }
 }
 
 /// What is there throughout is listed once; nothing is listed twice.
