@@ -8,8 +8,9 @@
 
 use crate::common::simdisk::{Event, History, SimDisk};
 use crate::host::{Host, How};
-use crate::model::{Id, Model, Op, bytes};
+use crate::model::{Id, Model, Op, Refusal, bytes};
 use crate::tree::{self, Found, Names};
+use shoal::base::Error;
 use shoal::format::superblock::TimingProfile;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Recorder {
     pub hosts: Vec<Host>,
     steps: Vec<Step>,
     states: Vec<Model>,
+    /// Operations that found no space; they must leave nothing behind.
+    pub full: usize,
 }
 
 /// A finished run.
@@ -82,7 +85,7 @@ impl Recorder {
         let history = disk.record();
         let mount = |n| Host::mount_with(&disk, &format!("host{n}"), commit).expect("mount");
         let hosts = (0..hosts).map(mount).collect();
-        Recorder { disk, history, hosts, steps: Vec::new(), states: vec![Model::new()] }
+        Recorder { disk, history, hosts, steps: Vec::new(), states: vec![Model::new()], full: 0 }
     }
 
     /// Run one operation; model and host must agree on whether it can be done.
@@ -93,9 +96,13 @@ impl Recorder {
         let start = self.disk.event_count();
         let done = execute(&self.hosts[host], &before, number, &op);
         let end = self.disk.event_count();
-        let wanted = model.apply(number, &op);
+        let mut wanted = model.apply(number, &op);
         match (&done, &wanted) {
             (Ok(()), Ok(_)) | (Err(_), Err(_)) => {}
+            (Err(Error::NoSpace), Ok(_)) => {
+                self.full += 1;
+                (model, wanted) = (before.clone(), Err(Refusal::Full));
+            }
             _ => panic!("step {number}, {op:?}: {done:?}, the model says {wanted:?}"),
         }
         let mut synced = None;
