@@ -3,7 +3,8 @@
 //!
 //! What is promised. *Names*: each host's changes become durable in their order; a change that builds
 //! on another host's change is never there without it. *fsync*: when it has returned, everything
-//! done to that inode before is there. *Data* that was not synced is old, new or absent, sector by
+//! done to that inode before is there. *Rename* over an existing file: the new one's data is there with
+//! the name. *Data* that was not synced is old, new or absent, sector by
 //! sector, never anything else; a file never ends behind what was written to it.
 
 use crate::common::simdisk::{Event, History, SimDisk};
@@ -28,6 +29,8 @@ pub struct Step {
     touched: Vec<Id>,
     /// What it made durable.
     synced: Option<Id>,
+    /// The file that took an existing one's name: its data goes first.
+    replacing: Option<Id>,
 }
 
 /// A run in the making.
@@ -109,7 +112,14 @@ impl Recorder {
         if let (Op::Fsync(path) | Op::Write { path, how: How::Sync, .. }, Ok(_)) = (&op, &wanted) {
             synced = Some(before.find(path).expect("it was synced"));
         }
-        self.steps.push(Step { host, op, start, end, touched: wanted.unwrap_or_default(), synced });
+        let replacing = match (&op, &wanted) {
+            (Op::Rename { from, to, exchange: false }, Ok(_)) if before.find(to).is_ok() => {
+                before.find(from).ok()
+            }
+            _ => None,
+        };
+        let touched = wanted.unwrap_or_default();
+        self.steps.push(Step { host, op, start, end, touched, synced, replacing });
         self.states.push(model);
     }
 
@@ -262,9 +272,9 @@ impl Story {
         let mut closest: Option<Vec<String>> = None;
         let mut wrong_data = None;
         for ends in self.ends(count) {
-            let Some(candidate) = self.candidate(ends) else { continue };
+            let Some(candidate) = self.candidate(ends.clone()) else { continue };
             if candidate.names == found.names {
-                match self.check_data(count, found, &candidate.ids) {
+                match self.check_data(count, &ends, found, &candidate.ids) {
                     Ok(()) => return Ok(()),
                     Err(e) => wrong_data = Some(e),
                 }
@@ -285,11 +295,22 @@ impl Story {
         ))
     }
 
-    fn check_data(&self, count: usize, found: &Found, ids: &BTreeMap<String, Id>) -> Result<(), String> {
+    /// The data, if of each host's steps those before `ends` have happened.
+    fn check_data(
+        &self,
+        count: usize,
+        ends: &[usize],
+        found: &Found,
+        ids: &BTreeMap<String, Id>,
+    ) -> Result<(), String> {
         let started = self.started(count);
         for (path, data) in &found.data {
             let id = ids[path];
-            let synced = self.steps[..started].iter().rposition(|s| s.synced == Some(id) && s.end <= count);
+            let is_floor = |at: &usize| {
+                let s = &self.steps[*at];
+                (s.synced == Some(id) && s.end <= count) || (s.replacing == Some(id) && *at < ends[s.host])
+            };
+            let synced = (0..started).rev().find(is_floor);
             let from = if count >= self.left { self.steps.len() } else { synced.map_or(0, |at| at + 1) };
             let versions: Vec<&Vec<u8>> = self.states[from..=started.max(from)]
                 .iter()
