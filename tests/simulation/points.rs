@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Points that a run looks at unless asked otherwise.
-const POINTS: usize = 350;
+const POINTS: usize = 250;
 /// Runs of given operations, and of random ones with one seed, that share `SHOAL_POINTS`.
 const RUNS: usize = 18;
 /// Points above which there are more random runs instead of more points of each.
