@@ -374,15 +374,33 @@ fn two_hosts_hand_blocks_to_each_other() {
     sweep("hand-over", &run.finish());
 }
 
-#[test]
-fn random_operations() {
-    for (n, hosts) in [(1, 1), (2, 1), (3, 2), (4, 2)] {
-        for seed in points::seeds() {
-            let seed = seed * 10 + n;
-            let story = random_story(seed, hosts, 90);
-            sweep(&format!("random operations {seed} on {hosts} hosts"), &story);
-        }
+/// Random runs of a kind, one for each seed.
+fn random_runs(kind: u64, hosts: usize) {
+    for seed in points::seeds() {
+        let seed = seed * 10 + kind;
+        let story = random_story(seed, hosts, 90);
+        sweep(&format!("random operations {seed} on {hosts} hosts"), &story);
     }
+}
+
+#[test]
+fn random_operations_on_one_host() {
+    random_runs(1, 1);
+}
+
+#[test]
+fn more_random_operations_on_one_host() {
+    random_runs(2, 1);
+}
+
+#[test]
+fn random_operations_on_two_hosts() {
+    random_runs(3, 2);
+}
+
+#[test]
+fn more_random_operations_on_two_hosts() {
+    random_runs(4, 2);
 }
 
 /// There is no room for most of it: what fails leaves nothing behind, what is freed finds new owners.
