@@ -58,7 +58,7 @@ fn learn(host: &Host) -> Option<Model> {
 fn work(sim: &Sim, thread: usize, seed: u64, until: Instant) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed ^ ((thread as u64 + 1) << 40));
     let (mut number, mut believed) = ((thread + 1) * 1_000_000, None);
-    while Instant::now() < until {
+    while Instant::now() < until && !sim.down.load(Ordering::Acquire) {
         let at = random.random_range(0..sim.hosts.len());
         let Some(place) = sim.hosts[at].try_read() else {
             std::thread::sleep(Duration::from_millis(1));
@@ -77,6 +77,7 @@ fn work(sim: &Sim, thread: usize, seed: u64, until: Instant) -> Result<(), Strin
         match done {
             Ok(()) => {}
             Err(e) if is_lawful(&e) => {}
+            Err(_) if sim.down.load(Ordering::Acquire) => return Ok(()),
             Err(e) => return Err(format!("thread {thread}, host {at}, {op:?}: {e}")),
         }
     }
@@ -123,22 +124,25 @@ fn run(seed: u64) -> Result<usize, String> {
     first.stop().map_err(|e| e.to_string())?;
     let sim = Sim::new(disk, 3, seed, Canary::None);
     let history = sim.disk.record();
-    let until = Instant::now() + Duration::from_millis(2500);
-    let worked: Result<(), String> = std::thread::scope(|scope| {
-        let churn = (seed % 2 == 1).then(|| scope.spawn(|| sim.churn(until)));
-        let sim = &sim;
-        let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || work(sim, t, seed, until))).collect();
-        let mut ended = Vec::new();
-        for thread in threads {
-            ended.push(thread.join().unwrap_or_else(|_| Err("a thread panicked".into())));
-        }
-        if let Some(churn) = churn {
-            ended.push(churn.join().map_err(|_| "an arrival or departure failed".into()));
-        }
-        ended.into_iter().collect()
-    });
     // Every other time they all die in the middle of it.
-    let end = || if seed / 2 % 2 == 1 { check_cut(&sim.cut(&history)) } else { compare(&sim) };
+    let dies = seed / 2 % 2 == 1;
+    let until = Instant::now() + Duration::from_millis(2500);
+    let last = if dies { until + Duration::from_secs(5) } else { until };
+    let (worked, cut) = std::thread::scope(|scope| {
+        let sim = &sim;
+        let churn = (seed % 2 == 1).then(|| scope.spawn(move || sim.churn(until)));
+        let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || work(sim, t, seed, last))).collect();
+        let churned = churn.is_none_or(|churn| churn.join().is_ok());
+        let cut = dies.then(|| {
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            sim.cut(&history)
+        });
+        let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into())));
+        let ended: Vec<Result<(), String>> = ended.collect();
+        let churned = if churned { Ok(()) } else { Err("an arrival or departure failed".into()) };
+        (ended.into_iter().chain([churned]).collect::<Result<(), String>>(), cut)
+    });
+    let end = || cut.map_or_else(|| compare(&sim), |disk| check_cut(&disk));
     let checked = worked.and_then(|()| end()).map_err(|e| format!("seed {seed}: {e}"));
     let done = sim.done.load(Ordering::Relaxed);
     sim.bury();
