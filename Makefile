@@ -44,7 +44,7 @@ crash-points:
 
 simulate:
 	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) \
-		$(CARGO) test --release --test simulation cluster -- --nocapture
+		$(CARGO) test --release --test simulation -- --nocapture cluster chaos
 
 # BENCH="--rounds 1 --files 1000 --mib 64 --no-idle" takes less than a minute.
 bench: build

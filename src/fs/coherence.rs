@@ -72,7 +72,7 @@ impl Core {
             }
         }
         if !release.is_empty()
-            && let Err(e) = self.journal.release(&release)
+            && let Err(e) = self.journal.release(&release).and_then(|()| self.flush_data_of(batch))
         {
             self.store.halt().trip(format!("handing locks over failed: {e}"));
             return vec![DemoteAnswer::Busy; batch.len()];
@@ -103,6 +103,20 @@ impl Core {
             },
             _ => Ok(DemoteAnswer::Done),
         }
+    }
+
+    /// The next holder's fsync knows nothing of data that went straight to the device from here: it
+    /// must be durable by then, also where no commit has come after it.
+    fn flush_data_of(&self, batch: &[DemoteJob]) -> Result<()> {
+        let data_txn = |job: &DemoteJob| match job.name {
+            LockName::Inode(ino) if job.from == Mode::X => match self.nodes.find(ino) {
+                Some(node) => Some(node.state.lock().data_txn),
+                None => Some(self.nodes.newest_shed()),
+            },
+            _ => None,
+        };
+        let newest = batch.iter().filter_map(data_txn).max();
+        if newest.is_some_and(|txn| txn > self.journal.durable()) { self.store.flush() } else { Ok(()) }
     }
 
     /// Step 4: what is in memory is not current any more.

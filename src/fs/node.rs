@@ -145,7 +145,12 @@ impl NodeTable {
 
     /// A node for an inode that is not in memory. The shard is locked: sheds of it have happened.
     fn fresh(&self, ino: InodeNo) -> Arc<Node> {
-        Arc::new(Node::new(ino, TxnId(self.shed_txn.load(Ordering::Acquire))))
+        Arc::new(Node::new(ino, self.newest_shed()))
+    }
+
+    /// The newest transaction that an inode which is not in memory may still wait for.
+    pub fn newest_shed(&self) -> TxnId {
+        TxnId(self.shed_txn.load(Ordering::Acquire))
     }
 
     /// The node if it is in memory.

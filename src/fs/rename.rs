@@ -144,6 +144,11 @@ impl Rename {
         if self.replaces_by_unwritten(&core, &source, target.as_ref()) {
             return Ok(Outcome::Unwritten(source.ino));
         }
+        if target.is_some() && !self.exchange && source.kind == FileKind::Regular {
+            // Many programs replace a file without fsync: after a crash the name has all of the old
+            // file or all of the new one. The data's transaction comes before ours in the log.
+            core.flush_node(&core.nodes.get(source.ino))?;
+        }
         let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
         let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();
         let refs: Vec<&Arc<Node>> = nodes.iter().collect();

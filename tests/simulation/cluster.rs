@@ -44,7 +44,7 @@ pub struct Sim {
 }
 
 impl Sim {
-    fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Sim {
+    pub fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Sim {
         let sim = Sim {
             disk,
             hosts: (0..hosts).map(|_| RwLock::default()).collect(),
@@ -82,7 +82,7 @@ impl Sim {
         *place = Some(host);
     }
 
-    fn leave(&self, at: usize) {
+    pub fn leave(&self, at: usize) {
         let host = self.hosts[at].write().take();
         if let Some(host) = host {
             host.stop().expect("a clean leave");
@@ -90,7 +90,7 @@ impl Sim {
     }
 
     /// One host leaves or comes now and then.
-    fn churn(&self, until: Instant) {
+    pub fn churn(&self, until: Instant) {
         let mut random = StdRng::seed_from_u64(self.seed ^ 0xc0c0);
         while Instant::now() < until && !self.down.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(random.random_range(50..600)));
@@ -114,7 +114,7 @@ impl Sim {
     }
 
     /// Cut the power of all; the answer is the disk afterwards.
-    fn cut(&self, history: &crate::common::simdisk::History) -> Arc<SimDisk> {
+    pub fn cut(&self, history: &crate::common::simdisk::History) -> Arc<SimDisk> {
         self.down.store(true, Ordering::Release);
         let hosts: Vec<_> = self.hosts.iter().map(|h| h.read()).collect();
         hosts.iter().filter_map(|h| h.as_ref()).for_each(|h| h.port.cut());
@@ -130,7 +130,7 @@ impl Sim {
         history.crash_at(&events, events.len(), how)
     }
 
-    fn bury(self) {
+    pub fn bury(self) {
         self.hosts.into_iter().filter_map(|h| h.into_inner()).for_each(Host::crash);
     }
 }
@@ -236,18 +236,23 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
-#[test]
-fn random_work_of_a_cluster_in_bad_weather() {
-    let (first, seeds) = (number("SHOAL_SEED", 1), number("SHOAL_SEEDS", 3));
+/// Run `SHOAL_SEEDS` seeds from `SHOAL_SEED` on.
+pub fn over_seeds(run: impl Fn(u64) -> Result<usize, String>) {
+    let (first, seeds) = (number("SHOAL_SEED", 1), number("SHOAL_SEEDS", 2));
     let mut faults = Vec::new();
     for seed in first..first + seeds {
         let began = Instant::now();
-        match run(seed, Canary::None) {
+        match run(seed) {
             Ok(done) => println!("seed {seed}: {done} operations in {:?}", began.elapsed()),
             Err(e) => faults.push(e),
         }
     }
     assert!(faults.is_empty(), "{} of {seeds} seeds failed:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn random_work_of_a_cluster_in_bad_weather() {
+    over_seeds(|seed| run(seed, Canary::None));
 }
 
 /// What the simulation is for: were there such a bug, it would be found.

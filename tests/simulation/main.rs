@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chaos;
 mod cluster;
 mod draw;
 mod host;

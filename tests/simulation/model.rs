@@ -88,6 +88,8 @@ pub enum Refusal {
     WrongKind,
     NotEmpty,
     IntoItself,
+    /// The volume, not the model.
+    Full,
 }
 
 /// All of it.

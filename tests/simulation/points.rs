@@ -10,17 +10,21 @@ use crate::story::Story;
 use crate::tree::{self, Image};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use shoal::base::Error;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Points that a run looks at unless asked otherwise.
-const POINTS: usize = 350;
+const POINTS: usize = 250;
 /// Runs of given operations, and of random ones with one seed, that share `SHOAL_POINTS`.
-const RUNS: usize = 16;
+const RUNS: usize = 18;
 /// Points above which there are more random runs instead of more points of each.
 const POINTS_MAX: usize = 1000;
 /// Of so many points one is mounted as well.
 const MOUNT_EVERY: usize = 25;
+/// Of so many mounted points one is cut again while it recovers, at so many places.
+const AGAIN_EVERY: usize = 5;
+const AGAIN: usize = 12;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
@@ -35,7 +39,7 @@ fn share() -> (usize, u64) {
 }
 
 /// Seeds of the random runs.
-pub fn seeds() -> impl Iterator<Item = u64> {
+pub fn seeds() -> std::ops::Range<u64> {
     let first = number("SHOAL_SEED").unwrap_or(1);
     first..first + share().1
 }
@@ -45,10 +49,10 @@ pub type Point = (usize, Unflushed);
 
 /// Points of a run, in the order of the run: each request with all of it kept and each flush with
 /// nothing kept, if there are not too many, and the rest by chance.
-fn choose(story: &Story, count: usize, seed: u64) -> Vec<Point> {
+fn choose(events: &[Event], count: usize, seed: u64) -> Vec<Point> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut all: Vec<(usize, u8, Unflushed)> = Vec::new();
-    for (at, event) in story.events.iter().enumerate() {
+    for (at, event) in events.iter().enumerate() {
         all.push((at + 1, 0, Unflushed::Kept));
         if matches!(event, Event::Flush) {
             all.push((at, 1, Unflushed::Lost));
@@ -60,7 +64,7 @@ fn choose(story: &Story, count: usize, seed: u64) -> Vec<Point> {
     }
     let fixed = all.len();
     for _ in fixed..count {
-        let (at, tear) = (random.random_range(1..=story.events.len()), random.random::<u64>());
+        let (at, tear) = (random.random_range(1..=events.len()), random.random::<u64>());
         let how = if random.random_bool(0.5) { Unflushed::Torn(tear) } else { Unflushed::Subset(tear) };
         chosen.insert((at, tear));
         all.push((at, 2, how));
@@ -80,11 +84,29 @@ fn check_image(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), S
 fn check_mounted(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
     let host = Host::mount(disk, "after").map_err(|e| format!("mount: {e}"))?;
     let looked = tree::of_host(&host).and_then(|found| story.check(count, &found));
-    let worked = looked.and_then(|()| work(&host).map_err(|e| format!("work after recovery: {e}")));
+    let worked = looked.and_then(|()| match work(&host) {
+        Ok(()) | Err(Error::NoSpace) => Ok(()),
+        Err(e) => Err(format!("work after recovery: {e}")),
+    });
     let left = host.stop().map_err(|e| format!("leaving after recovery: {e}"));
     worked?;
     left?;
     tree::fsck(disk)
+}
+
+/// The power is cut again while the volume recovers: what was promised holds all the same.
+fn check_again(story: &Story, count: usize, disk: &Arc<SimDisk>, seed: u64) -> Result<(), String> {
+    let history = disk.record();
+    let host = Host::mount(disk, "recovers").map_err(|e| format!("mount: {e}"))?;
+    host.stop().map_err(|e| format!("leaving after recovery: {e}"))?;
+    let events = disk.events();
+    let mut sweep = Sweep::new(&history, &events);
+    for (at, how) in choose(&events, AGAIN, seed) {
+        let disk = sweep.crash_at(at, how);
+        let place = |e| format!("cut again behind request {at} of {}, {how:?}: {e}", events.len());
+        check_image(story, count, &disk).map_err(place)?;
+    }
+    Ok(())
 }
 
 fn work(host: &Host) -> shoal::base::Result<()> {
@@ -96,15 +118,11 @@ fn work(host: &Host) -> shoal::base::Result<()> {
     host.unlink("/after-the-crash")
 }
 
-/// One point; `mount` in earnest as well.
-pub fn check_point(
-    story: &Story,
-    sweep: &mut Sweep<'_>,
-    (count, how): Point,
-    mount: bool,
-) -> Result<(), String> {
+/// Point number `n`.
+fn check_point(story: &Story, sweep: &mut Sweep<'_>, (count, how): Point, n: usize) -> Result<(), String> {
     let disk = sweep.crash_at(count, how);
-    let again = mount.then(|| disk.snapshot());
+    let mounted = n.is_multiple_of(MOUNT_EVERY).then(|| disk.snapshot());
+    let again = n.is_multiple_of(MOUNT_EVERY * AGAIN_EVERY).then(|| disk.snapshot());
     let fails = |way: &str, e: String| {
         let step = story.steps.iter().rposition(|s| s.start < count);
         let op = step.map(|at| format!("{:?} of host {}", story.steps[at].op, story.steps[at].host));
@@ -112,8 +130,11 @@ pub fn check_point(
         format!("{way}, crash behind request {count} of {events}, {how:?}, in step {step:?} {op:?}: {e}")
     };
     check_image(story, count, &disk).map_err(|e| fails("replayed", e))?;
+    if let Some(disk) = mounted {
+        check_mounted(story, count, &disk).map_err(|e| fails("mounted", e))?;
+    }
     match again {
-        Some(disk) => check_mounted(story, count, &disk).map_err(|e| fails("mounted", e)),
+        Some(disk) => check_again(story, count, &disk, n as u64).map_err(|e| fails("recovering", e)),
         None => Ok(()),
     }
 }
@@ -122,13 +143,12 @@ pub fn check_point(
 pub fn sweep(name: &str, story: &Story) {
     let count = share().0;
     let seed = number("SHOAL_SEED").unwrap_or(1);
-    let points = choose(story, count, seed);
+    let points = choose(&story.events, count, seed);
     let mut sweep = Sweep::new(&story.history, &story.events);
     let began = std::time::Instant::now();
     let mut faults = Vec::new();
     for (n, point) in points.iter().enumerate() {
-        let mount = n % MOUNT_EVERY == 0;
-        if let Err(e) = check_point(story, &mut sweep, *point, mount) {
+        if let Err(e) = check_point(story, &mut sweep, *point, n) {
             faults.push(e);
             if faults.len() == 3 {
                 break;

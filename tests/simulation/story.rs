@@ -3,13 +3,15 @@
 //!
 //! What is promised. *Names*: each host's changes become durable in their order; a change that builds
 //! on another host's change is never there without it. *fsync*: when it has returned, everything
-//! done to that inode before is there. *Data* that was not synced is old, new or absent, sector by
+//! done to that inode before is there. *Rename* over an existing file: the new one's data is there with
+//! the name. *Data* that was not synced is old, new or absent, sector by
 //! sector, never anything else; a file never ends behind what was written to it.
 
 use crate::common::simdisk::{Event, History, SimDisk};
 use crate::host::{Host, How};
-use crate::model::{Id, Model, Op, bytes};
+use crate::model::{Id, Model, Op, Refusal, bytes};
 use crate::tree::{self, Found, Names};
+use shoal::base::Error;
 use shoal::format::superblock::TimingProfile;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub struct Step {
     touched: Vec<Id>,
     /// What it made durable.
     synced: Option<Id>,
+    /// The file that took an existing one's name: its data goes first.
+    replacing: Option<Id>,
 }
 
 /// A run in the making.
@@ -36,6 +40,8 @@ pub struct Recorder {
     pub hosts: Vec<Host>,
     steps: Vec<Step>,
     states: Vec<Model>,
+    /// Operations that found no space; they must leave nothing behind.
+    pub full: usize,
 }
 
 /// A finished run.
@@ -82,7 +88,7 @@ impl Recorder {
         let history = disk.record();
         let mount = |n| Host::mount_with(&disk, &format!("host{n}"), commit).expect("mount");
         let hosts = (0..hosts).map(mount).collect();
-        Recorder { disk, history, hosts, steps: Vec::new(), states: vec![Model::new()] }
+        Recorder { disk, history, hosts, steps: Vec::new(), states: vec![Model::new()], full: 0 }
     }
 
     /// Run one operation; model and host must agree on whether it can be done.
@@ -93,16 +99,27 @@ impl Recorder {
         let start = self.disk.event_count();
         let done = execute(&self.hosts[host], &before, number, &op);
         let end = self.disk.event_count();
-        let wanted = model.apply(number, &op);
+        let mut wanted = model.apply(number, &op);
         match (&done, &wanted) {
             (Ok(()), Ok(_)) | (Err(_), Err(_)) => {}
+            (Err(Error::NoSpace), Ok(_)) => {
+                self.full += 1;
+                (model, wanted) = (before.clone(), Err(Refusal::Full));
+            }
             _ => panic!("step {number}, {op:?}: {done:?}, the model says {wanted:?}"),
         }
         let mut synced = None;
         if let (Op::Fsync(path) | Op::Write { path, how: How::Sync, .. }, Ok(_)) = (&op, &wanted) {
             synced = Some(before.find(path).expect("it was synced"));
         }
-        self.steps.push(Step { host, op, start, end, touched: wanted.unwrap_or_default(), synced });
+        let replacing = match (&op, &wanted) {
+            (Op::Rename { from, to, exchange: false }, Ok(_)) if before.find(to).is_ok() => {
+                before.find(from).ok()
+            }
+            _ => None,
+        };
+        let touched = wanted.unwrap_or_default();
+        self.steps.push(Step { host, op, start, end, touched, synced, replacing });
         self.states.push(model);
     }
 
@@ -255,9 +272,9 @@ impl Story {
         let mut closest: Option<Vec<String>> = None;
         let mut wrong_data = None;
         for ends in self.ends(count) {
-            let Some(candidate) = self.candidate(ends) else { continue };
+            let Some(candidate) = self.candidate(ends.clone()) else { continue };
             if candidate.names == found.names {
-                match self.check_data(count, found, &candidate.ids) {
+                match self.check_data(count, &ends, found, &candidate.ids) {
                     Ok(()) => return Ok(()),
                     Err(e) => wrong_data = Some(e),
                 }
@@ -278,11 +295,22 @@ impl Story {
         ))
     }
 
-    fn check_data(&self, count: usize, found: &Found, ids: &BTreeMap<String, Id>) -> Result<(), String> {
+    /// The data, if of each host's steps those before `ends` have happened.
+    fn check_data(
+        &self,
+        count: usize,
+        ends: &[usize],
+        found: &Found,
+        ids: &BTreeMap<String, Id>,
+    ) -> Result<(), String> {
         let started = self.started(count);
         for (path, data) in &found.data {
             let id = ids[path];
-            let synced = self.steps[..started].iter().rposition(|s| s.synced == Some(id) && s.end <= count);
+            let is_floor = |at: &usize| {
+                let s = &self.steps[*at];
+                (s.synced == Some(id) && s.end <= count) || (s.replacing == Some(id) && *at < ends[s.host])
+            };
+            let synced = (0..started).rev().find(is_floor);
             let from = if count >= self.left { self.steps.len() } else { synced.map_or(0, |at| at + 1) };
             let versions: Vec<&Vec<u8>> = self.states[from..=started.max(from)]
                 .iter()

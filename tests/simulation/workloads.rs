@@ -49,19 +49,23 @@ fn unlink(path: &str) -> Op {
 fn random_story(seed: u64, hosts: usize, operations: usize) -> Story {
     let mut random = StdRng::seed_from_u64(seed);
     let commit = Duration::from_millis([15, 60, 1000][random.random_range(0..3)]);
-    let mut run = Recorder::with_commits(64, hosts, commit);
+    let run = Recorder::with_commits(64, hosts, commit);
+    work_at_random(run, &mut random, operations).finish()
+}
+
+fn work_at_random(mut run: Recorder, random: &mut StdRng, operations: usize) -> Recorder {
     run.run(0, Op::Mkdir(p("/shared")));
     run.run(0, Op::Mkdir(p("/w0")));
     for _ in 0..operations {
         let model = run.model().clone();
         let op = match random.random_range(0..25) {
             0 => Op::Rest(random.random_range(5..60)),
-            _ => Draw { worker: 0, random: &mut random, model: &model }.op(),
+            _ => Draw { worker: 0, random, model: &model }.op(),
         };
-        let host = random.random_range(0..hosts);
+        let host = random.random_range(0..run.hosts.len());
         run.run(host, op);
     }
-    run.finish()
+    run
 }
 
 /// Run `ops` on one host and look at the crash points.
@@ -160,6 +164,13 @@ fn renames() {
             fsync("/a"),
             rename("/a", "/b"),
             fsync("/b"),
+            create("/new"),
+            write("/new", 0, 50_000),
+            rename("/new", "/b"),
+            create("/new"),
+            write("/new", 0, 200),
+            rename("/new", "/b"),
+            fsync("/"),
             Op::Mkdir(p("/d")),
             Op::Mkdir(p("/e")),
             create("/d/x"),
@@ -363,13 +374,52 @@ fn two_hosts_hand_blocks_to_each_other() {
     sweep("hand-over", &run.finish());
 }
 
+/// Random runs of a kind, one for each seed.
+fn random_runs(kind: u64, hosts: usize) {
+    for seed in points::seeds() {
+        let seed = seed * 10 + kind;
+        let story = random_story(seed, hosts, 90);
+        sweep(&format!("random operations {seed} on {hosts} hosts"), &story);
+    }
+}
+
 #[test]
-fn random_operations() {
-    for (n, hosts) in [(1, 1), (2, 1), (3, 2), (4, 2)] {
-        for seed in points::seeds() {
-            let seed = seed * 10 + n;
-            let story = random_story(seed, hosts, 90);
-            sweep(&format!("random operations {seed} on {hosts} hosts"), &story);
+fn random_operations_on_one_host() {
+    random_runs(1, 1);
+}
+
+#[test]
+fn more_random_operations_on_one_host() {
+    random_runs(2, 1);
+}
+
+#[test]
+fn random_operations_on_two_hosts() {
+    random_runs(3, 2);
+}
+
+#[test]
+fn more_random_operations_on_two_hosts() {
+    random_runs(4, 2);
+}
+
+/// There is no room for most of it: what fails leaves nothing behind, what is freed finds new owners.
+#[test]
+fn random_operations_on_a_full_volume() {
+    for hosts in [1, 2] {
+        let mut random = StdRng::seed_from_u64(points::seeds().start * 2 + hosts as u64);
+        let mut run = Recorder::with_commits(64, hosts, Duration::from_millis(30));
+        run.run(0, create("/filler"));
+        for piece in [1_000_000, 70_000, 9000] {
+            let full = run.full;
+            while run.full == full {
+                let size = run.model().data(run.model().find("/filler").unwrap()).unwrap().len();
+                run.run(0, write("/filler", size as u64, piece));
+            }
         }
+        run.run(0, fsync("/filler"));
+        run = work_at_random(run, &mut random, 70);
+        assert!(run.full > 6, "the volume was not full: nothing was tested");
+        sweep(&format!("full volume, {hosts} hosts"), &run.finish());
     }
 }
