@@ -1,4 +1,4 @@
-//! Replaying what dead hosts left: onto the disk, or into memory for a check that writes nothing.
+//! Replaying what dead hosts left into memory; the check sees the volume as it would be.
 
 use crate::finding::{Code, Findings, Place};
 use crate::image::words;
@@ -7,11 +7,10 @@ use shoal::format::Block;
 use shoal::format::journal::JournalPlace;
 use shoal::format::superblock::Superblock;
 use shoal::format::volume::{SlotExtents, Volume};
-use shoal::journal::{DeviceSink, OverlaySink, ReplayReport, replay};
+use shoal::journal::{OverlaySink, ReplayReport, replay};
 use shoal::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The store is only a way to the device here.
 const CACHE_BYTES: usize = 1 << 20;
@@ -28,16 +27,15 @@ pub struct Replayed {
 /// Blocks as replay would leave them.
 pub type Overlay = BTreeMap<BlockNo, Arc<Block>>;
 
-/// Replay all journals. Nothing is written if `dry_run`; a journal that is damaged is left as it is
-/// and replayed into the overlay as far as it goes.
+/// Replay all journals into an overlay, damaged ones as far as they go.
 ///
 /// # Errors
-/// `Io`, `Halted`.
+/// `Io`.
 pub fn replay_all(
     device: &Arc<dyn shoal::device::BlockDevice>,
     sb: &Superblock,
     volume: &Volume,
-    (dry_run, clean): (bool, bool),
+    clean: bool,
     findings: &mut Findings,
 ) -> Result<(Vec<Replayed>, Overlay)> {
     let store = Store::new(device.clone(), sb.format_id, volume.geometry(sb), CACHE_BYTES);
@@ -48,14 +46,7 @@ pub fn replay_all(
         let id = SlotId(i as u16);
         check_headers(&store, id, slot, clean, findings)?;
         let extent = (slot.journal_start, slot.journal_blocks);
-        let attempt = match dry_run {
-            true => replay(&store, extent, id, &mut overlay),
-            false => match replay(&store, extent, id, &mut DeviceSink::new(&store, Duration::ZERO)) {
-                Err(Error::Corrupt { .. }) => replay(&store, extent, id, &mut overlay),
-                other => other,
-            },
-        };
-        match attempt {
+        match replay(&store, extent, id, &mut overlay) {
             Ok(report) => note(id, report, clean, &mut replayed, findings),
             Err(e @ Error::Corrupt { .. }) => {
                 findings.add(Code::JournalDamaged, Place::Slot(id), words(&e));

@@ -1,9 +1,10 @@
 //! Checking a Shoal volume that nobody has mounted.
 //!
 //! [`check`] reads everything the format holds and compares it with itself: superblocks, volume
-//! block, coordination regions, journals (replayed first), groups, every metadata block, every
+//! block, coordination regions, journals (replayed in memory), groups, every metadata block, every
 //! inode's items, every name. It shares the declarations of `shoal::format` and the journal's replay
-//! with the daemon, and none of its traversal.
+//! with the daemon, and none of its traversal. [`guard`] keeps hosts off, [`recover`] replays journals
+//! onto the disk, by joining and leaving as any host does.
 //!
 //! The order of the phases: what a later one reads, an earlier one has checked. All inodes are read
 //! once, chunk by chunk; what the checks across inodes need (32 bytes an inode, 40 a name, two bits
@@ -17,6 +18,7 @@ mod inode;
 pub mod journals;
 mod names;
 pub mod progress;
+pub mod recover;
 mod regions;
 mod scan;
 mod slots;
@@ -41,8 +43,6 @@ use std::sync::Arc;
 /// How to check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Write nothing: journals are replayed into memory.
-    pub dry_run: bool,
     /// Check everything also where all hosts left in order.
     pub force: bool,
 }
@@ -90,14 +90,15 @@ impl Report {
     }
 }
 
-/// Check the volume on `device`, which nobody has mounted ([`guard`] sees to that).
+/// Check the volume on `device`, which nobody has mounted ([`guard`] sees to that). Writes nothing:
+/// journals that hold something ([`recover`] replays them for good) are replayed into memory.
 ///
 /// # Errors
 /// `Device` if this is no Shoal volume, or one of a newer release; `Io`. Damage is no error, it is in
 /// the report.
 pub fn check(device: Arc<dyn BlockDevice>, options: &Options, progress: &dyn Progress) -> Result<Report> {
     let (sb, from) = superblock::load(&*device)?;
-    sb.check_features(!options.dry_run)?;
+    sb.check_features(false)?;
     let mut findings = Findings::default();
     let mut report = Report { uuid: sb.uuid, ..Report::default() };
     progress.phase("superblocks");
@@ -110,6 +111,7 @@ pub fn check(device: Arc<dyn BlockDevice>, options: &Options, progress: &dyn Pro
             return Ok(report);
         }
     };
+    volume.check_features()?;
     report.label.clone_from(&volume.label);
     report.was_clean = was_left_in_order(&device, &sb);
     let mut image = Image { device: device.clone(), superblock: sb, volume, overlay: BTreeMap::new() };
@@ -117,9 +119,8 @@ pub fn check(device: Arc<dyn BlockDevice>, options: &Options, progress: &dyn Pro
     report.skipped = report.was_clean && !options.force && from == LoadedFrom::Primary;
     if !report.skipped {
         progress.phase("journals");
-        let how = (options.dry_run, report.was_clean);
-        let (sb, volume) = (&image.superblock, &image.volume);
-        (report.replayed, image.overlay) = journals::replay_all(&device, sb, volume, how, &mut findings)?;
+        let (sb, volume, clean) = (&image.superblock, &image.volume, report.was_clean);
+        (report.replayed, image.overlay) = journals::replay_all(&device, sb, volume, clean, &mut findings)?;
         check_all(&image, &mut report, &mut findings, progress);
     }
     (report.findings, report.counts) = findings.finish();
@@ -134,7 +135,7 @@ fn was_left_in_order(device: &Arc<dyn BlockDevice>, sb: &Superblock) -> bool {
 
 fn check_all(image: &Image, report: &mut Report, findings: &mut Findings, progress: &dyn Progress) {
     progress.phase("coordination");
-    report.torn = regions::check_coordination(image, report.was_clean, findings);
+    report.torn = regions::check_coordination(image, findings);
     progress.phase("groups");
     let groups = Groups::load(image, findings);
     groups.claim_system(image, findings);
@@ -145,7 +146,7 @@ fn check_all(image: &Image, report: &mut Report, findings: &mut Findings, progre
     let mut scanned = scan::scan(image, &groups, &known, progress);
     findings.merge(std::mem::take(&mut scanned.gathered.findings));
     progress.phase("names");
-    names::check(image, &scanned.gathered, &lists.orphans, findings);
+    names::check(image, &groups, &scanned.gathered, &lists.orphans, findings);
     progress.phase("blocks");
     report_damaged(&groups, &scanned, findings);
     let twice = scanned.gathered.twice.iter().chain(&lists.twice);
@@ -159,6 +160,10 @@ fn check_all(image: &Image, report: &mut Report, findings: &mut Findings, progre
 /// Damaged blocks that no walk came to, and leaks.
 fn report_damaged(groups: &Groups, scanned: &scan::Scanned, findings: &mut Findings) {
     let damaged: BTreeMap<BlockNo, &str> = scanned.damaged.iter().map(|(b, w)| (*b, w.as_str())).collect();
+    if scanned.damaged_more > 0 {
+        let what = format!("{} more blocks in metadata chunks are not valid", scanned.damaged_more);
+        findings.add(Code::BlockDamaged, Place::Volume, what);
+    }
     for (block, what) in &damaged {
         let seen = groups
             .locate(*block)

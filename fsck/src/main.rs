@@ -3,11 +3,16 @@
 use clap::Parser;
 use clap::error::ErrorKind;
 use shoal::base::Error;
+use shoal::cluster::{Disk, read_status};
 use shoal::device::{Access, FileDevice};
+use shoal::format::superblock::{self, Superblock};
+use shoal::format::volume::{self, Volume};
+use shoal_fsck::guard::{self, Guard};
 use shoal_fsck::progress::Teller;
-use shoal_fsck::{Code, Options, Progress, Report, Silent, check, guard};
+use shoal_fsck::recover::recover;
+use shoal_fsck::{Code, Options, Progress, Replayed, Report, Silent, check};
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,27 +64,60 @@ struct Arguments {
     device: Option<PathBuf>,
 }
 
-fn open(path: &Path, dry_run: bool) -> Result<Arc<FileDevice>, Error> {
-    guard::check_machine(path)?;
-    let access = if dry_run { Access::Read } else { Access::Exclusive };
-    let device = Arc::new(FileDevice::open(path, access)?);
-    guard::check_cluster(&device, path, !dry_run)?;
-    Ok(device)
-}
-
 fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
-    let device = open(path, a.dry_run)?;
-    let options = Options { dry_run: a.dry_run, force: a.force };
-    let name = path.display().to_string();
-    match a.progress {
-        None => check(device, &options, &Silent),
-        Some(fd) => {
-            let teller = teller(fd, &name)?;
-            let report = check(device, &options, &teller as &dyn Progress);
-            teller.end();
-            report
+    guard::check_machine(path)?;
+    let access = if a.dry_run { Access::Read } else { Access::Exclusive };
+    let device = Arc::new(FileDevice::open(path, access)?);
+    let (sb, _) = superblock::load(&*device)?;
+    sb.check_features(!a.dry_run)?;
+    // Without a volume block nobody can mount it, and there is only its damage to report.
+    let volume = volume::load(&*device, &sb).ok();
+    let mut guard = None;
+    let mut replayed = Vec::new();
+    if let Some(volume) = &volume {
+        volume.check_features()?;
+        guard = Some(Guard::new(&device, &sb, volume, !a.dry_run)?);
+        if !a.dry_run {
+            replayed = replay(&device, path, &sb, volume)?;
         }
     }
+    guard.as_mut().map_or(Ok(()), Guard::begin)?;
+    let mut report = checked(a, path, device)?;
+    guard.as_ref().map_or(Ok(()), Guard::end)?;
+    // What is still in the journals could not be replayed for good.
+    replayed.extend(std::mem::take(&mut report.replayed));
+    report.replayed = replayed;
+    Ok(report)
+}
+
+/// Replay what dead hosts left, if any did.
+fn replay(
+    device: &Arc<FileDevice>,
+    path: &Path,
+    sb: &Superblock,
+    volume: &Volume,
+) -> Result<Vec<Replayed>, Error> {
+    let disk = Disk { device: device.clone(), format_id: sb.format_id, geometry: sb.geometry };
+    match read_status(&disk, None) {
+        // Damaged ballots: nothing is replayed by guess.
+        Err(Error::Device(_)) => Ok(Vec::new()),
+        Ok(status) if status.is_clean() => Ok(Vec::new()),
+        Ok(_) => match recover(device, path, sb, volume) {
+            // The check names what is damaged.
+            Err(Error::Corrupt { .. }) => Ok(Vec::new()),
+            other => other,
+        },
+        Err(e) => Err(e),
+    }
+}
+
+fn checked(a: &Arguments, path: &Path, device: Arc<FileDevice>) -> Result<Report, Error> {
+    let options = Options { force: a.force };
+    let Some(fd) = a.progress else { return check(device, &options, &Silent) };
+    let teller = teller(fd, &path.display().to_string())?;
+    let report = check(device, &options, &teller as &dyn Progress);
+    teller.end();
+    report
 }
 
 /// 0 is for a person, on standard error; other descriptors are those that fsck(8) hands down.
@@ -91,32 +129,36 @@ fn teller(fd: i32, name: &str) -> Result<Teller<Box<dyn Write + Send>>, Error> {
     if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(Error::Device(format!("-C {fd}: no such file descriptor is open")));
     }
-    // SAFETY: it is open, and by giving it as an argument the caller has handed it over.
-    let file = unsafe { File::from_raw_fd(fd) };
+    // SAFETY: it is open; the duplicate is ours alone (1 is still needed for the findings).
+    let file = unsafe { File::from_raw_fd(libc::dup(fd)) };
     Ok(Teller::new(Box::new(file), name, false))
 }
 
-fn print(a: &Arguments, path: &Path, report: &Report) {
-    let name = path.display();
+fn print(a: &Arguments, path: &Path, report: &Report) -> io::Result<()> {
+    let (name, mut out) = (path.display(), io::stdout().lock());
     let did = if a.dry_run { "would replay" } else { "replayed" };
-    for r in &report.replayed {
-        println!("{name}: {did} {} transactions of slot {}, {} blocks", r.txns, r.slot, r.blocks);
+    for r in report.replayed.iter().filter(|r| r.txns > 0) {
+        writeln!(out, "{name}: {did} {} transactions of slot {}, {} blocks", r.txns, r.slot, r.blocks)?;
     }
     for code in Code::ALL {
         let of_code = report.findings.iter().filter(|f| f.code == *code);
         let shown = if a.verbose { usize::MAX } else { PRINTED_PER_CODE };
         for finding in of_code.take(shown) {
-            println!("{name}: {finding}");
+            writeln!(out, "{name}: {finding}")?;
         }
         let count = report.counts.get(code).copied().unwrap_or(0);
         if count > shown as u64 {
-            println!("{name}: [{code}] {} more of these", count - shown as u64);
+            writeln!(out, "{name}: [{code}] {} more of these", count - shown as u64)?;
         }
     }
-    if report.orphans > 0 {
-        println!("{name}: {} unlinked files or frees wait for the next mount", report.orphans);
+    if report.torn > 0 {
+        let what = "copies of coordination blocks were being written when their host died; the other copies are used";
+        writeln!(out, "{name}: {} {what}", report.torn)?;
     }
-    println!("{name}: {}", summary(report));
+    if report.orphans > 0 {
+        writeln!(out, "{name}: {} unlinked files or frees wait for the next mount", report.orphans)?;
+    }
+    writeln!(out, "{name}: {}", summary(report))
 }
 
 fn summary(report: &Report) -> String {
@@ -153,12 +195,15 @@ fn main() -> ExitCode {
         }
     };
     let Some(path) = a.device.as_deref().filter(|_| !a.codes) else {
-        Code::ALL.iter().for_each(|c| println!("{:<26} {}", c.name(), c.meaning()));
+        let mut out = io::stdout().lock();
+        // As above.
+        let _ = Code::ALL.iter().try_for_each(|c| writeln!(out, "{:<26} {}", c.name(), c.meaning()));
         return ExitCode::from(SOUND);
     };
     match run(&a, path) {
         Ok(report) => {
-            print(&a, path, &report);
+            // Nobody reads on (a pipe into head): the exit code says it all the same.
+            let _ = print(&a, path, &report);
             ExitCode::from(if report.is_sound() { SOUND } else { LEFT_UNCORRECTED })
         }
         Err(e) => {

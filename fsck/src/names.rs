@@ -2,12 +2,13 @@
 //! root leads to all of them.
 
 use crate::finding::{Code, Findings, Place};
+use crate::groups::Groups;
 use crate::image::Image;
 use crate::inode::{Gathered, Known, Link};
-use crate::tree::{self, Root, Visitor};
-use shoal::base::{BlockNo, InodeNo, LockName};
+use crate::tree::{self, Root};
+use shoal::base::{Generation, InodeNo, LockName};
 use shoal::format::BlockKind;
-use shoal::format::item::{ItemKey, ItemKind, Key};
+use shoal::format::item::{ItemKey, ItemKind};
 use shoal::format::value::{Dirent, FileKind};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,11 +16,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Paths that are looked up for messages; each costs a walk through its directories.
 const PATHS_MAX: u32 = 200;
 /// Longest path that is followed upwards.
-const DEPTH_MAX: usize = 4096;
+const DEPTH_MAX: usize = 256;
 
 /// All inodes and names of the volume.
 pub struct Names<'a> {
     image: &'a Image,
+    groups: &'a Groups,
+    /// Every group could be read: what was not seen is not there.
+    complete: bool,
     /// By number.
     inodes: &'a [Known],
     /// By child.
@@ -29,10 +33,23 @@ pub struct Names<'a> {
 }
 
 /// Check all names. `orphans`: inodes that some slot's list names.
-pub fn check(image: &Image, all: &Gathered, orphans: &BTreeSet<InodeNo>, findings: &mut Findings) {
+pub fn check(
+    image: &Image,
+    groups: &Groups,
+    all: &Gathered,
+    orphans: &BTreeSet<(InodeNo, Generation)>,
+    findings: &mut Findings,
+) {
     let root = InodeNo(image.superblock.root_inode);
-    let names =
-        Names { image, inodes: &all.inodes, links: &all.links, root, paths_left: Cell::new(PATHS_MAX) };
+    let names = Names {
+        image,
+        groups,
+        complete: groups.all.iter().all(|g| g.known),
+        inodes: &all.inodes,
+        links: &all.links,
+        root,
+        paths_left: Cell::new(PATHS_MAX),
+    };
     names.check_root(findings);
     for link in names.links {
         names.check_link(link, findings);
@@ -56,12 +73,18 @@ impl Names<'_> {
         &self.links[from..to]
     }
 
+    /// Does the inode lie in a group that could not be read?
+    fn is_unknown(&self, ino: InodeNo) -> bool {
+        self.groups.locate(ino.block()).is_some_and(|(group, ..)| !group.known)
+    }
+
     fn is_directory(&self, ino: InodeNo) -> bool {
         self.find(ino).is_some_and(|i| i.kind == Some(FileKind::Directory))
     }
 
     fn check_root(&self, findings: &mut Findings) {
         let fault = match self.find(self.root) {
+            None if self.is_unknown(self.root) => return,
             None => "there is no valid inode",
             Some(root) if root.kind != Some(FileKind::Directory) => "it is no directory",
             Some(root) if root.parent != self.root => "its '..' is not itself",
@@ -74,6 +97,9 @@ impl Names<'_> {
     fn check_link(&self, link: &Link, findings: &mut Findings) {
         let place = Place::Inode(link.dir);
         let Some(child) = self.find(link.child) else {
+            if self.is_unknown(link.child) {
+                return;
+            }
             let what = format!("{} names inode {}, which is none", self.path(link), link.child);
             return findings.add(Code::DirentDangling, place, what);
         };
@@ -130,7 +156,7 @@ impl Names<'_> {
         inode: &Known,
         subdirectories: &BTreeMap<InodeNo, u32>,
         reached: &BTreeSet<InodeNo>,
-        orphans: &BTreeSet<InodeNo>,
+        orphans: &BTreeSet<(InodeNo, Generation)>,
         findings: &mut Findings,
     ) {
         let (ino, place) = (inode.ino, Place::Inode(inode.ino));
@@ -138,9 +164,13 @@ impl Names<'_> {
         let names = links.len() as u64;
         let directory = inode.kind == Some(FileKind::Directory);
         if inode.nlink == 0 && names == 0 {
-            if !orphans.contains(&ino) {
+            if !orphans.contains(&(ino, inode.generation)) {
                 findings.add(Code::OrphanUnlisted, place, "it has no links, and no slot will free it");
             }
+            return;
+        }
+        // Names and subdirectories in a group that could not be read are not in the sums.
+        if !self.complete {
             return;
         }
         if names == 0 && ino != self.root {
@@ -190,8 +220,10 @@ impl Names<'_> {
         }
         self.paths_left.set(self.paths_left.get() - 1);
         let mut parts = Vec::new();
+        let mut passed = BTreeSet::new();
         let mut at = *link;
-        while parts.len() < DEPTH_MAX {
+        // A circle has no beginning.
+        while parts.len() < DEPTH_MAX && passed.insert(at.dir) {
             let Some(name) = self.name(&at) else { return plain() };
             parts.push(name);
             if at.dir == self.root {
@@ -210,29 +242,8 @@ impl Names<'_> {
     fn name(&self, link: &Link) -> Option<String> {
         let cover = LockName::Inode(link.dir);
         let block = self.image.read_verified(link.dir.block(), BlockKind::Inode, link.dir.0, cover).ok()?;
-        let mut finder = Finder { key: link.key, name: None };
-        tree::walk(self.image, Root { ino: link.dir, cover, block: &block }, &mut finder);
-        finder.name
+        let key = ItemKey::new(ItemKind::Dirent, link.key);
+        let value = tree::find(self.image, Root { ino: link.dir, cover, block: &block }, key)?;
+        Some(Dirent::decode(link.key, &value).ok()?.name.escape_ascii().to_string())
     }
-}
-
-/// Looks for one entry.
-struct Finder {
-    key: u64,
-    name: Option<String>,
-}
-
-impl Visitor for Finder {
-    fn item(&mut self, key: ItemKey, value: &[u8]) {
-        if key == ItemKey::new(ItemKind::Dirent, self.key)
-            && let Ok(entry) = Dirent::decode(key.id, value)
-        {
-            self.name = Some(entry.name.escape_ascii().to_string());
-        }
-    }
-    fn page(&mut self, _: BlockNo) -> bool {
-        self.name.is_none()
-    }
-    fn broken(&mut self, _: String) {}
-    fn unknown(&mut self, _: Key) {}
 }

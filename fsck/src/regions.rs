@@ -7,7 +7,7 @@ use shoal::base::{AgNo, BLOCK_SIZE, BlockNo, Result, SlotId, Token};
 use shoal::device::BlockDevice;
 use shoal::format::Block;
 use shoal::format::cluster::inbox::RegisterCell;
-use shoal::format::cluster::{Ballot, Claim, Heartbeat, LedgerEntry, LedgerPage, SlotState, View};
+use shoal::format::cluster::{Ballot, CELL_SIZE, Claim, Heartbeat, LedgerEntry, LedgerPage, SlotState, View};
 use shoal::format::layout::{
     BACKUP_SUPERBLOCK, LEDGER_ENTRIES_PER_PAGE, LOBBY_CELLS, SUPERBLOCK, VOLUME_BLOCKS,
 };
@@ -48,16 +48,14 @@ pub fn check_superblocks(image: &Image, from: LoadedFrom, findings: &mut Finding
 /// The regions of the coordination protocol.
 pub struct Coordination<'a> {
     image: &'a Image,
-    /// Everybody left in order: then nothing can be torn.
-    clean: bool,
     findings: &'a mut Findings,
     /// Places that a write which never ended may have left torn.
     pub torn: u64,
 }
 
 /// Check all coordination regions. Answers how many places were torn by hosts that died writing.
-pub fn check_coordination(image: &Image, clean: bool, findings: &mut Findings) -> u64 {
-    let mut c = Coordination { image, clean, findings, torn: 0 };
+pub fn check_coordination(image: &Image, findings: &mut Findings) -> u64 {
+    let mut c = Coordination { image, findings, torn: 0 };
     c.heartbeats();
     let view = c.ballots();
     c.ledgers(view.as_ref());
@@ -76,20 +74,14 @@ impl Coordination<'_> {
         Ok(cell)
     }
 
-    /// Something that may be torn by a death, but not after everybody has left.
-    fn torn(&mut self, code: Code, slot: SlotId, what: String) {
-        self.torn += 1;
-        if self.clean {
-            self.findings.add(code, Place::Slot(slot), what);
-        }
-    }
-
+    /// What a heartbeat says fits the smallest block that a device writes whole: it is never torn.
     fn heartbeats(&mut self) {
         let (g, id) = (self.image.superblock.geometry, self.image.superblock.format_id);
         for slot in self.slots() {
             let cell = self.cell(g.heartbeat_cell(slot));
             if let Err(e) = cell.and_then(|c| Heartbeat::from_cell(&c, id, &g, slot)) {
-                self.torn(Code::HeartbeatDamaged, slot, format!("its heartbeat: {}", words(&e)));
+                let what = format!("its heartbeat: {}", words(&e));
+                self.findings.add(Code::HeartbeatDamaged, Place::Slot(slot), what);
             }
         }
     }
@@ -192,19 +184,21 @@ impl Coordination<'_> {
                 continue;
             }
             for (from, cell) in self.slots().zip(row.chunks_exact(g.cell_pitch as usize)) {
-                if let Err(e) = RegisterCell::from_cell(cell, id, &g, to, from) {
-                    self.torn(Code::CellDamaged, to, format!("its inbox from slot {from}: {}", words(&e)));
+                let Err(e) = RegisterCell::from_cell(cell, id, &g, to, from) else { continue };
+                if g.cell_pitch as usize > CELL_SIZE {
+                    // A death in the middle of writing it; it stays until its writer has more to say.
+                    self.torn += 1;
+                    continue;
                 }
+                let what = format!("its inbox from slot {from}: {}", words(&e));
+                self.findings.add(Code::CellDamaged, Place::Slot(to), what);
             }
         }
         for cell in 0..LOBBY_CELLS {
             let bytes = self.cell(g.lobby_cell(cell));
             if let Err(e) = bytes.and_then(|b| Claim::from_cell(&b, id, &g, cell)) {
-                self.torn += 1;
-                if self.clean {
-                    let what = format!("lobby cell {cell}: {}", words(&e));
-                    self.findings.add(Code::CellDamaged, Place::Volume, what);
-                }
+                let what = format!("lobby cell {cell}: {}", words(&e));
+                self.findings.add(Code::CellDamaged, Place::Volume, what);
             }
         }
     }

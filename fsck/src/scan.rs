@@ -31,6 +31,20 @@ pub struct Known<'a> {
 pub struct Scanned {
     pub gathered: Gathered,
     pub damaged: Vec<(BlockNo, String)>,
+    /// More of these, which are not kept.
+    pub damaged_more: u64,
+}
+
+/// Damaged blocks that one thread keeps.
+const DAMAGED_KEPT: usize = 10_000;
+
+impl Scanned {
+    fn damaged(&mut self, at: BlockNo, what: String) {
+        match self.damaged.len() < DAMAGED_KEPT {
+            true => self.damaged.push((at, what)),
+            false => self.damaged_more += 1,
+        }
+    }
 }
 
 /// Scan all metadata chunks.
@@ -59,6 +73,7 @@ pub fn scan(image: &Image, groups: &Groups, known: &Known<'_>, progress: &dyn Pr
 
 fn merge(all: &mut Scanned, one: Scanned) {
     all.damaged.extend(one.damaged);
+    all.damaged_more += one.damaged_more;
     let (to, from) = (&mut all.gathered, one.gathered);
     to.inodes.extend(from.inodes);
     to.links.extend(from.links);
@@ -95,7 +110,7 @@ impl Scan<'_> {
             match block {
                 Ok(block) if used => self.used(at, &block),
                 Ok(block) => self.free(group, at, &block),
-                Err(e) if used => self.out.damaged.push((at, words(&e))),
+                Err(e) if used => self.out.damaged(at, words(&e)),
                 Err(_) => {}
             }
         }
@@ -111,19 +126,19 @@ impl Scan<'_> {
                 let ino = InodeNo(at.0);
                 match verify(block, format_id, at, BlockKind::Inode, at.0, LockName::Inode(ino)) {
                     Ok(()) => self.inode(ino, block),
-                    Err(e) => self.out.damaged.push((at, words(&e))),
+                    Err(e) => self.out.damaged(at, words(&e)),
                 }
             }
             // Their inode's walk looks at them; one that no walk comes to has leaked.
             Some(kind @ (BlockKind::TreePage | BlockKind::Blob)) => {
                 if let Err(e) = block.verify(format_id, at, kind) {
-                    self.out.damaged.push((at, words(&e)));
+                    self.out.damaged(at, words(&e));
                 }
             }
             _ => {
                 let e = block.verify(format_id, at, BlockKind::Inode);
                 let what = e.map_or_else(|e| words(&e), |()| "no metadata".into());
-                self.out.damaged.push((at, what));
+                self.out.damaged(at, what);
             }
         }
     }

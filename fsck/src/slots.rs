@@ -4,7 +4,7 @@ use crate::finding::{Code, Findings, Place};
 use crate::groups::{Groups, Use, slot_inode_cover};
 use crate::image::{Image, words};
 use crate::tree::{self, Root, Visitor};
-use shoal::base::{BlockNo, InodeNo, SlotId};
+use shoal::base::{BlockNo, Generation, InodeNo, SlotId};
 use shoal::format::BlockKind;
 use shoal::format::item::{ItemKey, ItemKind, Key};
 use shoal::format::value::{DeferredFree, decode_orphan};
@@ -15,7 +15,8 @@ use std::collections::BTreeSet;
 pub struct Lists {
     /// Blocks of the slots' inodes.
     pub inodes: BTreeSet<BlockNo>,
-    pub orphans: BTreeSet<InodeNo>,
+    /// With the generation they are listed under.
+    pub orphans: BTreeSet<(InodeNo, Generation)>,
     /// Metadata blocks whose free is deferred.
     pub deferred: BTreeSet<BlockNo>,
     /// Runs of blocks that were claimed a second time.
@@ -87,10 +88,10 @@ impl Visitor for SlotVisitor<'_> {
     fn item(&mut self, key: ItemKey, value: &[u8]) {
         match key.kind {
             // Hints: the inode may be gone, or have come back under another generation.
-            ItemKind::Orphan if decode_orphan(value).is_some() => {
-                self.lists.orphans.insert(InodeNo(key.id));
-            }
-            ItemKind::Orphan => self.fault(Code::ItemWrong, format!("a malformed orphan {}", key.id)),
+            ItemKind::Orphan => match decode_orphan(value) {
+                Some(generation) => drop(self.lists.orphans.insert((InodeNo(key.id), generation))),
+                None => self.fault(Code::ItemWrong, format!("a malformed orphan {}", key.id)),
+            },
             ItemKind::DeferredFree => self.deferred(value),
             kind => self.fault(Code::ItemWrong, format!("an item of kind {kind:?} in a slot's inode")),
         }

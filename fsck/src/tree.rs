@@ -5,7 +5,7 @@
 use crate::image::{Image, words};
 use shoal::base::{BlockNo, InodeNo, LockName};
 use shoal::format::inode::{ROOT_PAGE, TREE_PAGE};
-use shoal::format::item::{ItemKey, Key, Page};
+use shoal::format::item::{ItemKey, Key, LEVEL_MAX, Page};
 use shoal::format::{Block, BlockKind};
 
 /// What a walk meets.
@@ -47,6 +47,23 @@ pub fn walk(image: &Image, root: Root<'_>, visitor: &mut dyn Visitor) {
     let range = Range { low: Key::LOWEST, high: None };
     let from = root.ino.block();
     Walk { image, root, visitor }.page(from, &root.block.0[ROOT_PAGE..], None, range);
+}
+
+/// The value of one key; `None` also where the way to it is damaged.
+pub fn find(image: &Image, root: Root<'_>, key: ItemKey) -> Option<Vec<u8>> {
+    let mut block = root.block.clone();
+    let mut from = ROOT_PAGE;
+    // Levels fall by one from page to page.
+    for _ in 0..=LEVEL_MAX {
+        let page = Page::check(&block.0[from..]).ok()?;
+        if page.level() == 0 {
+            return page.search(key.into()).ok().map(|i| page.value(i).to_vec());
+        }
+        let child = BlockNo(page.child(page.child_for(key.into())));
+        block = image.read_verified(child, BlockKind::TreePage, root.ino.0, root.cover).ok()?;
+        from = TREE_PAGE;
+    }
+    None
 }
 
 struct Walk<'a> {

@@ -5,7 +5,7 @@ use shoal::base::{Error, Result, SlotId};
 use shoal::cluster::{Disk, status};
 use shoal::device::{BlockDevice, FileDevice, probe};
 use shoal::format::cluster::Heartbeat;
-use shoal::format::superblock::{self, Superblock, TimingProfile};
+use shoal::format::superblock::{self, Remains, Superblock, TimingProfile};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,20 @@ pub fn check_unused(path: &Path) -> Result<()> {
 /// # Errors
 /// `Device` naming what stands there.
 pub fn check(dev: &Arc<FileDevice>, force: bool) -> Result<()> {
-    if let Ok((volume, _)) = superblock::load(&**dev) {
-        return check_volume(dev, &volume, force);
+    let unloadable = match superblock::load(&**dev) {
+        Ok((volume, _)) => return check_volume(dev, &volume, force),
+        Err(e) => e,
+    };
+    match superblock::remains(&**dev)? {
+        // Where its hosts would beat is not known, so nothing shows that there are none.
+        Some(Remains::OtherVersion) => {
+            return refuse(&**dev, format_args!("{unloadable}; to give it up, wipefs -a it first"));
+        }
+        Some(Remains::Unreadable) if !force => {
+            let what = format_args!("contains a Shoal volume ({unloadable}); use -f to overwrite it");
+            return refuse(&**dev, what);
+        }
+        _ => {}
     }
     let found = probe::signatures(&**dev)?;
     if force || found.is_empty() {
@@ -45,22 +57,19 @@ pub fn check(dev: &Arc<FileDevice>, force: bool) -> Result<()> {
 fn check_volume(dev: &Arc<FileDevice>, volume: &Superblock, force: bool) -> Result<()> {
     let g = &volume.geometry;
     let row = u64::from(g.max_slots) * u64::from(g.cell_pitch);
-    // Each mount of this machine locks its cell. A filesystem without such locks proves nothing.
-    if let Ok(free) = dev.try_lock_range(g.heartbeat_cell(SlotId(0)), row) {
-        if !free {
-            return refuse(&**dev, "a Shoal volume that this machine has mounted; not touched");
-        }
-        dev.unlock_range(g.heartbeat_cell(SlotId(0)), row)?;
+    // Each mount of this machine locks its cell; none can begin while we hold them all. A filesystem
+    // without such locks proves nothing.
+    if let Ok(false) = dev.try_lock_range(g.heartbeat_cell(SlotId(0)), row) {
+        return refuse(&**dev, "a Shoal volume that this machine has mounted; not touched");
     }
     if !force {
         let state = if was_left_clean(dev, volume) { "" } else { " that was not unmounted cleanly" };
         return refuse(&**dev, format_args!("contains a Shoal volume{state}; use -f to overwrite it"));
     }
-    let alive = beating(dev, volume)?;
-    if alive.is_empty() {
+    let names = alive(dev, volume)?;
+    if names.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = alive.iter().map(|h| format!("{} (slot {})", h.name, h.slot)).collect();
     refuse(&**dev, format_args!("a Shoal volume that is mounted by {}; not touched", names.join(", ")))
 }
 
@@ -79,16 +88,25 @@ fn listening_time(timing: TimingProfile) -> Duration {
     }
 }
 
-/// Hosts whose heartbeat moves. Listens only if any host ever mounted the volume.
-fn beating(dev: &Arc<FileDevice>, volume: &Superblock) -> Result<Vec<Heartbeat>> {
+/// Hosts whose heartbeat moves, or who are mounting. Listens only if any host ever was here.
+fn alive(dev: &Arc<FileDevice>, volume: &Superblock) -> Result<Vec<String>> {
     let disk = Disk { device: dev.clone(), format_id: volume.format_id, geometry: volume.geometry };
     // A cell that cannot be read may be one that is being written.
-    if disk.read_heartbeats()?.iter().all(|h| h.as_ref().is_some_and(|h| h.incarnation.0 == 0)) {
+    let beaten = disk.read_heartbeats()?.iter().any(|h| h.as_ref().is_none_or(|h| h.incarnation.0 != 0));
+    let claimed = disk.read_lobby()?.iter().any(|c| c.as_ref().is_none_or(|c| c.incarnation.0 != 0));
+    if !beaten && !claimed {
         return Ok(Vec::new());
     }
-    let before = status::heartbeat_row(&disk)?;
+    let (row, lobby) = (status::heartbeat_row(&disk)?, disk.read_lobby()?);
     std::thread::sleep(listening_time(volume.timing));
-    let moved = status::moved_cells(&disk, &before, &status::heartbeat_row(&disk)?);
-    let unreadable = |slot| Heartbeat { slot, name: "an unreadable host".into(), ..Heartbeat::default() };
-    Ok(moved.into_iter().map(|(slot, beat)| beat.unwrap_or_else(|| unreadable(slot))).collect())
+    let moved = status::moved_cells(&disk, &row, &status::heartbeat_row(&disk)?);
+    let name = |(slot, beat): (SlotId, Option<Heartbeat>)| {
+        let name = beat.map_or("an unreadable host".into(), |b| b.name);
+        format!("{name} (slot {slot})")
+    };
+    let mut names: Vec<String> = moved.into_iter().map(name).collect();
+    if lobby != disk.read_lobby()? {
+        names.push("a host that is just mounting it".into());
+    }
+    Ok(names)
 }

@@ -187,3 +187,27 @@ fn a_damaged_superblock_is_told_from_a_foreign_one() {
     let e = superblock::load(&dev).unwrap_err().to_string();
     assert!(e.contains("not a Shoal volume") && e.contains("fsck.shoal"), "{e}");
 }
+
+#[test]
+fn a_volume_that_cannot_be_read_is_not_taken_for_a_blank_disk() {
+    let dir = Dir::new();
+    mkfs(&["--timing", "test", "SIZE", "64M"], &dir.image()).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(dir.image()).unwrap();
+    // Cut short: it may be the device that is wrong, not the volume.
+    file.set_len(60 << 20).unwrap();
+    let e = mkfs(&["-n"], &dir.image());
+    let e = e.and_then(|_| mkfs(&[], &dir.image())).unwrap_err();
+    assert!(e.contains("contains a Shoal volume") && e.contains("-f"), "{e}");
+    file.set_len(64 << 20).unwrap();
+    // Of another release: its hosts cannot be heard.
+    let dev = FileDevice::open(dir.image(), Access::Mount).unwrap();
+    let mut block = shoal::format::Block::zeroed();
+    dev.read(0, &mut block.0).unwrap();
+    block.body_as_mut::<superblock::DiskSuperblock>().version.set(2);
+    block.seal();
+    dev.write(0, &block.0).unwrap();
+    for arguments in [&[][..], &["-f"]] {
+        let e = mkfs(arguments, &dir.image()).unwrap_err();
+        assert!(e.contains("format version 2") && e.contains("wipefs"), "{e}");
+    }
+}

@@ -240,6 +240,20 @@ impl FileDevice {
         }
     }
 
+    /// Does another open file description hold a lock in the range? Also for a device opened for
+    /// reading only, which cannot take one.
+    ///
+    /// # Errors
+    /// `Io` where the filesystem has no such locks.
+    pub fn is_range_locked(&self, offset: u64, length: u64) -> Result<bool> {
+        let mut lock = range_lock(libc::F_WRLCK, offset, length);
+        // SAFETY: the descriptor is open and the pointer is to a live flock.
+        match unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } {
+            0 => Ok(i32::from(lock.l_type) != libc::F_UNLCK),
+            _ => Err(Error::io("ask for locks", offset, length as usize, &io::Error::last_os_error())),
+        }
+    }
+
     /// Give such a lock back.
     pub fn unlock_range(&self, offset: u64, length: u64) -> Result<()> {
         self.lock_range(libc::F_UNLCK, offset, length)
@@ -247,12 +261,7 @@ impl FileDevice {
     }
 
     fn lock_range(&self, kind: i32, offset: u64, length: u64) -> io::Result<()> {
-        // SAFETY: flock is plain data; all zeros is a valid value.
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = kind as i16;
-        lock.l_whence = libc::SEEK_SET as i16;
-        lock.l_start = offset as i64;
-        lock.l_len = length as i64;
+        let lock = range_lock(kind, offset, length);
         // SAFETY: the descriptor is open and the pointer is to a live flock.
         let done = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -336,6 +345,16 @@ fn file_alignment(file: &File) -> u32 {
         Ok(_) => 512,
         Err(_) => 4096,
     }
+}
+
+fn range_lock(kind: i32, offset: u64, length: u64) -> libc::flock {
+    // SAFETY: flock is plain data; all zeros is a valid value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_start = offset as i64;
+    lock.l_len = length as i64;
+    lock
 }
 
 impl BlockDevice for FileDevice {

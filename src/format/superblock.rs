@@ -270,6 +270,33 @@ fn foreign(dev: &dyn BlockDevice) -> String {
     }
 }
 
+/// What stands at the place of the superblock where [`load`] finds none that it can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// A volume of a format version that this program does not know.
+    OtherVersion,
+    /// A volume that is damaged, or that the device does not fit.
+    Unreadable,
+}
+
+/// Does the device still begin as a Shoal volume does?
+///
+/// # Errors
+/// `Io`.
+pub fn remains(dev: &dyn BlockDevice) -> Result<Option<Remains>> {
+    if dev.size() < BLOCK_SIZE as u64 {
+        return Ok(None);
+    }
+    let block = read(dev, SUPERBLOCK)?;
+    if block.0[..4] != MAGIC {
+        return Ok(None);
+    }
+    Ok(Some(match Superblock::from_block(&block, SUPERBLOCK) {
+        Err(Error::Device(_)) => Remains::OtherVersion,
+        _ => Remains::Unreadable,
+    }))
+}
+
 fn superblock_at(dev: &dyn BlockDevice, place: BlockNo) -> Option<Superblock> {
     let block = read(dev, place).ok()?;
     (block.0[..4] == MAGIC).then_some(())?;

@@ -82,7 +82,7 @@ pub struct Image {
 /// # Errors
 /// What fsck finds.
 pub fn fsck(disk: &Arc<SimDisk>) -> Result<(), String> {
-    let options = shoal_fsck::Options { dry_run: true, force: true };
+    let options = shoal_fsck::Options { force: true };
     let report = shoal_fsck::check(disk.clone(), &options, &shoal_fsck::Silent).map_err(|e| e.to_string())?;
     if report.is_sound() {
         return Ok(());

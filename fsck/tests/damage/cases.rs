@@ -1,8 +1,8 @@
 //! One way of damage per finding, at least.
 
 use crate::volume::Damaged;
-use shoal::base::{AgNo, BlockNo, Generation, InodeNo, SlotId, Token};
-use shoal::format::block::Block;
+use shoal::base::{AgNo, BlockNo, Generation, InodeNo, SlotId, Token, TxnId};
+use shoal::format::block::{Block, crc32c};
 use shoal::format::cluster::{Ballot, LedgerEntry, LedgerPage, View};
 use shoal::format::extent::Extent;
 use shoal::format::group::{ChunkKind, ChunkPage, GroupHeader};
@@ -42,10 +42,6 @@ pub const ALL: &[Case] = &[
     ("a heartbeat", Code::HeartbeatDamaged, |d| {
         leave(d);
         d.rot_byte(d.g.heartbeat_cell(SlotId(1)));
-    }),
-    ("a ballot copy", Code::BallotDamaged, |d| {
-        leave(d);
-        d.rot(d.g.ballot(SlotId(3), 0));
     }),
     ("a ballot", Code::BallotDamaged, |d| (0..2).for_each(|c| d.rot(d.g.ballot(SlotId(1), c)))),
     ("two views of one epoch", Code::ViewsDisagree, two_views),
@@ -171,7 +167,7 @@ pub const ALL: &[Case] = &[
     }),
     ("a link count", Code::LinkCount, |d| d.attr("big", |a| a.nlink = 7)),
     ("a directory's link count", Code::LinkCount, |d| d.attr("sub", |a| a.nlink = 2)),
-    ("a lost inode", Code::Unreachable, |d| remove(d, d.ino("sub/deep").block(), ItemKind::Dirent)),
+    ("a lost inode", Code::Unreachable, |d| unlink(d, d.ino("sub/deep"), d.ino("sub/deep/small"))),
     ("a circle of directories", Code::Unreachable, |d| {
         // sub moves into sub/deep, and nothing else leads there.
         let (sub, deep) = (d.ino("sub"), d.ino("sub/deep"));
@@ -181,12 +177,7 @@ pub const ALL: &[Case] = &[
             let value = Dirent::encode(target.0, target.1, target.2, b"small");
             PageMut::new(&mut b.0[ROOT_PAGE..]).replace_at(at, &value);
         });
-        d.edit(BlockNo(d.sb.root_inode), |b| {
-            let page = Page::check(&b.0[ROOT_PAGE..]).unwrap();
-            let names = |i: &usize| Dirent::decode(0, page.value(*i)).is_ok_and(|e| e.ino == sub);
-            let at = (0..page.count()).find(names).unwrap();
-            PageMut::new(&mut b.0[ROOT_PAGE..]).remove_at(at);
-        });
+        unlink(d, InodeNo(d.sb.root_inode), sub);
     }),
     ("an orphan that nobody lists", Code::OrphanUnlisted, |d| {
         let with = (0..2).map(SlotId).find(|s| orphan_in(d, *s)).expect("one slot has the orphan");
@@ -241,6 +232,16 @@ fn remove(d: &Damaged, at: BlockNo, kind: ItemKind) {
     d.edit(at, |b| {
         let i = first_of(b, kind);
         PageMut::new(&mut b.0[ROOT_PAGE..]).remove_at(i);
+    });
+}
+
+/// Take the entry of an inode out of a small directory.
+fn unlink(d: &Damaged, dir: InodeNo, child: InodeNo) {
+    d.edit(dir.block(), |b| {
+        let page = Page::check(&b.0[ROOT_PAGE..]).unwrap();
+        let names = |i: &usize| Dirent::decode(0, page.value(*i)).is_ok_and(|e| e.ino == child);
+        let at = (0..page.count()).find(names).expect("the directory has such an entry");
+        PageMut::new(&mut b.0[ROOT_PAGE..]).remove_at(at);
     });
 }
 
@@ -367,7 +368,8 @@ fn both_own(d: &Damaged, token: Token) {
     }
 }
 
-/// A transaction whose commit block is right and whose images are not.
+/// A transaction that the medium has lost: its images are wrong, though another one was committed
+/// behind it.
 fn rotten_transaction(d: &Damaged) {
     let slot = d.volume.slots[1];
     let place = JournalPlace {
@@ -377,9 +379,13 @@ fn rotten_transaction(d: &Damaged) {
         blocks: slot.journal_blocks,
     };
     let header = place.read_header(&d.block(place.start)).unwrap();
-    let (txn, position) = (shoal::base::TxnId(header.tail_txn.get()), header.tail_position.get());
-    let mut stream = Block::zeroed();
-    stream.0[..64].copy_from_slice(&place.txn_header(txn, position, 4096, 1));
-    d.put(place.block_at(position), &stream);
-    d.put(place.block_at(position + 1), &place.commit_block(txn, position, 12345));
+    let (first, at) = (header.tail_txn.get(), header.tail_position.get());
+    for i in 0..2 {
+        let (txn, position) = (TxnId(first + i), at + 2 * i);
+        let mut stream = Block::zeroed();
+        stream.0[..64].copy_from_slice(&place.txn_header(txn, position, 4096, 1));
+        let crc = if i == 0 { 12345 } else { crc32c(&stream.0) };
+        d.put(place.block_at(position), &stream);
+        d.put(place.block_at(position + 1), &place.commit_block(txn, position, crc));
+    }
 }

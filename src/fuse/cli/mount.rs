@@ -49,7 +49,7 @@ pub struct Arguments {
 /// What to mount where, names made absolute.
 struct Task {
     request: Request,
-    /// The device as it was given, for listings.
+    /// The device as it was given, made absolute, for listings.
     source: PathBuf,
     mountpoint: PathBuf,
 }
@@ -114,7 +114,9 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
     if !request.remount && is_mounted_there(&request.volume.device, &mountpoint) {
         return Err((format!("{}: already mounted at {at}", arguments.device.display()), FAILED));
     }
-    Ok(Task { request, source: arguments.device.clone(), mountpoint })
+    // Listings are read by others, from other directories.
+    let source = std::path::absolute(&arguments.device).unwrap_or_else(|_| arguments.device.clone());
+    Ok(Task { request, source, mountpoint })
 }
 
 /// Does a mount whose daemon has died answer for this directory? Its attributes may still be cached.

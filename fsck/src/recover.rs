@@ -1,0 +1,115 @@
+//! Replaying the journals of hosts that died onto the disk, as the first mount does: by becoming the
+//! only member. So no living host can be taken for dead, none comes in meanwhile, and a host that was
+//! only silent finds itself excluded when it is back.
+
+use crate::journals::Replayed;
+use shoal::base::{Error, Result, SystemClock};
+use shoal::cluster::{Cluster, Disk, JoinOptions, LeaseSink, SlotClaim, Timing};
+use shoal::device::{FileDevice, probe};
+use shoal::format::cluster::heartbeat::DeviceFile;
+use shoal::format::superblock::{Superblock, TimingProfile};
+use shoal::format::volume::Volume;
+use shoal::journal::{DeviceSink, replay};
+use shoal::store::Store;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The store is only a way to the device here.
+const CACHE_BYTES: usize = 1 << 20;
+/// How long living members are asked to let us in: they are not to be disturbed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tells the store how long it may write.
+struct Lease(Arc<Store>);
+
+impl LeaseSink for Lease {
+    fn renewed(&self, _lease_end: Duration, write_until: Duration) {
+        self.0.permit().set_deadline(write_until);
+    }
+
+    fn lost(&self, reason: &str) {
+        self.0.permit().revoke();
+        self.0.halt().trip(reason);
+    }
+}
+
+/// Byte-range locks on the open device file.
+struct Claim(Arc<FileDevice>);
+
+impl SlotClaim for Claim {
+    fn try_hold(&self, offset: u64, length: u64) -> Result<bool> {
+        self.0.try_lock_range(offset, length)
+    }
+
+    fn release(&self, _offset: u64, _length: u64) -> Result<()> {
+        // The check goes on under the locks that keep mounts of this machine off.
+        Ok(())
+    }
+}
+
+/// The times of a volume.
+pub fn timing(profile: TimingProfile) -> Timing {
+    match profile {
+        TimingProfile::Default => Timing::DEFAULT,
+        TimingProfile::San => Timing::SAN,
+        TimingProfile::Test => Timing::TEST,
+    }
+}
+
+/// Join as the first host, replay every journal that a dead one left, leave.
+///
+/// # Errors
+/// `Device` if a host lives; `Corrupt` if a journal is damaged (it is left as it is, and so is the
+/// membership: the check says more); `Io`.
+pub fn recover(
+    device: &Arc<FileDevice>,
+    path: &Path,
+    sb: &Superblock,
+    volume: &Volume,
+) -> Result<Vec<Replayed>> {
+    let geometry = volume.geometry(sb);
+    let store = Store::new(device.clone(), sb.format_id, geometry, CACHE_BYTES);
+    let disk = Disk { device: device.clone(), format_id: sb.format_id, geometry };
+    let (cluster, report) = Cluster::join(disk, options(device, path, volume, &store)?)?;
+    if !report.first {
+        cluster.leave()?;
+        let what = "a host has it mounted; unmount it on every host first";
+        return Err(Error::Device(format!("{}: {what}", path.display())));
+    }
+    let mut replayed = Vec::new();
+    for slot in &report.replay {
+        let extents = &volume.slots[usize::from(slot.0)];
+        let extent = (extents.journal_start, extents.journal_blocks);
+        let done = replay(&store, extent, *slot, &mut DeviceSink::new(&store, Duration::ZERO))?;
+        replayed.push(Replayed { slot: *slot, txns: done.txns, blocks: done.applied });
+    }
+    cluster.recovered(&report.replay)?;
+    cluster.leave()?;
+    Ok(replayed)
+}
+
+fn options(
+    device: &Arc<FileDevice>,
+    path: &Path,
+    volume: &Volume,
+    store: &Arc<Store>,
+) -> Result<JoinOptions> {
+    let id = probe::identity(device.file())?;
+    let claim: Arc<dyn SlotClaim> = Arc::new(Claim(device.clone()));
+    let slots = volume.slots.len();
+    Ok(JoinOptions {
+        usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
+        timing: timing(volume.timing),
+        host: *uuid::Uuid::new_v4().as_bytes(),
+        boot: id.boot_id,
+        name: "fsck.shoal".into(),
+        device: path.display().to_string(),
+        file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
+        local: id.local_filesystem,
+        claim: id.local_filesystem.then_some(claim),
+        clock: Arc::new(SystemClock),
+        lease: Arc::new(Lease(store.clone())),
+        patience: PATIENCE,
+    })
+}
