@@ -8,5 +8,6 @@
 //! What is checked, and what is not, is listed in `docs/PROTOCOL.md`.
 
 mod check;
+mod locks;
 mod tokens;
 mod views;
