@@ -7,10 +7,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 impl Desk {
-    /// A desk in the same state, with a table of its own.
-    pub fn fork(&self) -> (Desk, Arc<PinTable>) {
-        let table = Arc::new(PinTable::clone(&self.table));
-        (Desk { table: table.clone(), ..self.clone() }, table)
+    /// Part from the desk this is a clone of: from now on it has a table of its own, which is returned.
+    pub fn part(&mut self) -> Arc<PinTable> {
+        self.table = Arc::new(PinTable::clone(&self.table));
+        self.table.clone()
     }
 }
 

@@ -88,7 +88,7 @@ enum Work {
     Advance(TicketNo),
 }
 
-/// See the head of the file. [`Desk::fork`] makes another in the same state.
+/// See the head of the file. A clone shares the table until [`Desk::part`].
 #[derive(Clone)]
 pub struct Desk {
     table: Arc<PinTable>,

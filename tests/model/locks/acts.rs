@@ -5,11 +5,16 @@ use shoal::cluster::EntryKind;
 use shoal::lock::desk::{DeskConfig, Effect, Shed};
 
 impl Frozen {
-    fn new(host: Host) -> Frozen {
+    fn new(mut host: Host) -> Frozen {
+        host.unsent = host.membership.peers().filter(|to| host.has_news_for(*to)).collect();
         let mut hasher = DefaultHasher::new();
         host.desk.hash(&mut hasher);
-        (host.incarnation, &host.membership, &host.inbox, &host.outbox).hash(&mut hasher);
-        (&host.tells, &host.adoptions, &host.script, host.waiting, &host.running).hash(&mut hasher);
+        (host.incarnation, host.known).hash(&mut hasher);
+        for to in (0..3).map(SlotId) {
+            let last = host.outbox.published(to);
+            (last.meant_for, &last.entries, last.lost).hash(&mut hasher);
+        }
+        (&host.tells, &host.adoptions, &host.script, &host.waiting, &host.running).hash(&mut hasher);
         (host.cache, host.owed, host.leaving, host.demotions.len()).hash(&mut hasher);
         for job in &host.demotions {
             (job.name, job.from, job.to).hash(&mut hasher);
@@ -27,7 +32,7 @@ impl Host {
     }
 
     pub fn end(&mut self, s: &mut State) {
-        let set = self.running.take().expect("offered");
+        let set = self.running.pop_front().expect("offered");
         let value = self.look(s);
         if set.mode(lock()) == Mode::X {
             s.truth += 1;
@@ -41,16 +46,19 @@ impl Host {
     }
 
     /// Carry out what the desk wants, or list it for a step of its own.
-    fn effects(&mut self, s: &mut State) {
+    fn effects(&mut self, s: &mut State, slow_tells: bool) {
         while let Some(effect) = self.desk.next_effect() {
             match effect {
-                Effect::Tell { name, .. } | Effect::Kept { name, .. } => self.tells.push_back(name),
+                Effect::Tell { name, .. } | Effect::Kept { name, .. } if slow_tells => {
+                    self.tells.push_back(name);
+                }
+                Effect::Tell { name, .. } | Effect::Kept { name, .. } => self.desk.told(NOW, name),
                 Effect::Demote(job) => self.demotions.push(job),
                 Effect::Adopt(ag) => self.adoptions.push(ag),
-                Effect::Complete { result, .. } => {
-                    self.waiting = None;
+                Effect::Complete { result, ticket } => {
+                    self.waiting.remove(&ticket);
                     if let Ok(set) = result {
-                        self.running = Some(set);
+                        self.running.push_back(set);
                         self.look(s);
                     }
                 }
@@ -60,9 +68,11 @@ impl Host {
     }
 
     /// Would a write to `to` say anything new?
-    fn unsent(&self, to: SlotId) -> bool {
+    fn has_news_for(&self, to: SlotId) -> bool {
         let meant_for = self.membership.incarnation_of(to).unwrap_or_default();
-        self.outbox.clone().publish(to, meant_for, &self.desk.outgoing(to)).is_some()
+        let (last, entries) = (self.outbox.published(to), self.desk.outgoing(to));
+        let same = last.entries == entries && last.meant_for == meant_for && !last.lost;
+        !same && self.outbox.clone().publish(to, meant_for, &entries).is_some()
     }
 }
 
@@ -88,6 +98,7 @@ impl Locks {
             view: Arc::new(view),
             ledgers,
             owner: Incarnation(1),
+            changes: 0,
             on_disk: 0,
             truth: 0,
             stale: false,
@@ -112,13 +123,15 @@ impl Locks {
                 membership: self.membership(&s, slot as usize),
                 inbox: Inbox::new(3),
                 outbox: Outbox::new(3),
+                unsent: vec![],
+                known: 0,
                 heard: BTreeMap::new(),
                 tells: VecDeque::new(),
                 demotions: vec![],
                 adoptions: vec![],
                 script: self.scripts[slot as usize].iter().copied().collect(),
-                waiting: None,
-                running: None,
+                waiting: BTreeMap::new(),
+                running: VecDeque::new(),
                 cache: None,
                 owed: None,
                 leaving: false,
@@ -142,7 +155,7 @@ impl Locks {
     pub fn act(&self, s: &mut State, slot: usize, f: impl FnOnce(&mut Host, &mut State)) {
         let frozen = s.hosts[slot].take().expect("acts");
         let mut host = Host::clone(&frozen.0);
-        (host.desk, host.table) = host.desk.fork();
+        host.table = host.desk.part();
         f(&mut host, s);
         if self.is(Mutant::SilenceIsDeclaration) && host.desk.master().token(GROUP).is_some() {
             for (from, entries) in host.heard.clone() {
@@ -150,7 +163,7 @@ impl Locks {
                 host.desk.on_entries(NOW, from, &entries);
             }
         }
-        host.effects(s);
+        host.effects(s, self.slow_tells);
         s.hosts[slot] = Some(Frozen::new(host));
     }
 
@@ -183,7 +196,7 @@ impl Locks {
                 leave_out_held(h, peer, &mut entries);
             }
             let stamp = Stamp { slot: me, incarnation: h.incarnation, sequence };
-            register = Some(Register { stamp, meant_for, entries });
+            register = Some(Arc::new(Register { stamp, meant_for, entries }));
         });
         let old = s.registers.insert((me, peer), register.expect("just made"));
         if let (Some(old), true) = (old, s.lates > 0) {
@@ -196,7 +209,7 @@ impl Locks {
         let register = s.registers[&(peer, me)].clone();
         self.act(s, to, |h, _| {
             h.inbox.taken(register.stamp);
-            let entries = if register.meant_for == h.incarnation { register.entries } else { vec![] };
+            let entries = if register.meant_for == h.incarnation { register.entries.clone() } else { vec![] };
             h.heard.insert(peer, entries.clone());
             let entries = self.bend(h, peer, entries);
             h.desk.on_entries(NOW, peer, &entries);
@@ -232,8 +245,8 @@ impl Locks {
 
     pub fn learn(&self, s: &mut State, slot: usize) {
         let members = self.membership(s, slot);
-        self.act(s, slot, |h, _| {
-            h.membership = members.clone();
+        self.act(s, slot, |h, s| {
+            (h.membership, h.known) = (members.clone(), s.changes);
             h.desk.on_view(NOW, members.clone());
             for peer in (0..3).map(SlotId).filter(|p| *p != members.me) {
                 let incarnation = members.incarnation_of(peer);
@@ -253,6 +266,7 @@ impl Locks {
             if done {
                 s.ledgers.set_one(members.me, ag, LedgerEntry::Own(Token(token.0 + 1)));
                 s.owner = h.incarnation;
+                s.changes += 1;
             }
             h.desk.adopted(NOW, ag, done);
         });
@@ -273,6 +287,7 @@ impl Locks {
 
     fn exit(&self, s: &mut State, slot: usize, state: SlotState) {
         s.exits = 0;
+        s.changes += 1;
         let view = Arc::make_mut(&mut s.view);
         view.epoch.0 += 1;
         view.slots[slot].state = state;
@@ -298,22 +313,22 @@ impl Locks {
 
     pub fn steps_of(&self, s: &State, slot: usize, h: &Host, steps: &mut Vec<Step>) {
         let me = SlotId(slot as u16);
-        let idle = h.waiting.is_none() && h.running.is_none();
-        let waits_for_x = h.waiting.is_some_and(|(_, mode)| mode == Mode::X);
+        let idle = h.waiting.is_empty() && h.running.is_empty();
+        let waits_for_x = h.waiting.values().any(|mode| *mode == Mode::X);
         let keeps = self.is(Mutant::WaiterKeepsShared) && waits_for_x;
         let offers = [
-            (idle && !h.leaving && !h.script.is_empty(), Step::Start(slot)),
-            (h.running.is_some(), Step::End(slot)),
+            (!h.leaving && !h.script.is_empty(), Step::Start(slot)),
+            (!h.running.is_empty(), Step::End(slot)),
             (!h.tells.is_empty(), Step::Tell(slot)),
             (h.demotions.first().is_some_and(|j| !keeps || j.from != Mode::S), Step::Demote(slot)),
             (h.owed.is_some(), Step::Flush(slot)),
             (!h.adoptions.is_empty(), Step::Adopt(slot)),
-            (h.membership != self.membership(s, slot), Step::Learn(slot)),
+            (h.known != s.changes, Step::Learn(slot)),
         ];
         steps.extend(offers.iter().filter(|(offered, _)| *offered).map(|(_, step)| *step));
         for peer in h.membership.peers() {
             let other = usize::from(peer.0);
-            if h.unsent(peer) {
+            if h.unsent.contains(&peer) {
                 steps.push(Step::Write(slot, other));
             }
             let Some(register) = s.registers.get(&(peer, me)) else { continue };
