@@ -9,5 +9,6 @@
 
 mod check;
 mod locks;
+mod replay;
 mod tokens;
 mod views;

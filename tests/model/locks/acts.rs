@@ -200,7 +200,7 @@ impl Locks {
         });
         let old = s.registers.insert((me, peer), register.expect("just made"));
         if let (Some(old), true) = (old, s.lates > 0) {
-            s.late.insert((me, peer), old);
+            s.late.entry((me, peer)).or_insert(old);
         }
     }
 
@@ -220,14 +220,9 @@ impl Locks {
     fn bend(&self, h: &Host, from: SlotId, mut entries: Vec<Entry>) -> Vec<Entry> {
         let ours = h.desk.master().token(GROUP);
         let theirs = h.desk.holder().master_of(GROUP).filter(|(slot, _)| *slot == from);
-        let asked = h.desk.holder().outgoing(from);
         for e in &mut entries {
             match (self.mutant, e.kind) {
                 (Some(Mutant::HeldBelievedUnacked), EntryKind::Request) => e.number = u64::MAX,
-                (Some(Mutant::EarlierGrantTaken), EntryKind::Grant) => {
-                    let present = asked.iter().find(|a| a.kind == EntryKind::Request && a.lock == e.lock);
-                    e.seq = present.map_or(e.seq, |a| a.seq);
-                }
                 (Some(Mutant::TokenIgnored), EntryKind::Request | EntryKind::Declared) => {
                     e.token = ours.unwrap_or(e.token);
                 }
