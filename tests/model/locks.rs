@@ -298,6 +298,7 @@ fn locks(scripts: [&[Mode]; 3]) -> Locks {
 
 const S: &[Mode] = &[Mode::S];
 const X: &[Mode] = &[Mode::X];
+const XX: &[Mode] = &[Mode::X, Mode::X];
 const SX: &[Mode] = &[Mode::S, Mode::X];
 const NONE: &[Mode] = &[];
 
@@ -306,13 +307,13 @@ fn operations_of_three_hosts_get_through() {
     holds("locks, X and X and S", locks([X, X, S]));
     holds("locks, S and X beside X", locks([NONE, SX, X]));
     holds("locks, X and X, slow tells", Locks { slow_tells: true, ..locks([NONE, X, X]) });
-    holds("locks, X and X, 1 late register", Locks { lates: 1, ..locks([X, X, NONE]) });
+    holds("locks, X X and X, 1 late register", Locks { lates: 1, ..locks([XX, X, NONE]) });
 }
 
 #[test]
 fn a_master_may_leave_or_die() {
-    holds("locks, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([NONE, X, X]) });
-    holds("locks, the master leaves in use", Locks { exit: Some(Exit::Leave), ..locks([X, X, NONE]) });
+    holds("locks, the master leaves, 3 hosts", Locks { exit: Some(Exit::Leave), ..locks([NONE, S, X]) });
+    holds("locks, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([X, X, NONE]) });
     holds("locks, the master dies", Locks { exit: Some(Exit::Death), ..locks([X, X, NONE]) });
 }
 
@@ -322,7 +323,7 @@ fn every_rule_of_locks_is_needed() {
     let plain = [HeldBelievedUnacked, ReleasedBeforeFlush, CacheKept, WaiterKeepsShared];
     catches("locks", &plain, |m| Locks { mutant: Some(m), ..locks([NONE, SX, X]) });
     let late = [OldRegisterTaken, NoScrub];
-    catches("locks", &late, |m| Locks { mutant: Some(m), lates: 1, ..locks([X, X, NONE]) });
+    catches("locks", &late, |m| Locks { mutant: Some(m), lates: 1, ..locks([XX, X, NONE]) });
     let leave = [SilenceIsDeclaration, HeldNotDeclared, TokenIgnored];
     catches("locks", &leave, |m| Locks { exit: Some(Exit::Leave), mutant: Some(m), ..locks([NONE, X, X]) });
     let death = |m| Locks { exit: Some(Exit::Death), mutant: Some(m), ..locks([X, X, NONE]) };
