@@ -27,7 +27,7 @@ impl Owner {
 }
 
 /// A snapshot. A new one is made whenever any part of it changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// Our own slot.
     pub me: SlotId,

@@ -221,3 +221,55 @@ pub fn is_barrier_passed(
         acked || if former == Some(s) { is_past_wait(s) } else { is_silent(s) }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::view::{admit, first, leave};
+
+    fn page(own: &[Option<u64>]) -> Vec<LedgerPage> {
+        let mut page = LedgerPage::empty();
+        for (entry, token) in page.entries.iter_mut().zip(own) {
+            *entry = token.map_or(LedgerEntry::None, |t| LedgerEntry::Own(Token(t)));
+        }
+        vec![page]
+    }
+
+    /// Slot 0 with slots 1 and 2 to look after, each with the group of its number.
+    fn alone() -> (Ownership, View) {
+        let view = first(&View::initial(3, 3), SlotId(0), Incarnation(1));
+        let mut o = Ownership::new(SlotId(0), Incarnation(1), 3, Arc::new(view.clone()));
+        o.set(SlotId(0), page(&[Some(1)]));
+        o.set(SlotId(1), page(&[None, Some(1)]));
+        o.set(SlotId(2), page(&[None, None, Some(1)]));
+        (o, view)
+    }
+
+    #[test]
+    fn a_group_is_ours_once_it_is_written() {
+        let (mut o, _) = alone();
+        let taking = o.take(AgNo(1)).unwrap();
+        assert_eq!(taking.groups, [(AgNo(0), Token(2)), (AgNo(1), Token(2))], "our slot's comes along");
+        assert_eq!(o.owner_of(AgNo(1)), (Owner::Adopter(SlotId(0)), Token(1)));
+        // Its write may have failed and been done all the same: that must not stay.
+        assert_eq!(o.reverted(std::slice::from_ref(&taking.ledger)), [0]);
+        o.taken(taking.clone());
+        assert_eq!(o.owner_of(AgNo(1)), (Owner::Master(SlotId(0)), Token(2)));
+        assert_eq!(o.take(AgNo(1)), Err(Refused::Ours(Token(2))));
+        assert!(o.reverted(&[taking.ledger]).is_empty());
+    }
+
+    #[test]
+    fn the_last_words_of_mounts_that_left_are_read_even_if_they_were_never_seen() {
+        let (mut o, view) = alone();
+        let joined = admit(&view, &[Incarnation(7)], !0, 0).unwrap();
+        assert_eq!(o.departed(&joined), [SlotId(1)], "a new mount of the slot");
+        // It took its group and left before we looked.
+        let gone = leave(&joined, SlotId(1), Incarnation(7), 0).unwrap();
+        assert_eq!(o.departed(&gone), [SlotId(1)]);
+        o.set(SlotId(1), page(&[None, Some(2)]));
+        o.set_view(Arc::new(gone.clone()));
+        assert!(o.take(AgNo(1)).unwrap().groups.contains(&(AgNo(1), Token(3))));
+        assert!(o.departed(&View { epoch: Epoch(9), ..gone }).is_empty());
+    }
+}

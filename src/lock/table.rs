@@ -9,7 +9,7 @@
 use crate::base::{LockName, Mode};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::time::Duration;
 
 const SHARDS: usize = 64;
@@ -58,7 +58,7 @@ impl Held {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Shard {
     held: HashMap<LockName, Held, BuildHasherDefault<NameHasher>>,
     time: u64,
@@ -72,6 +72,25 @@ pub struct PinTable {
 impl Default for PinTable {
     fn default() -> PinTable {
         PinTable { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+/// A table of its own with the same pins in it.
+impl Clone for PinTable {
+    fn clone(&self) -> PinTable {
+        PinTable { shards: self.shards.iter().map(|s| Mutex::new(s.lock().clone())).collect() }
+    }
+}
+
+/// What is held and pinned, in the lock order. The times of use are left out: they tell which of
+/// several idle locks goes first, and no more.
+impl Hash for PinTable {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut all = self.all();
+        all.sort_unstable_by_key(|(name, _)| *name);
+        for (name, h) in all {
+            (name, h.mode, h.limit, h.told, h.late_pins, h.pins_s, h.pins_x, h.attention).hash(state);
+        }
     }
 }
 

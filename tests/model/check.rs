@@ -34,7 +34,7 @@ const STATES_MAX: usize = 2_000_000;
 /// All properties hold in every state, and the goal is never out of reach.
 pub fn holds(name: &str, model: impl Protocol) {
     let begun = Instant::now();
-    let (safe, wrong) = always(model.clone());
+    let (safe, wrong) = always(model.clone(), Order::Shortest);
     report_and_fail(name, wrong);
     let between = begun.elapsed();
     let (live, wrong) = goal_in_reach(&model);
@@ -51,7 +51,7 @@ pub fn catches<P: Protocol, M: Copy + Debug>(name: &str, mutants: &[M], model: i
     let mut missed = Vec::new();
     for mutant in mutants {
         let begun = Instant::now();
-        let (states, mut wrong) = always(model(*mutant));
+        let (states, mut wrong) = always(model(*mutant), Order::Deepest);
         if wrong.is_none() {
             wrong = goal_in_reach(&model(*mutant)).1;
         }
@@ -77,26 +77,41 @@ fn report_and_fail(name: &str, wrong: Option<Wrong>) {
     }
 }
 
+/// Where to look first: short ways are good to read, deep ones are quick to find.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Shortest,
+    Deepest,
+}
+
 /// The states visited, and the first property found wrong.
-fn always(model: impl Protocol) -> (usize, Option<Wrong>) {
+fn always(model: impl Protocol, order: Order) -> (usize, Option<Wrong>) {
     let properties: Vec<_> = model.properties().iter().map(|p| (p.name, p.expectation.clone())).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let checker = model
+    let builder = model
         .checker()
         .threads(threads)
         .target_state_count(STATES_MAX * 4)
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
+        .finish_when(HasDiscoveries::AnyFailures);
+    match order {
+        Order::Shortest => judge(&properties, builder.spawn_bfs().join()),
+        Order::Deepest => judge(&properties, builder.spawn_dfs().join()),
+    }
+}
+
+fn judge<P: Protocol>(
+    properties: &[(&'static str, Expectation)],
+    checker: impl Checker<P>,
+) -> (usize, Option<Wrong>) {
     let states = checker.unique_state_count();
     assert!(checker.state_count() < STATES_MAX * 4, "the model is too large");
     let discoveries = checker.discoveries();
     for (name, expectation) in properties {
-        let found = discoveries.get(name);
+        let found = discoveries.get(*name);
         match (expectation, found) {
             (Expectation::Always, Some(path)) => {
                 let steps = path.clone().into_actions().iter().map(|a| format!("{a:?}")).collect();
-                return (states, Some(Wrong { what: name.into(), steps }));
+                return (states, Some(Wrong { what: (*name).into(), steps }));
             }
             (Expectation::Sometimes, None) if checker.is_done() => {
                 return (states, Some(Wrong { what: format!("never: {name}"), steps: vec![] }));

@@ -8,5 +8,7 @@
 //! What is checked, and what is not, is listed in `docs/PROTOCOL.md`.
 
 mod check;
+mod locks;
+mod replay;
 mod tokens;
 mod views;

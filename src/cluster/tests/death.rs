@@ -26,6 +26,20 @@ fn a_silent_member_stays_and_the_others_go_on() {
 }
 
 #[test]
+fn a_member_that_is_back_looks_after_what_nobody_did() {
+    let medium = Medium::formatted();
+    let a = join(&medium, "a", Where::Elsewhere);
+    let b = join(&medium, "b", Where::Elsewhere);
+    let pause = b.port.gate.write();
+    eventually("b is silent", || a.cluster.membership().is_silent(SlotId(1)));
+    a.cluster.leave().unwrap();
+    drop(pause);
+    let ours = SlotState::Clean { adopter: Adopter::Slot(SlotId(1)) };
+    eventually("b looks after all slots", || [0, 2, 3].iter().all(|slot| state(&b, *slot) == ours));
+    assert_eq!(adopt(&b, 0), Ok(Token(2)), "no next joiner is waited for");
+}
+
+#[test]
 fn a_slot_that_a_silent_member_looked_after_is_given_out_late() {
     let medium = Medium::formatted();
     let a = join(&medium, "a", Where::Elsewhere);

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Does this host want to give a lock up of its own accord?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Shed {
     No,
     /// If nobody uses it now.
@@ -18,6 +18,7 @@ pub enum Shed {
 }
 
 /// See the head of the file.
+#[derive(Clone, Hash)]
 pub(super) struct Case {
     pub waiters: VecDeque<(TicketNo, Mode)>,
     /// The mode the master wants us to come down to; `X` = none.

@@ -15,6 +15,7 @@
 //!   last one without stopping the next.
 
 mod case;
+mod fork;
 mod routes;
 
 use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
@@ -65,7 +66,7 @@ pub struct DeskConfig {
 }
 
 /// A class of locks that is not given out any more because the host leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Closing {
     Nothing,
     /// Everything but groups and slots.
@@ -75,17 +76,20 @@ pub enum Closing {
     Everything,
 }
 
+#[derive(Clone, Hash)]
 struct Ticket {
     set: LockSet,
     next: usize,
 }
 
+#[derive(Clone, Hash)]
 enum Work {
     Evaluate(LockName),
     Advance(TicketNo),
 }
 
-/// See the head of the file.
+/// See the head of the file. A clone shares the table until [`Desk::part`].
+#[derive(Clone)]
 pub struct Desk {
     table: Arc<PinTable>,
     geometry: Geometry,
