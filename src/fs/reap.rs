@@ -256,9 +256,11 @@ impl Core {
         }
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;
         let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-        if !self.slot_tree.remove(&mut change.txn, key)? {
+        // Another thread may have been here since the look, and the number may name other frees now.
+        if self.slot_tree.get(&change.txn, key)?.as_deref() != Some(value) {
             return Ok(());
         }
+        self.slot_tree.remove(&mut change.txn, key)?;
         frees.iter().try_for_each(|f| change.txn.free_deferred(f))?;
         change.txn.finish().map(|_| ())
     }

@@ -52,7 +52,8 @@ fn learn(host: &Host) -> Option<Model> {
             _ => drop(model.apply(number, &Op::Create(path))),
         }
     }
-    Some(model)
+    // Not if the host has just died.
+    model.find(&draw::home(0)).is_ok().then_some(model)
 }
 
 fn work(sim: &Sim, thread: usize, seed: u64, until: Instant) -> Result<(), String> {

@@ -113,8 +113,9 @@ impl Recorder {
             synced = Some(before.find(path).expect("it was synced"));
         }
         let replacing = match (&op, &wanted) {
-            (Op::Rename { from, to, exchange: false }, Ok(_)) if before.find(to).is_ok() => {
-                before.find(from).ok()
+            (Op::Rename { from, to, exchange: false }, Ok(_)) => {
+                let (from, to) = (before.find(from).ok(), before.find(to).ok());
+                from.filter(|_| to.is_some() && to != from)
             }
             _ => None,
         };
