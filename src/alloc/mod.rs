@@ -27,6 +27,7 @@ mod deferred;
 mod group;
 mod page;
 mod reservation;
+mod take;
 mod transaction;
 mod typing;
 
