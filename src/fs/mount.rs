@@ -26,7 +26,7 @@ const REPORT: Duration = Duration::from_secs(1);
 /// Inodes in memory above which those nobody uses become quiet.
 const NODES_MAX: usize = 50_000;
 /// Cached locks above which idle ones are given up.
-const LOCKS_MAX: usize = 200_000;
+const LOCKS_MAX: usize = 100_000;
 
 /// Tells the store how long it may write.
 struct Lease(Arc<Store>);
