@@ -304,3 +304,24 @@ fn cost_of_a_change() {
     let each = start.elapsed().as_nanos() as u64 / rounds;
     println!("handle of 4 hot blocks: {each} ns");
 }
+
+/// Small images fill memory long before they fill the log: changes wait for a checkpoint then.
+#[test]
+fn memory_is_bounded_before_the_log_is_full() {
+    const EACH: u64 = 200;
+    const PINNED_MAX: usize = 24_576;
+    let disk = disk(0);
+    let (store, journal) = open_with(&disk, by_hand());
+    for n in 0..140 {
+        let mut h = journal.begin(EACH as u32).unwrap();
+        for b in n * EACH..(n + 1) * EACH {
+            h.create(block(b), BlockKind::Blob, 0, LockName::Ag(AgNo(1)), Version(1)).unwrap();
+        }
+        journal.commit(h.finish()).unwrap();
+        let (_, pinned) = store.cache_counts();
+        assert!(pinned <= PINNED_MAX + EACH as usize, "{pinned} blocks are kept in memory");
+    }
+    assert!(journal.checkpointed() > TxnId(1), "by want of log space?");
+    let (used, size) = journal.fill();
+    assert!(used < size / 2);
+}

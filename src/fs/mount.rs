@@ -23,8 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REAP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the heartbeat's figures are renewed, and idle locks looked at.
 const REPORT: Duration = Duration::from_secs(1);
+/// Inodes in memory above which those nobody uses become quiet.
+const NODES_MAX: usize = 50_000;
 /// Cached locks above which idle ones are given up.
-const LOCKS_MAX: usize = 200_000;
+const LOCKS_MAX: usize = 100_000;
 
 /// Tells the store how long it may write.
 struct Lease(Arc<Store>);
@@ -314,6 +316,9 @@ impl Core {
             self.cluster.set_report(HostReport { free_data, free_meta: 0, groups });
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");
+            }
+            if self.nodes.awake() > NODES_MAX {
+                self.nodes.quieten(NODES_MAX);
             }
             if self.locks.cached() > LOCKS_MAX {
                 self.locks.shrink(LOCKS_MAX * 3 / 4);

@@ -1,6 +1,7 @@
 //! The in-memory inode: what this host knows of an inode while it holds its lock.
 //!
-//! A node exists while the kernel knows the inode, a handle is open, or something in it is dirty.
+//! A node exists while the kernel knows the inode, a handle is open, or something in it is dirty. One that
+//! only the kernel knows about becomes *quiet* after a while: a few bytes, from which it is made again.
 //! `state` is the local exclusion of operations on one inode; several are locked in ascending inode
 //! order. `gate` keeps truncation away from data I/O that runs without `state`; it is taken first.
 
@@ -84,6 +85,8 @@ pub struct Node {
     pub append: Mutex<Option<Held>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
+    /// Asked for since the table was last gone through.
+    used: AtomicBool,
 }
 
 impl Node {
@@ -100,7 +103,21 @@ impl Node {
             parked: Mutex::new(Vec::new()),
             append: Mutex::default(),
             iopen: Mutex::new(None),
+            used: AtomicBool::new(true),
         }
+    }
+
+    /// Is there nothing in it that could not be read again?
+    fn is_plain(&self) -> bool {
+        let state = match self.state.try_lock() {
+            Some(state) => state.write_error.is_none() && state.attr.as_ref().is_none_or(|a| a.nlink > 0),
+            None => false,
+        };
+        let idle = |busy: Option<bool>| busy == Some(false);
+        state
+            && idle(self.parked.try_lock().map(|p| !p.is_empty()))
+            && idle(self.append.try_lock().map(|a| a.is_some()))
+            && idle(self.iopen.try_lock().map(|i| i.is_some()))
     }
 
     /// Lookups the kernel has not forgotten.
@@ -129,17 +146,31 @@ impl Node {
     }
 }
 
+/// What is kept of an inode that the kernel knows and nobody has asked about for a while: the kernel may
+/// remember millions.
+struct Quiet {
+    generation: u64,
+    lookups: u32,
+    stale_pages: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    nodes: HashMap<InodeNo, Arc<Node>>,
+    quiet: HashMap<InodeNo, Quiet>,
+}
+
 /// The nodes by inode number.
 #[derive(Default)]
 pub struct NodeTable {
-    shards: [Mutex<HashMap<InodeNo, Arc<Node>>>; 16],
+    shards: [Mutex<Shard>; 16],
     /// The newest transaction that any inode dropped from memory had to do with. One that comes back
     /// might be that inode: its fsync waits for this.
     shed_txn: AtomicU64,
 }
 
 impl NodeTable {
-    fn shard(&self, ino: InodeNo) -> &Mutex<HashMap<InodeNo, Arc<Node>>> {
+    fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
         &self.shards[(ino.0 % 16) as usize]
     }
 
@@ -153,28 +184,54 @@ impl NodeTable {
         TxnId(self.shed_txn.load(Ordering::Acquire))
     }
 
+    /// The node if it is in memory, woken if it is quiet.
+    fn wake(&self, shard: &mut Shard, ino: InodeNo) -> Option<Arc<Node>> {
+        if let Some(node) = shard.nodes.get(&ino) {
+            node.used.store(true, Ordering::Relaxed);
+            return Some(node.clone());
+        }
+        let quiet = shard.quiet.remove(&ino)?;
+        let node = self.fresh(ino);
+        node.generation.store(quiet.generation, Ordering::Release);
+        node.lookups.store(quiet.lookups.into(), Ordering::Release);
+        node.stale_pages.store(quiet.stale_pages, Ordering::Release);
+        shard.nodes.insert(ino, node.clone());
+        Some(node)
+    }
+
     /// The node if it is in memory.
     pub fn find(&self, ino: InodeNo) -> Option<Arc<Node>> {
-        self.shard(ino).lock().get(&ino).cloned()
+        self.wake(&mut self.shard(ino).lock(), ino)
     }
 
     /// The node, made if need be.
     pub fn get(&self, ino: InodeNo) -> Arc<Node> {
-        self.shard(ino).lock().entry(ino).or_insert_with(|| self.fresh(ino)).clone()
+        let mut shard = self.shard(ino).lock();
+        self.wake(&mut shard, ino)
+            .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone())
     }
 
     /// Count a lookup that is about to be answered.
     pub fn remember(&self, ino: InodeNo, generation: Generation) {
         let mut shard = self.shard(ino).lock();
-        let node = shard.entry(ino).or_insert_with(|| self.fresh(ino));
+        let node = self
+            .wake(&mut shard, ino)
+            .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone());
         node.generation.store(generation.0, Ordering::Release);
         node.lookups.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The kernel forgets `n` lookups. Returns the node if none is left.
+    /// The kernel forgets `n` lookups. Returns the node if none is left and it was not quiet.
     pub fn forget(&self, ino: InodeNo, n: u64) -> Option<Arc<Node>> {
-        let shard = self.shard(ino).lock();
-        let node = shard.get(&ino)?;
+        let mut shard = self.shard(ino).lock();
+        if let Some(quiet) = shard.quiet.get_mut(&ino) {
+            quiet.lookups = quiet.lookups.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX));
+            if quiet.lookups == 0 {
+                shard.quiet.remove(&ino);
+            }
+            return None;
+        }
+        let node = shard.nodes.get(&ino)?;
         let left = node.lookups().saturating_sub(n);
         node.lookups.store(left, Ordering::Release);
         (left == 0).then(|| node.clone())
@@ -183,20 +240,139 @@ impl NodeTable {
     /// Drop the node if nothing needs it any more.
     pub fn shed(&self, ino: InodeNo) {
         let mut shard = self.shard(ino).lock();
-        let Some(node) = shard.get(&ino) else { return };
-        if Arc::strong_count(node) > 1 || node.lookups() > 0 || node.is_open() {
-            return;
+        if let Some(node) = shard.nodes.get(&ino)
+            && node.lookups() == 0
+            && self.is_idle(node)
+        {
+            shard.nodes.remove(&ino);
+        }
+    }
+
+    /// Could the node go as far as this host is concerned? Then whatever was known of it no longer is.
+    /// Its shard is locked.
+    fn is_idle(&self, node: &Arc<Node>) -> bool {
+        if Arc::strong_count(node) > 1 || node.is_open() {
+            return false;
         }
         let durable_with = match node.state.try_lock() {
             Some(state) if state.is_clean() => state.last_txn.max(state.data_txn),
-            _ => return,
+            _ => return false,
         };
         self.shed_txn.fetch_max(durable_with.0, Ordering::AcqRel);
-        shard.remove(&ino);
+        true
+    }
+
+    /// Nodes in memory that are not quiet.
+    pub fn awake(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().nodes.len()).sum()
+    }
+
+    /// Make nodes quiet that nobody has used since the last call; all that can be while there are more
+    /// than `most`.
+    pub fn quieten(&self, most: usize) {
+        let share = most / self.shards.len();
+        for shard in &self.shards {
+            let shard = &mut *shard.lock();
+            for spare_used in [true, false] {
+                if spare_used || shard.nodes.len() > share {
+                    self.quieten_shard(shard, spare_used);
+                }
+            }
+        }
+    }
+
+    fn quieten_shard(&self, shard: &mut Shard, spare_used: bool) {
+        let quiet = &mut shard.quiet;
+        shard.nodes.retain(|ino, node| {
+            let used = node.used.swap(false, Ordering::Relaxed);
+            let Ok(lookups) = u32::try_from(node.lookups()) else { return true };
+            if (used && spare_used) || !node.is_plain() || !self.is_idle(node) {
+                return true;
+            }
+            if lookups > 0 {
+                let generation = node.generation.load(Ordering::Acquire);
+                let stale_pages = node.stale_pages.load(Ordering::Acquire);
+                quiet.insert(*ino, Quiet { generation, lookups, stale_pages });
+            }
+            false
+        });
     }
 
     /// Every node in memory.
     pub fn all(&self) -> Vec<Arc<Node>> {
-        self.shards.iter().flat_map(|s| s.lock().values().cloned().collect::<Vec<_>>()).collect()
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = &mut *shard.lock();
+            let quiet: Vec<InodeNo> = shard.quiet.keys().copied().collect();
+            quiet.into_iter().for_each(|ino| _ = self.wake(shard, ino));
+            all.extend(shard.nodes.values().cloned());
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inode::{FileKind, Timestamp};
+
+    fn known(table: &NodeTable, ino: u64, generation: u64) -> InodeNo {
+        let ino = InodeNo(ino);
+        table.remember(ino, Generation(generation));
+        ino
+    }
+
+    #[test]
+    fn quiet_nodes_come_back_as_the_kernel_knows_them() {
+        let table = NodeTable::default();
+        let ino = known(&table, 5, 77);
+        known(&table, 5, 77);
+        let node = table.get(ino);
+        node.stale_pages.store(false, Ordering::Release);
+        node.state.lock().last_txn = TxnId(9);
+        table.quieten(0);
+        assert_eq!(table.awake(), 1, "somebody holds it");
+        drop(node);
+        table.quieten(0);
+        assert_eq!(table.awake(), 0);
+        let node = table.find(ino).unwrap();
+        assert_eq!((node.lookups(), node.generation.load(Ordering::Acquire)), (2, 77));
+        assert!(!node.stale_pages.load(Ordering::Acquire));
+        assert_eq!(node.state.lock().last_txn, TxnId(9), "fsync still waits for it");
+        drop(node);
+        table.quieten(0);
+        assert!(table.forget(ino, 1).is_none());
+        assert!(table.find(ino).is_some());
+        table.quieten(0);
+        assert!(table.forget(ino, 1).is_none());
+        assert!(table.find(ino).is_none());
+    }
+
+    #[test]
+    fn nodes_with_something_to_lose_stay_awake() {
+        let table = NodeTable::default();
+        let inos: Vec<InodeNo> = (16..22).map(|n| known(&table, n, 1)).collect();
+        table.get(inos[0]).opens.store(1, Ordering::Release);
+        table.get(inos[1]).state.lock().attr_dirty = true;
+        table.get(inos[2]).state.lock().write_error = Some(Error::NoSpace);
+        let mut unlinked = Attr::new(inos[3], Generation(1), FileKind::Regular, 0o644, Timestamp::default());
+        unlinked.nlink = 0;
+        table.get(inos[3]).state.lock().attr = Some(unlinked);
+        table.get(inos[4]).parked.lock().push(ParkedRange { id: 1, start: 0, end: 1 });
+        table.quieten(0);
+        assert_eq!(table.awake(), 5);
+        assert!(inos[..5].iter().all(|ino| table.shard(*ino).lock().nodes.contains_key(ino)));
+        assert_eq!(table.all().len(), 6);
+    }
+
+    #[test]
+    fn what_was_just_used_stays_if_there_is_room() {
+        let table = NodeTable::default();
+        let inos: Vec<InodeNo> = (0..160).map(|n| known(&table, n, 1)).collect();
+        table.quieten(1000);
+        assert_eq!(table.awake(), 160);
+        drop(table.find(inos[3]));
+        table.quieten(1000);
+        assert_eq!(table.awake(), 1);
     }
 }

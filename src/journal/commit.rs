@@ -1,6 +1,6 @@
 //! Sealing the running transaction and writing it to the log. The commit point is [`Journal::log`].
 
-use super::Journal;
+use super::{DIRTY_BLOCKS, Journal};
 use super::record::{Stream, encode};
 use super::state::{Running, State};
 use crate::base::{BLOCK_SIZE, BlockNo, Result, TxnId};
@@ -83,10 +83,10 @@ impl Journal {
         for block in s.became_durable(sealed.id, images) {
             self.store().cache().unpin(block);
         }
-        let half_used = s.ring.used() > s.ring.size() / 2;
+        let checkpoint_due = s.ring.used() > s.ring.size() / 2 || s.dirty_blocks() > DIRTY_BLOCKS;
         drop(s);
         self.changed.notify_all();
-        self.signal.committed(half_used);
+        self.signal.committed(checkpoint_due);
         Ok(true)
     }
 

@@ -45,6 +45,12 @@ use threads::Signal;
 /// write, and that may still land late, never bears a number that is expected.
 const TXN_SKIP: u64 = 1 << 16;
 
+/// Blocks not yet in place above which the checkpoint begins, whatever the log still holds: in memory
+/// each takes its whole size, in the log an inode takes a twentieth.
+const DIRTY_BLOCKS: usize = 8192;
+/// Above this, changes wait for it. More than the running and the committing transaction can hold.
+const DIRTY_BLOCKS_MAX: usize = 3 * DIRTY_BLOCKS;
+
 /// How a journal behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalConfig {
@@ -164,7 +170,7 @@ impl Journal {
             }
             let images = s.running.blocks.len() as u64 + s.running.reserved + want;
             let fits = s.ring.fits_running(images);
-            if fits && s.ring.has_space(images) {
+            if fits && s.ring.has_space(images) && s.dirty_blocks() < DIRTY_BLOCKS_MAX {
                 break;
             }
             let done = s.running.blocks.len() as u64 + want;
@@ -176,7 +182,8 @@ impl Journal {
                 s.waiting_for_room -= 1;
             } else if s.committing {
                 self.changed.wait(&mut s);
-            } else if !fits {
+            } else if !fits || (s.ring.has_space(images) && !s.has_logged()) {
+                // The second: memory is full of what this very transaction has changed.
                 self.commit_running(s)?;
                 s = self.state.lock();
             } else {

@@ -182,6 +182,11 @@ impl State {
         self.ring.mark_from(oldest, next)
     }
 
+    /// Blocks that differ from their places on disk.
+    pub fn dirty_blocks(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// Is any durable image not in place?
     pub fn has_logged(&self) -> bool {
         !self.logged.is_empty()

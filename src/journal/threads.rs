@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 struct Wanted {
     stop: bool,
     commit_at: Option<Instant>,
-    /// The log is half used: write in place now.
+    /// The log is half used, or memory is: write in place now.
     checkpoint_now: bool,
     /// Something is in the log since then: write in place after the quiet time.
     last_commit: Option<Instant>,
@@ -37,11 +37,11 @@ impl Signal {
     }
 
     /// A transaction is durable.
-    pub fn committed(&self, half_used: bool) {
+    pub fn committed(&self, due_now: bool) {
         let mut w = self.wanted.lock();
         let asleep = w.last_commit.is_none();
         w.last_commit = Some(Instant::now());
-        if half_used && !w.checkpoint_now {
+        if due_now && !w.checkpoint_now {
             w.checkpoint_now = true;
             self.checkpointer.notify_one();
         } else if asleep {
