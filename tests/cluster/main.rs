@@ -11,6 +11,7 @@ mod leave;
 mod litmus;
 mod model;
 mod privileges;
+mod pages;
 mod random;
 #[allow(dead_code)]
 mod rig;
