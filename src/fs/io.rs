@@ -204,14 +204,12 @@ impl Fs {
             if how.append {
                 core.hold_append(ino, fh, offset, data.len());
             }
-            let drop = match how.append && !through_cache {
-                true => core.drop_for_append(ino, at),
-                false => Forget::Nothing,
+            let forget = match (how.append && !through_cache, mode_changed) {
+                (true, _) => core.forget_for_append(ino, at, mode_changed),
+                (false, true) => Forget::Attributes,
+                (false, false) => Forget::Nothing,
             };
-            Ok((
-                data.len() as u32,
-                if mode_changed && matches!(drop, Forget::Nothing) { Forget::Attributes } else { drop },
-            ))
+            Ok((data.len() as u32, forget))
         };
         let reply = match held {
             None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
@@ -321,14 +319,14 @@ impl Core {
 
     /// The kernel drops its pages before an append, but a reader may have brought the last one back, with
     /// zeros where the appended bytes are.
-    fn drop_for_append(&self, ino: InodeNo, at: u64) -> Forget {
+    fn forget_for_append(&self, ino: InodeNo, at: u64, mode_changed: bool) -> Forget {
         let node = self.nodes.get(ino);
         if node.opens.load(Ordering::Acquire) > 1 {
             return Forget::From(at);
         }
         // No reader, no mapping: the next open drops what is left.
         node.stale_pages.store(true, Ordering::Release);
-        Forget::Nothing
+        if mode_changed { Forget::Attributes } else { Forget::Nothing }
     }
 
     /// The write itself. The inode is pinned X. Answers with where the data went, and whether set-id

@@ -10,8 +10,8 @@ mod large_directory;
 mod leave;
 mod litmus;
 mod model;
-mod privileges;
 mod pages;
+mod privileges;
 mod random;
 #[allow(dead_code)]
 mod rig;
