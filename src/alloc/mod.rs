@@ -23,6 +23,7 @@
 mod allocator;
 mod apply;
 mod claim;
+mod counts;
 mod deferred;
 mod group;
 mod page;
@@ -34,7 +35,8 @@ mod typing;
 #[cfg(test)]
 mod tests;
 
-pub use allocator::{Allocator, Counts, DemoteReady, Want};
+pub use allocator::{Allocator, DemoteReady, Want};
+pub use counts::Counts;
 pub use deferred::{DEFERRED_PER_ITEM, DeferredFree, DeferredFrees, DrainOracle, NeverDrains};
 pub use reservation::{PendingRuns, PickedInode, Reservation};
 pub use transaction::Transaction;

@@ -176,9 +176,6 @@ impl Fs {
         let length = data.len() as u64;
         let how = How::new(flags);
         let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
-        // Made appending after it was opened: the kernel has put the data into pages, maybe the wrong ones,
-        // and keeps one locked until it has the answer.
-        let through_cache = core.handles.get(fh).is_some_and(|handle| !handle.direct);
         let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
         let reply = move |done: Result<(u32, Forget)>| {
             let durable = match how.sync {
@@ -194,7 +191,9 @@ impl Fs {
                 }
                 other => reply(other.map(|(written, _)| written)),
             }
-            if waited || (how.append && through_cache) {
+            // Made appending after it was opened: the kernel has put the data into pages, maybe the wrong
+            // ones, and keeps one locked until it has the answer.
+            if waited || (how.append && !flags.past_cache) {
                 core.invalidate_later(ino, offset, length);
             }
         };
@@ -204,14 +203,12 @@ impl Fs {
             if how.append {
                 core.hold_append(ino, fh, offset, data.len());
             }
-            let drop = match how.append && !through_cache {
-                true => core.drop_for_append(ino, at),
-                false => Forget::Nothing,
+            let forget = match (flags.past_cache, mode_changed) {
+                (true, _) => core.forget_written(ino, at, mode_changed),
+                (false, true) => Forget::Attributes,
+                (false, false) => Forget::Nothing,
             };
-            Ok((
-                data.len() as u32,
-                if mode_changed && matches!(drop, Forget::Nothing) { Forget::Attributes } else { drop },
-            ))
+            Ok((data.len() as u32, forget))
         };
         let reply = match held {
             None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
@@ -319,16 +316,16 @@ impl Core {
         error.map_or(Ok(()), Err)
     }
 
-    /// The kernel drops its pages before an append, but a reader may have brought the last one back, with
-    /// zeros where the appended bytes are.
-    fn drop_for_append(&self, ino: InodeNo, at: u64) -> Forget {
+    /// The kernel drops its pages before a write past them, but a reader may have brought some back with
+    /// the old bytes, and not always are they dropped once more behind it (asynchronous ones, appends).
+    fn forget_written(&self, ino: InodeNo, at: u64, mode_changed: bool) -> Forget {
         let node = self.nodes.get(ino);
         if node.opens.load(Ordering::Acquire) > 1 {
             return Forget::From(at);
         }
         // No reader, no mapping: the next open drops what is left.
         node.stale_pages.store(true, Ordering::Release);
-        Forget::Nothing
+        if mode_changed { Forget::Attributes } else { Forget::Nothing }
     }
 
     /// The write itself. The inode is pinned X. Answers with where the data went, and whether set-id

@@ -180,6 +180,8 @@ pub struct WriteFlags {
     /// From the page cache (a dirty mapping): file handle and caller are guesses, `O_APPEND` means
     /// nothing, and the write must neither fail nor wait for a revoke.
     pub from_cache: bool,
+    /// Past the kernel's page cache (`O_DIRECT`, and handles that we made direct): no page is locked for it.
+    pub past_cache: bool,
     /// The caller may not keep set-id bits.
     pub kill_set_id: bool,
     /// The open flags of the file (`O_APPEND`, `O_SYNC`, `O_DSYNC`, `O_DIRECT` ...).

@@ -261,12 +261,13 @@ impl<O: Operations> Filesystem for Adapter<O> {
         bytes: &[u8],
         write_flags: fuser::WriteFlags,
         flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let flags = WriteFlags {
             from_cache: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE),
             open: flags.0,
+            past_cache: lock_owner.is_some(),
             kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         self.fs.write(NodeId(ino.0), fh.0, offset, bytes, flags, caller(req), written("write", reply));

@@ -10,6 +10,7 @@ mod large_directory;
 mod leave;
 mod litmus;
 mod model;
+mod pages;
 mod privileges;
 mod random;
 #[allow(dead_code)]
