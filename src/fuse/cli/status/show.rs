@@ -65,7 +65,7 @@ fn host_json(volume: &VolumeStatus, host: &HostStatus) -> Value {
 pub fn text(volume: &VolumeStatus, groups: bool) -> String {
     let v = &volume.volume;
     let mut lines = vec![format!(
-        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {:?}",
+        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {}",
         volume.path.display(),
         uuid::Uuid::from_bytes(volume.superblock.uuid),
         v.label,
@@ -73,7 +73,7 @@ pub fn text(volume: &VolumeStatus, groups: bool) -> String {
         v.ag_count,
         v.slots.len(),
         volume.cluster.epoch,
-        v.timing,
+        format!("{:?}", v.timing).to_lowercase(),
     )];
     lines.push(row(["slot", "host", "state", "last beat", "groups", "free", "journal"].map(String::from)));
     let hosts: Vec<&HostStatus> = volume.cluster.occupied().collect();
@@ -101,9 +101,9 @@ fn free_of(blocks: u64, free: u64) -> String {
 fn host_row(volume: &VolumeStatus, host: &HostStatus) -> String {
     let (groups, blocks, free) = space(volume, Some(host.slot));
     let beat = host.beat.as_ref();
-    let journal = volume
-        .journal(host.slot)
-        .map_or("?".into(), |(used, ring)| format!("{}% of {} MiB", used * 100 / ring.max(1), mib(ring)));
+    let journal = volume.journal(host.slot).map_or("?".into(), |(used, ring)| {
+        format!("{}% of {} MiB", used * 100 / ring.max(1), ring.div_ceil(256))
+    });
     row([
         host.slot.to_string(),
         beat.map_or("?".into(), |b| b.name.clone()),
