@@ -147,7 +147,9 @@ impl Rename {
         if target.is_some() && !self.exchange && source.kind == FileKind::Regular {
             // Many programs replace a file without fsync: after a crash the name has all of the old
             // file or all of the new one. The data's transaction comes before ours in the log.
+            // What was overwritten in place has none of its own, and must not come after ours either.
             core.flush_node(&core.nodes.get(source.ino))?;
+            core.store.order_overwrites();
         }
         let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
         let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();

@@ -212,6 +212,11 @@ impl Store {
         done.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
     }
 
+    /// Data overwritten so far is durable as well before any transaction that is committed from now on.
+    pub fn order_overwrites(&self) {
+        self.flushes.ordered();
+    }
+
     /// Make durable what must not come after a transaction: all of [`Store::write_data`] so far.
     ///
     /// # Errors
