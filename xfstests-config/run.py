@@ -4,9 +4,9 @@
     TEST_DEV=/dev/loop1 SCRATCH_DEV=/dev/loop2 xfstests-config/run.py /path/to/xfstests generic/quick
 
 Both devices are overwritten. Needs root and `make install`. Arguments after the path: groups as above
-or tests (generic/001); --fstype compares another filesystem, --limit the
-seconds of one test, --out the table. A test beyond its limit has its mounts cut; the next one starts on
-a fresh TEST_DEV.
+or tests (generic/001). --fstype compares another filesystem, --limit is the seconds that one test may
+take, --out the table. A test beyond its limit has its mounts cut; the next one starts on a fresh
+TEST_DEV.
 """
 import argparse
 import os

@@ -134,9 +134,14 @@ impl Fs {
         node: NodeId,
         offset: u64,
         size: u32,
+        flags: ReadFlags,
         reply: impl FnOnce(Result<DataBuf>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
+        if flags.fills_cache {
+            // Before anything is read: see `forget_written`.
+            self.core.nodes.get(ino).filled.store(true, Ordering::Release);
+        }
         // A store into a shared mapping never asks: pages of a file open for writing are filled under X.
         let writable = self.core.nodes.get(ino).has_writers();
         let mode = if writable { Mode::X } else { Mode::S };
@@ -319,13 +324,11 @@ impl Core {
     /// The kernel drops its pages before a write past them, but a reader may have brought some back with
     /// the old bytes, and not always are they dropped once more behind it (asynchronous ones, appends).
     fn forget_written(&self, ino: InodeNo, at: u64, mode_changed: bool) -> Forget {
-        let node = self.nodes.get(ino);
-        if node.opens.load(Ordering::Acquire) > 1 {
-            return Forget::From(at);
+        match (self.nodes.get(ino).filled.load(Ordering::Acquire), mode_changed) {
+            (true, _) => Forget::From(at),
+            (false, true) => Forget::Attributes,
+            (false, false) => Forget::Nothing,
         }
-        // No reader, no mapping: the next open drops what is left.
-        node.stale_pages.store(true, Ordering::Release);
-        if mode_changed { Forget::Attributes } else { Forget::Nothing }
     }
 
     /// The write itself. The inode is pinned X. Answers with where the data went, and whether set-id

@@ -80,6 +80,8 @@ pub struct Node {
     pub writers: AtomicU32,
     /// The kernel may hold pages that are not known to be current: the next open drops them.
     pub stale_pages: AtomicBool,
+    /// The kernel has been given pages to keep. It gets them by reading alone.
+    pub filled: AtomicBool,
     pub parked: Mutex<Vec<ParkedRange>>,
     /// The lock, kept for the rest of an appending write.
     pub append: Mutex<Option<Held>>,
@@ -100,6 +102,7 @@ impl Node {
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             stale_pages: AtomicBool::new(true),
+            filled: AtomicBool::new(false),
             parked: Mutex::new(Vec::new()),
             append: Mutex::default(),
             iopen: Mutex::new(None),
@@ -195,6 +198,7 @@ impl NodeTable {
         node.generation.store(quiet.generation, Ordering::Release);
         node.lookups.store(quiet.lookups.into(), Ordering::Release);
         node.stale_pages.store(quiet.stale_pages, Ordering::Release);
+        node.filled.store(true, Ordering::Release);
         shard.nodes.insert(ino, node.clone());
         Some(node)
     }

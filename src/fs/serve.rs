@@ -110,10 +110,10 @@ impl Operations for Fs {
         _fh: u64,
         offset: u64,
         size: u32,
-        _flags: ReadFlags,
+        flags: ReadFlags,
         reply: impl Reply<DataBuf>,
     ) {
-        Fs::read(self, ino, offset, size, reply);
+        Fs::read(self, ino, offset, size, flags, reply);
     }
 
     fn write(
