@@ -1,7 +1,8 @@
 //! Giving chunks a type, and taking it from metadata chunks that have emptied.
 
-use super::allocator::{Allocator, Cell, Fit};
+use super::allocator::{Allocator, Fit};
 use super::apply;
+use super::cell::Cell;
 use super::group::{Drain, EMERGENCY_META, Group};
 use super::page::BITS;
 use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
@@ -171,9 +172,12 @@ impl Allocator {
         for cell in self.cells() {
             let mut state = match cell.open(&self.store) {
                 Ok(state) => state,
-                Err(Error::Corrupt { .. }) => continue,
+                Err(Error::Corrupt { .. } | Error::NeedSpace) => continue,
                 Err(e) => return Err(e),
             };
+            if state.demoting {
+                continue;
+            }
             let g = state.group();
             if g.free_chunks() > 0 || g.truth.free_meta < CHUNK_BLOCKS + EMERGENCY_META {
                 continue;
