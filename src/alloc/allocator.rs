@@ -1,14 +1,15 @@
 //! The groups this host holds, reservations in them, and their way in and out with the group locks.
 
+use super::cell::Cell;
 use super::counts::Counts;
 use super::deferred::{DeferredFrees, DrainOracle, NeverDrains, SlotLock};
 use super::group::{EMERGENCY_META, Group};
 use super::reservation::{Part, PendingRuns, Reservation};
 use super::transaction::Transaction;
-use crate::base::{AgNo, BlockNo, Error, Result};
+use crate::base::{AgNo, Error, Result};
 use crate::journal::Journal;
 use crate::store::Store;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,70 +32,6 @@ pub enum DemoteReady {
     Ready,
     /// So many blocks are promised, or transactions are under way. Write-back frees them; ask again.
     Busy { reserved: u64 },
-}
-
-/// A group whose lock this host holds X.
-pub(super) struct Cell {
-    pub ag: AgNo,
-    /// First block of the group.
-    pub start: BlockNo,
-    pub state: Mutex<CellState>,
-    /// Held while chunks get a type, journal waits included; never by the holder of a handle.
-    pub typing: Mutex<()>,
-}
-
-#[derive(Default)]
-pub(super) struct CellState {
-    /// The lock is wanted elsewhere: no new promises.
-    pub demoting: bool,
-    /// Transactions and type changes under way.
-    pub pins: u32,
-    /// Its blocks on disk are damaged: nothing is allocated or freed here.
-    pub damaged: Option<Error>,
-    pub group: Option<Group>,
-}
-
-impl Cell {
-    /// The group in memory, which must be loaded: for guards, whose making loaded it.
-    pub fn with<T>(&self, f: impl FnOnce(&mut Group) -> T) -> T {
-        f(self.state.lock().group.as_mut().expect("a group with promises is loaded"))
-    }
-
-    /// Lock, and load the group if it is not.
-    pub fn open(&self, store: &Store) -> Result<MutexGuard<'_, CellState>> {
-        let mut state = self.state.lock();
-        if let Some(e) = &state.damaged {
-            return Err(e.clone());
-        }
-        if state.group.is_none() {
-            match Group::load(store, self.ag) {
-                Ok(group) => state.group = Some(group),
-                Err(e) => {
-                    state.note(&e);
-                    return Err(e);
-                }
-            }
-        }
-        Ok(state)
-    }
-
-    /// One transaction or type change less.
-    pub fn unpin(&self) {
-        self.state.lock().pins -= 1;
-    }
-}
-
-impl CellState {
-    pub fn group(&mut self) -> &mut Group {
-        self.group.as_mut().expect("opened")
-    }
-
-    /// Damage closes the group; the rest of the volume stays usable.
-    pub fn note(&mut self, e: &Error) {
-        if matches!(e, Error::Corrupt { .. }) && self.damaged.is_none() {
-            self.damaged = Some(e.clone());
-        }
-    }
 }
 
 /// How much of a wish a group must be able to give.
@@ -145,10 +82,7 @@ impl Allocator {
 
     /// This host now holds the group's lock X. Its blocks are read when they are needed.
     pub fn ag_granted(&self, ag: AgNo) {
-        let cell = || {
-            let start = self.store.geometry().ag_start(ag);
-            Arc::new(Cell { ag, start, state: Mutex::default(), typing: Mutex::new(()) })
-        };
+        let cell = || Arc::new(Cell::new(ag, self.store.geometry().ag_start(ag)));
         self.groups.write().entry(ag).or_insert_with(cell).state.lock().demoting = false;
     }
 
@@ -174,9 +108,7 @@ impl Allocator {
     /// brought everything in place.
     pub fn ag_released(&self, ag: AgNo) {
         let Some(cell) = self.groups.write().remove(&ag) else { return };
-        let state = cell.state.lock();
-        let promised = state.group.as_ref().map_or(0, Group::outstanding);
-        if promised > 0 || state.pins > 0 {
+        if let Some(promised) = cell.close() {
             // A transaction that finishes now would write under another host's lock.
             let what = format!("group {ag} was given up with {promised} blocks promised in it");
             self.store.halt().trip(what);
@@ -294,7 +226,7 @@ impl Allocator {
         for attempt in 0..3 {
             let mut state = match cell.open(&self.store) {
                 Ok(state) => state,
-                Err(Error::Corrupt { .. }) => return Ok(false),
+                Err(Error::Corrupt { .. } | Error::NeedSpace) => return Ok(false),
                 Err(e) => return Err(e),
             };
             if state.demoting {
@@ -310,6 +242,7 @@ impl Allocator {
                 drop(state);
                 match self.make_room(cell, data, meta, fit) {
                     Ok(true) => continue,
+                    Err(Error::NeedSpace) => return Ok(false),
                     Ok(false) | Err(Error::Corrupt { .. }) if fit == Fit::Whole => return Ok(false),
                     Ok(false) | Err(Error::Corrupt { .. }) => {}
                     Err(e) => return Err(e),
@@ -329,7 +262,9 @@ impl Allocator {
             g.data.reserved += data;
             g.meta.reserved += meta;
             drop(state);
-            got.add(Part { cell: cell.clone(), data, meta });
+            if data + meta > 0 {
+                got.add(Part { cell: cell.clone(), data, meta });
+            }
             break;
         }
         Ok(got.data() == want.data && got.meta() == u64::from(want.meta))

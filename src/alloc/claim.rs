@@ -91,7 +91,7 @@ impl Group {
         }
     }
 
-    /// A claimed chunk has become `to`, without a used block; it is in use again.
+    /// A claimed chunk has become `to`, without a used block. It stays claimed.
     pub fn retyped(&mut self, chunk: u32, to: ChunkKind) {
         let (map, c) = self.loaded(chunk);
         let from = map.chunk(c).kind;
@@ -102,7 +102,6 @@ impl Group {
             (_, ChunkKind::Free) => self.free_claimed += 1,
             _ => {}
         }
-        self.loaded_claim(chunk, false);
     }
 
     /// Chunks that must get a type before `data` and `meta` blocks more can be promised. Those for

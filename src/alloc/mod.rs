@@ -22,6 +22,7 @@
 
 mod allocator;
 mod apply;
+mod cell;
 mod claim;
 mod counts;
 mod deferred;

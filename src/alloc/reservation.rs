@@ -1,6 +1,6 @@
 //! Guards of promised blocks. Dropping one gives everything back.
 
-use super::allocator::Cell;
+use super::cell::Cell;
 use super::page::{Class, PAGE_CHUNKS};
 use crate::base::{AgNo, BlockNo, InodeNo};
 use crate::format::layout::CHUNK_BLOCKS;

@@ -3,7 +3,8 @@
 //! A group whose header could be read may have damaged chunk pages, which shows only here: data that was
 //! promised there is promised in other groups then.
 
-use super::allocator::{Allocator, Cell, Want};
+use super::allocator::{Allocator, Want};
+use super::cell::Cell;
 use super::page::Class;
 use super::reservation::{Part, PendingRuns, PickedInode, Reservation};
 use crate::base::{BlockNo, Error, Result};

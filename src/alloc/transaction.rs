@@ -1,8 +1,9 @@
 //! The transaction that all changes of metadata go through: a journal handle, and the allocations
 //! and frees that become true with it.
 
-use super::allocator::{Allocator, Cell, CellState};
+use super::allocator::Allocator;
 use super::apply::{self, Change};
+use super::cell::{Cell, CellState};
 use super::deferred::{DEFERRED_PER_ITEM, DeferredFree, SlotGuard};
 use super::group::Piece;
 use super::page::{Class, PAGE_CHUNKS};
@@ -77,7 +78,8 @@ impl Transaction {
             emergency,
             slot: None,
         };
-        for part in &res.parts {
+        // A group that nothing is promised in any more may be on its way out.
+        for part in res.parts.iter().filter(|p| p.data + p.meta > 0) {
             txn.pin(&part.cell);
         }
         txn.res = res;
@@ -220,7 +222,10 @@ impl Transaction {
             return Ok(Some(at));
         }
         let Some(cell) = self.alloc.cell(ag) else { return Ok(None) };
-        let mut state = cell.open(&self.alloc.store)?;
+        let mut state = match cell.open(&self.alloc.store) {
+            Err(Error::NeedSpace) => return Ok(None),
+            other => other?,
+        };
         if state.demoting {
             return Ok(None);
         }

@@ -1,7 +1,8 @@
 //! Giving chunks a type, and taking it from metadata chunks that have emptied.
 
-use super::allocator::{Allocator, Cell, Fit};
+use super::allocator::{Allocator, Fit};
 use super::apply;
+use super::cell::Cell;
 use super::group::{Drain, EMERGENCY_META, Group};
 use super::page::BITS;
 use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
@@ -45,7 +46,7 @@ impl Allocator {
                 continue;
             }
             if result.is_ok() {
-                result = self.retype(cell, &chunks, to).map(|_| true);
+                result = self.retype(cell, &chunks, to).map(|()| true);
             }
             if result.is_err() {
                 chunks.iter().for_each(|c| cell.with(|g| g.loaded_claim(*c, false)));
@@ -96,7 +97,10 @@ impl Allocator {
     }
 
     /// Change the type of claimed chunks, and put them to use. The caller holds `typing` and a pin.
-    fn retype(&self, cell: &Cell, chunks: &[u32], to: ChunkKind) -> Result<TxnId> {
+    ///
+    /// # Errors
+    /// The chunks are still claimed then. `Corrupt`, `Io`, `Halted`.
+    fn retype(&self, cell: &Cell, chunks: &[u32], to: ChunkKind) -> Result<()> {
         if to == ChunkKind::Metadata {
             self.zero(cell, chunks)?;
         }
@@ -116,7 +120,16 @@ impl Allocator {
         let g = state.group();
         g.truth = truth;
         chunks.iter().for_each(|c| g.retyped(*c, to));
-        Ok(txn)
+        if to == ChunkKind::Free {
+            // Data may be written to a chunk at once. If a power cut took back that this one is free, it
+            // would be draining again: metadata has such blocks as they are, with that data in them.
+            drop(state);
+            self.journal.commit(txn)?;
+            state = cell.state.lock();
+        }
+        let g = state.group();
+        chunks.iter().for_each(|c| g.loaded_claim(*c, false));
+        Ok(())
     }
 
     /// Old user data must not look like a version: it is gone before the chunk can be a target of
@@ -171,9 +184,12 @@ impl Allocator {
         for cell in self.cells() {
             let mut state = match cell.open(&self.store) {
                 Ok(state) => state,
-                Err(Error::Corrupt { .. }) => continue,
+                Err(Error::Corrupt { .. } | Error::NeedSpace) => continue,
                 Err(e) => return Err(e),
             };
+            if state.demoting {
+                continue;
+            }
             let g = state.group();
             if g.free_chunks() > 0 || g.truth.free_meta < CHUNK_BLOCKS + EMERGENCY_META {
                 continue;
@@ -246,11 +262,11 @@ impl Allocator {
         }
         let result = self.retype(cell, &[chunk], ChunkKind::Free);
         cell.with(|g| match &result {
-            Ok(_) => g.drains.retain(|d| d.chunk != chunk),
+            Ok(()) => g.drains.retain(|d| d.chunk != chunk),
             Err(_) => g.loaded_claim(chunk, false),
         });
         cell.unpin();
-        result.map(|_| true)
+        result.map(|()| true)
     }
 
     /// A chunk has emptied in `txn`.

@@ -53,6 +53,8 @@ impl Core {
             let step = self
                 .change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, (at, len), STEP))?;
             self.file(node, state)?.punch_done(&step);
+            // What was dirty in the range is gone: its promises would keep groups here.
+            self.trim_space(state);
             if !step.more {
                 return Ok(());
             }

@@ -8,7 +8,7 @@
 use super::attr::{STEP, STEP_BLOCKS};
 use super::*;
 use crate::alloc::{DeferredFree, DeferredFrees};
-use crate::cluster::Owner;
+use crate::cluster::{Membership, Owner};
 use crate::file::Progress;
 use crate::format::BlockKind;
 use crate::format::value::{decode_orphan, encode_orphan};
@@ -119,6 +119,18 @@ impl Queue {
     fn done(&self, ino: InodeNo) {
         self.state.lock().busy.remove(&ino);
     }
+
+    fn is_busy(&self, ino: InodeNo) -> bool {
+        self.state.lock().busy.contains(&ino)
+    }
+}
+
+/// Nobody answers for the groups of a host that is silent: a free there must not keep others waiting.
+fn is_answered_for(members: &Membership, ag: AgNo) -> bool {
+    match members.owner_of(ag).0 {
+        Owner::Master(slot) | Owner::Adopter(slot) => slot == members.me || !members.is_silent(slot),
+        _ => false,
+    }
 }
 
 /// Insert the orphan item; the slot inode is locked.
@@ -155,9 +167,10 @@ impl Core {
     /// The reaper thread.
     pub(super) fn run_reaper(self: &Arc<Self>) {
         while let Some((ready, squeezes, look)) = self.reaper.next() {
-            if self.store.halt().check().is_err() {
+            if self.store.halt().is_tripped() {
                 squeezes.into_iter().for_each(|(_, then)| then());
-                return;
+                // What comes now, perhaps from those, finds no thread.
+                return self.reaper.stop();
             }
             // A read-only mount frees nothing; whoever has its slot next does.
             let ready = if self.read_only { BTreeSet::new() } else { ready };
@@ -199,9 +212,12 @@ impl Core {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // What those could not free themselves; then the chunks that have emptied.
-        if let Err(e) = self.look_through_slot().and_then(|()| self.drain()) {
-            tracing::warn!("freeing what can be freed: {e}");
+        // What those could not free themselves; then the chunks that have emptied, also where one item
+        // could not be freed.
+        for freed in [self.look_through_slot(), self.drain()] {
+            if let Err(e) = freed {
+                tracing::warn!("freeing what can be freed: {e}");
+            }
         }
     }
 
@@ -214,28 +230,53 @@ impl Core {
         Ok(())
     }
 
+    /// One look at all that this host has to free. What cannot be freed now does not keep the rest.
     fn look_through_slot(self: &Arc<Self>) -> Result<()> {
-        let (mut orphans, mut frees) = (Vec::new(), Vec::new());
-        {
-            let _slot = self.slot_lock.lock();
-            let from = ItemKey::new(ItemKind::Orphan, 0);
-            self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
-                match key.kind {
-                    ItemKind::Orphan => orphans.push(InodeNo(key.id)),
-                    ItemKind::DeferredFree => frees.push((key, value.to_vec())),
-                    _ => {}
-                }
-                if orphans.len() + frees.len() < BATCH {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            })?;
-        }
+        let (orphans, frees) = self.leftovers()?;
         for ino in orphans {
             self.reaper.unlinked(self, ino);
         }
-        frees.into_iter().try_for_each(|(key, value)| self.free_deferred(key, &value))
+        let mut first = Ok(());
+        for (key, value) in frees {
+            let freed = self.free_deferred(key, &value);
+            self.store.halt().check()?;
+            first = first.and(freed);
+        }
+        first
+    }
+
+    /// Orphans to be looked after, and deferred frees whose group somebody answers for: a batch of each.
+    /// The others are passed over, not counted: there can be any number of files that are unlinked and
+    /// still open.
+    fn leftovers(&self) -> Result<(Vec<InodeNo>, Vec<(ItemKey, Vec<u8>)>)> {
+        let (mut orphans, mut frees) = (Vec::new(), Vec::new());
+        let more = |found: usize| match found < BATCH {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        let members = self.cluster.membership();
+        let _slot = self.slot_lock.lock();
+        let from = ItemKey::new(ItemKind::Orphan, 0);
+        self.slot_tree.scan(&*self.store, from, None, &mut |key, _| {
+            if key.kind != ItemKind::Orphan {
+                return ControlFlow::Break(());
+            }
+            let ino = InodeNo(key.id);
+            let known = |n: Arc<Node>| n.is_open() || n.lookups() > 0;
+            if !self.reaper.is_busy(ino) && !self.nodes.find(ino).is_some_and(known) {
+                orphans.push(ino);
+            }
+            more(orphans.len())
+        })?;
+        let from = ItemKey::new(ItemKind::DeferredFree, 0);
+        self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
+            let group = self.geometry.ag_of(BlockNo(key.id));
+            if key.kind == ItemKind::DeferredFree && group.is_none_or(|ag| is_answered_for(&members, ag)) {
+                frees.push((key, value.to_vec()));
+            }
+            more(frees.len())
+        })?;
+        Ok((orphans, frees))
     }
 
     /// Free what lies in a group that was not held when it was freed. Nothing is held now.
@@ -245,13 +286,7 @@ impl Core {
             what: "a deferred free that cannot be".into(),
         })?;
         let Some(ag) = frees.first().and_then(|f| self.geometry.ag_of(f.start)) else { return Ok(()) };
-        let members = self.cluster.membership();
-        let owner = match members.owner_of(ag).0 {
-            Owner::Master(slot) | Owner::Adopter(slot) => Some(slot),
-            _ => None,
-        };
-        if owner.is_none_or(|slot| slot != members.me && members.is_silent(slot)) {
-            // Nobody answers for the group: it must not keep other frees waiting.
+        if !is_answered_for(&self.cluster.membership(), ag) {
             return Ok(());
         }
         let _held = self.locks.acquire_wait(LockSet::one(LockName::Ag(ag), Mode::X))?;

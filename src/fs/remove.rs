@@ -8,6 +8,21 @@ use crate::inode::tree_costs;
 /// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
 const REMOVE_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS;
 
+/// A directory gains or loses subdirectories.
+///
+/// # Errors
+/// `Damaged` if its link count cannot be right: it would wrap, and the directory could end up as one
+/// without a link. `TooManyLinks`.
+pub(super) fn count_subdirectories(dir: &mut Attr, gain: i64) -> Result<()> {
+    let count = i64::from(dir.nlink) + gain;
+    if count < 1 {
+        let what = format!("{} links, and a subdirectory to lose", dir.nlink);
+        return Err(Error::Damaged { inode: dir.ino, what });
+    }
+    dir.nlink = u32::try_from(count).map_err(|_| Error::TooManyLinks)?;
+    Ok(())
+}
+
 impl Core {
     /// Make an orphan of an inode whose last link goes in `txn`. The slot inode is locked.
     fn orphan(&self, change: &mut FreeingChange<'_>, ino: InodeNo, generation: Generation) -> Result<()> {
@@ -67,7 +82,7 @@ impl Core {
         self.dir(dir).remove(&mut change.txn, name)?;
         self.drop_link(&mut change, &mut child_attr, now)?;
         if directory {
-            dir_attr.nlink -= 1;
+            count_subdirectories(&mut dir_attr, -1)?;
         }
         touch(&mut dir_attr, now);
         self.tree(dir).write_attr(&mut change.txn, &dir_attr)?;
@@ -109,5 +124,28 @@ impl Fs {
     /// Remove an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: Vec<u8>, reply: impl FnOnce(Result<()>) + Send + 'static) {
         self.remove(parent, name, true, reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_never_loses_its_own_links() {
+        let now = Timestamp::default();
+        let mut dir = Attr::new(InodeNo(7), Generation(1), FileKind::Directory, 0o755, now);
+        let mut counted = |nlink, gain| {
+            dir.nlink = nlink;
+            count_subdirectories(&mut dir, gain).map(|()| dir.nlink)
+        };
+        assert_eq!(counted(3, -1), Ok(2));
+        assert_eq!(counted(2, 0), Ok(2));
+        assert_eq!(counted(2, 1), Ok(3));
+        assert_eq!(counted(u32::MAX, 1), Err(Error::TooManyLinks));
+        for damaged in [0, 1] {
+            let lost = counted(damaged, -1);
+            assert!(matches!(lost, Err(Error::Damaged { inode: InodeNo(7), .. })), "{lost:?}");
+        }
     }
 }

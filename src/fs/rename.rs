@@ -14,6 +14,7 @@ use crate::dir::DirEntry;
 use crate::inode::tree_costs;
 use node::NodeState;
 use op::Reply;
+use remove::count_subdirectories;
 
 const RENAME_BLOCKS: u32 = 8 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
 /// Deeper than any path the kernel lets a program name; a longer chain is a loop on the disk.
@@ -230,9 +231,9 @@ impl Rename {
         if let Some(target) = &mut p.target {
             core.dir(self.to).remove(&mut change.txn, &self.new_name)?;
             if target.kind == FileKind::Directory {
-                p.to.nlink -= 1;
+                count_subdirectories(&mut p.to, -1)?;
                 if self.from == self.to {
-                    p.from.nlink -= 1;
+                    count_subdirectories(&mut p.from, -1)?;
                 }
             }
             core.drop_link(change, target, now)?;
@@ -241,8 +242,8 @@ impl Rename {
         core.dir(self.to).insert(&mut change.txn, &self.new_name, s.ino, s.generation, s.kind)?;
         touch_ctime(s, now);
         if s.kind == FileKind::Directory && self.from != self.to {
-            p.from.nlink -= 1;
-            p.to.nlink += 1;
+            count_subdirectories(&mut p.from, -1)?;
+            count_subdirectories(&mut p.to, 1)?;
             s.parent = self.to;
         }
         core.tree(s.ino).write_attr(&mut change.txn, s)?;
@@ -270,8 +271,8 @@ impl Rename {
             }
             let gain =
                 i64::from(s.kind == FileKind::Directory) - i64::from(target.kind == FileKind::Directory);
-            p.to.nlink = (i64::from(p.to.nlink) + gain) as u32;
-            p.from.nlink = (i64::from(p.from.nlink) - gain) as u32;
+            count_subdirectories(&mut p.to, gain)?;
+            count_subdirectories(&mut p.from, -gain)?;
         }
         for moved in [s, target] {
             touch_ctime(moved, now);

@@ -38,6 +38,9 @@ fn round(core: &Arc<Core>, want: Want, number: usize, then: Then) {
 
 /// No group had anything in this round.
 fn nothing_left(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+    if let Err(halted) = core.store.halt().check() {
+        return then(Err(halted));
+    }
     core.writeback.flush_all_soon();
     // Looked at first: what is free by the time of the second look was coming back at the first.
     let coming = is_coming_back(core);

@@ -33,9 +33,14 @@ struct Asked {
 }
 
 impl Signal {
-    /// An inode has something dirty.
+    /// An inode has something dirty. Called with its state locked.
     pub fn dirtied(&self, ino: InodeNo) {
         self.state.lock().dirty.insert(ino);
+    }
+
+    /// An inode is clean: with its state locked, so that nobody dirties it in between, or without a node.
+    fn cleaned(&self, ino: InodeNo) {
+        self.state.lock().dirty.remove(&ino);
     }
 
     /// Flush this inode now.
@@ -228,8 +233,8 @@ impl Core {
                 }
                 let all = std::mem::take(&mut asked.all);
                 let soon = std::mem::take(&mut asked.soon);
-                let dirty: Vec<InodeNo> = asked.dirty.iter().copied().collect();
-                dirty.into_iter().map(|i| (i, all || soon.contains(&i))).collect::<Vec<_>>()
+                let both = asked.dirty.union(&soon);
+                both.map(|i| (*i, all || soon.contains(i))).collect::<Vec<_>>()
             };
             let now = self.clock.now();
             for (ino, at_once) in due {
@@ -246,16 +251,21 @@ impl Core {
     }
 
     fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {
-        let forget = || {
-            self.writeback.state.lock().dirty.remove(&ino);
-        };
-        let Some(node) = self.nodes.find(ino) else { return forget() };
+        let node = self.nodes.find(ino).or_else(|| {
+            self.writeback.cleaned(ino);
+            // Made and dirtied before that, it would be forgotten while it is dirty.
+            self.nodes.find(ino)
+        });
+        let Some(node) = node else { return };
         let (clean, old) = {
             let state = node.state.lock();
+            match state.is_clean() {
+                true => self.writeback.cleaned(ino),
+                false => self.writeback.dirtied(ino),
+            }
             (state.is_clean(), state.dirty_since.is_none_or(|t| now.saturating_sub(t) >= AGE_MAX))
         };
         if clean {
-            forget();
             drop(node);
             return self.nodes.shed(ino);
         }

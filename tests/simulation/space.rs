@@ -15,6 +15,7 @@ use shoal::format::layout::CHUNK_BLOCKS;
 use shoal::format::superblock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 const HOSTS: usize = 4;
 const MIB: u64 = 128;
@@ -235,4 +236,68 @@ fn four_hosts_fill_the_volume() {
     fill.stop();
     tree::fsck(&disk).expect("a sound volume");
     assert_eq!(free_blocks(&disk), free, "blocks free after everything was deleted");
+}
+
+/// Write a file until there is no space; its size.
+fn fill_up(host: &Host, name: &str) -> u64 {
+    host.create(name).expect("create");
+    let mut at = 0;
+    loop {
+        match host.write(name, at, &vec![5; PIECE], How::Buffered) {
+            Ok(()) => at += PIECE as u64,
+            Err(Error::NoSpace) => return at,
+            Err(e) => panic!("byte {at} of {name}: {e}"),
+        }
+    }
+}
+
+/// Dirty data over unwritten blocks holds metadata blocks for their conversion. When its range is zeroed
+/// there is nothing to convert: what was promised in the group must not keep another host waiting.
+#[test]
+fn a_zeroed_range_gives_back_what_its_data_held() {
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    let range = (0, 1 << 20);
+    a.create("/f").expect("create");
+    a.fallocate("/f", range, 0).expect("fallocate");
+    a.write("/f", 0, &[1; 65536], How::Buffered).expect("write");
+    a.fallocate("/f", range, libc::FALLOC_FL_ZERO_RANGE).expect("zero");
+    let size = fill_up(&b, "/g");
+    println!("{size} bytes fit beside it");
+    assert!(size > 4 << 20, "{size}");
+    assert_eq!(a.read("/f").expect("read"), vec![0; 1 << 20]);
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// A host halts while its writers look for space: each of them hears so.
+#[test]
+fn a_host_that_halts_answers_who_waits_for_space() {
+    let disk = volume(64, 2);
+    let host = Host::mount(&disk, "host").expect("mount");
+    let size = fill_up(&host, "/full");
+    host.fsync("/full").expect("fsync");
+    let until_it_fails = |offset: u64| {
+        let end = loop {
+            match host.write("/full", offset, &vec![6; PIECE], How::Buffered) {
+                Ok(()) | Err(Error::NoSpace) => {}
+                Err(e) => break e,
+            }
+        };
+        assert!(matches!(end, Error::Halted(_)), "{end}");
+    };
+    std::thread::scope(|scope| {
+        // One overwrites, so that there is always something dirty; the others have no space.
+        scope.spawn(|| until_it_fails(0));
+        for n in 1..4 {
+            let far = size + n * (PIECE as u64) * 10;
+            let run = &until_it_fails;
+            scope.spawn(move || run(far));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        host.fs.halt("a test");
+    });
+    host.crash();
 }

@@ -1,6 +1,7 @@
 //! A small volume in memory, and an audit of its groups that shares no code with the allocator.
 
 mod cases;
+mod giving_up;
 mod model;
 mod retyping;
 
@@ -261,20 +262,21 @@ impl Audit {
     }
 }
 
+fn put(device: &dyn BlockDevice, mut block: Block) {
+    block.seal();
+    device.write(BlockNo(block.header().block.get()).byte(), &block.0).unwrap();
+}
+
 fn format_group(device: &dyn BlockDevice, g: &Geometry, ag: AgNo, system: u64) {
-    let put = |mut block: Block| {
-        block.seal();
-        device.write(BlockNo(block.header().block.get()).byte(), &block.0).unwrap();
-    };
     let mut header = group::header_block(FORMAT, g, ag, Version(1));
     let h = header.body_as_mut::<GroupHeader>();
     h.vclock.set(1);
     h.init_chunks.set(system as u32);
     h.free_chunks.set(g.ag_chunks(ag) - system);
-    put(header);
+    put(device, header);
     let mut page = group::page_block(FORMAT, g, ag, 0, Version(1));
     page.body_as_mut::<ChunkPage>().entries[..system as usize].fill(ChunkEntry::full(ChunkKind::System));
-    put(page);
+    put(device, page);
 }
 
 fn blocks(runs: &[BlockRun]) -> impl Iterator<Item = BlockNo> + '_ {
