@@ -1,8 +1,8 @@
 //! Sealing the running transaction and writing it to the log. The commit point is [`Journal::log`].
 
-use super::{DIRTY_BLOCKS, Journal};
 use super::record::{Stream, encode};
 use super::state::{Running, State};
+use super::{DIRTY_BLOCKS, Journal};
 use crate::base::{BLOCK_SIZE, BlockNo, Result, TxnId};
 use crate::format::Block;
 use crate::store::Segment;
