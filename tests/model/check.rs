@@ -31,6 +31,11 @@ struct Wrong {
 /// Beyond this a model is too large for the time the tests may take.
 const STATES_MAX: usize = 2_000_000;
 
+/// `SHOAL_MODEL=full`: also what takes minutes.
+pub fn is_full_run() -> bool {
+    std::env::var_os("SHOAL_MODEL").is_some_and(|v| v == "full")
+}
+
 /// All properties hold in every state, and the goal is never out of reach.
 pub fn holds(name: &str, model: impl Protocol) {
     let begun = Instant::now();

@@ -158,8 +158,8 @@ impl Locks {
         host.table = host.desk.part();
         f(&mut host, s);
         if self.is(Mutant::SilenceIsDeclaration) && host.desk.master().token(GROUP).is_some() {
-            for (from, entries) in host.heard.clone() {
-                let entries = self.bend(&host, from, entries);
+            for from in host.membership.clone().peers() {
+                let entries = self.bend(&host, host.heard.get(&from).cloned().unwrap_or_default());
                 host.desk.on_entries(NOW, from, &entries);
             }
         }
@@ -211,26 +211,17 @@ impl Locks {
             h.inbox.taken(register.stamp);
             let entries = if register.meant_for == h.incarnation { register.entries.clone() } else { vec![] };
             h.heard.insert(peer, entries.clone());
-            let entries = self.bend(h, peer, entries);
+            let entries = self.bend(h, entries);
             h.desk.on_entries(NOW, peer, &entries);
         });
     }
 
     /// What a mutant makes of what was read.
-    fn bend(&self, h: &Host, from: SlotId, mut entries: Vec<Entry>) -> Vec<Entry> {
+    fn bend(&self, h: &Host, mut entries: Vec<Entry>) -> Vec<Entry> {
         let ours = h.desk.master().token(GROUP);
-        let theirs = h.desk.holder().master_of(GROUP).filter(|(slot, _)| *slot == from);
-        for e in &mut entries {
-            match (self.mutant, e.kind) {
-                (Some(Mutant::HeldBelievedUnacked), EntryKind::Request) => e.number = u64::MAX,
-                (Some(Mutant::TokenIgnored), EntryKind::Request | EntryKind::Declared) => {
-                    e.token = ours.unwrap_or(e.token);
-                }
-                (Some(Mutant::TokenIgnored), EntryKind::Grant) => {
-                    e.token = theirs.map_or(e.token, |(_, token)| token);
-                }
-                _ => {}
-            }
+        if self.is(Mutant::HeldBelievedUnacked) {
+            let requests = entries.iter_mut().filter(|e| e.kind == EntryKind::Request);
+            requests.for_each(|e| e.number = u64::MAX);
         }
         if let (Some(Mutant::SilenceIsDeclaration), Some(token)) = (self.mutant, ours) {
             entries.push(declared(token));
