@@ -28,13 +28,17 @@ SETTLE_S = 8
 
 
 def measure(system, row):
-    """One row once: rate and disk operations per operation."""
+    """One row once: rate, disk operations and microseconds of CPU per operation."""
     if row.prepare:
         row.prepare(system)
-    before = system.disk_operations()
+    disk, cpu = system.disk_operations(), system.cpu_s()
     rate = workloads.timed(row.count, lambda: row.work(system))
-    after = system.disk_operations()
-    return {"rate": rate, "disk": None if before is None else (after - before) / row.count}
+    figures = {"rate": rate, "disk": None, "cpu": None}
+    if cpu is not None:
+        figures["cpu"] = (system.cpu_s() - cpu) * 1e6 / row.count
+    if disk is not None:
+        figures["disk"] = (system.disk_operations() - disk) / row.count
+    return figures
 
 
 def one_round(number, present, rows, results):
@@ -107,8 +111,20 @@ def cells(rows, results):
     return [head, *lines]
 
 
-def report(rows, results, args, idle_rate):
-    table = cells(rows, results)
+def cpu_cells(rows, results):
+    """CPU time per operation, for whom it can be told."""
+    shown = [s for s in systems.ALL if s.key in results and s.key != "ext4"]
+    lines = [["row", *(s.name for s in shown), "unit"]]
+    for row in rows:
+        line = [row.name]
+        for s in shown:
+            got = results[s.key].get(row.name)
+            line.append(f"{statistics.median(f['cpu'] for f in got):,.1f}" if got else "")
+        lines.append([*line, "us of CPU / " + row.unit.split("/")[0].rstrip("s")])
+    return lines
+
+
+def show(table):
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     texts = {0, table[0].index("unit")}
     rule = ["---" if i in texts else "--:" for i in range(len(widths))]
@@ -116,8 +132,13 @@ def report(rows, results, args, idle_rate):
     for line in [table[0], rule, *table[1:]]:
         padded = (c.ljust(w) if i in texts else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths)))
         print("| " + " | ".join(padded) + " |")
+
+
+def report(rows, results, args, idle_rate):
+    show(cells(rows, results))
+    show(cpu_cells(rows, results))
     print(f"\nRatios are Shoal's rate (one host) by the peer's, above 1 Shoal is faster; medians of {args.rounds} "
-          f"rounds. Disk operations\nare reads, writes and flushes of all hosts per operation. {args.files} files, "
+          f"rounds. Disk operations\nare reads, writes and flushes of all hosts per operation; CPU is that of program and daemons together. {args.files} files, "
           f"{args.mib} MiB; {os.cpu_count()} CPUs, Linux {platform.release()}, images in memory.")
     if idle_rate is not None:
         print(f"Two idle hosts, default timing: {idle_rate:.1f} disk operations per second and host.")

@@ -1,13 +1,17 @@
 """The filesystems under test: each on an image of its own (or in memory), mounted at places of its own."""
 
 import contextlib
+import json
 import os
+import resource
 import subprocess
 import time
 
 MIB = 1 << 20
 UMOUNT_S_MAX = 120
 MOUNT_S_MAX = 30
+# Where daemons of Shoal say who they are.
+RECORDS = "/run/shoal"
 
 
 def run(*command):
@@ -63,6 +67,24 @@ class System:
         """Requests to the disk so far, of all hosts; None where nobody counts."""
         return None
 
+    def daemons(self):
+        """Process numbers of whoever serves it; None for the kernel, whose time cannot be told apart."""
+        return None
+
+    def cpu_s(self):
+        """CPU time so far of the daemons, of us and of our ended children. Unlike the time that passes it
+        hardly depends on what else the machine does."""
+        pids = self.daemons()
+        if pids is None:
+            return None
+        ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        total = sum(usage.ru_utime + usage.ru_stime for usage in ours)
+        for pid in pids:
+            with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return total
+
     def end(self):
         """Whatever state it is in: unmounted, nothing left behind."""
         try:
@@ -89,6 +111,9 @@ class Foreground(System):
             if self.process.poll() is not None or time.monotonic() > limit:
                 raise RuntimeError(f"{self.name} does not mount")
             time.sleep(0.01)
+
+    def daemons(self):
+        return [self.process.pid]
 
     def umount(self):
         super().umount()
@@ -187,6 +212,15 @@ class Shoal(System):
         """What one host has asked of the device."""
         text = os.getxattr(self.places[number], "trusted.shoal.io").decode()
         return {name: int(value) for name, value in (pair.split("=") for pair in text.split())}
+
+    def daemons(self):
+        pids = []
+        for name in os.listdir(RECORDS):
+            with contextlib.suppress(OSError, ValueError), open(f"{RECORDS}/{name}", encoding="utf-8") as record:
+                daemon = json.load(record)
+                if daemon["mountpoint"] in self.places:
+                    pids.append(daemon["pid"])
+        return pids
 
     def disk_operations(self):
         counts = [self.counts(number) for number in range(self.hosts)]
