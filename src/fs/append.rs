@@ -45,7 +45,7 @@ impl Core {
         let (node, id) = (self.nodes.get(ino), self.id());
         let before = node.append.lock().replace(Held { pins, fh, next, id });
         drop(before);
-        coherence::spawn("append", move || {
+        invalidation::spawn("append", move || {
             std::thread::sleep(WAIT);
             let over = node.append.lock().take_if(|held| held.id == id);
             drop(over);
@@ -54,21 +54,23 @@ impl Core {
 }
 
 impl Fs {
-    /// Run a continuation under the lock that was kept for it.
+    /// Run a continuation under the lock that was kept for it. Gives it back if it needs more: it has to
+    /// wait like any other write then.
     pub(super) fn run_held<T: 'static>(
         &self,
         held: Held,
         locks: LockSet,
         mut body: Body<T>,
         reply: Reply<T>,
-    ) {
-        let outcome = op::attempt(&self.core, &locks, &mut body);
+    ) -> Option<(Body<T>, Reply<T>)> {
+        let outcome = op::attempt(&self.core, &locks, &mut None, &mut body);
         // Whoever waits for more locks or space may hold none.
         drop(held.pins);
         match outcome {
             Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
-            Err(_) => op::run(&self.core, locks, body, reply),
+            Err(_) => return Some((body, reply)),
         }
+        None
     }
 }

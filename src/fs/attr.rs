@@ -4,6 +4,7 @@ use super::*;
 use crate::alloc::Want;
 use crate::file::{Progress, StepLimit};
 use crate::inode::tree_costs;
+use serving::Late;
 
 /// Blocks one bounded step of a truncation or another long change may touch.
 pub const STEP_BLOCKS: u32 = 64 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS;
@@ -179,6 +180,10 @@ impl Fs {
             }
             core.attr_reply(&node, &mut state)
         };
-        self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
+        // Only a new size keeps dirty pages from being written back, which a demotion waits for.
+        match set.size {
+            Some(_) => serving::run_late(&self.core, ino, Late::Size, Box::new(body), Box::new(reply)),
+            None => op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply)),
+        }
     }
 }

@@ -2,24 +2,19 @@
 //!
 //! For an inode: (1) the kernel drops its attributes and, where pages may be cached, its pages,
 //! which writes dirty mapped pages back to us; (2) our dirty data and attributes go out; (3) the
-//! journal commits what touched the lock, its blocks go to their places, the device flushes.
+//! journal commits what touched the lock, its blocks go to their places, the device flushes; (4) what
+//! is in memory is forgotten, unless a request that (1) had to have served has changed it since.
 //! Directories also end all names the kernel remembers (their epoch).
 //!
-//! Page invalidation waits for page locks, and requests that wait for the very lock being given up
-//! hold such locks (`io`): those pages hold nothing yet, so they are left out. One that arrives
-//! while an invalidation runs is left out by starting over around it; the stuck call finishes later,
-//! harmlessly. Notifications never run on a thread that serves requests.
+//! How pages go although requests that wait for this very lock keep some of them locked: `invalidation`.
 
 use super::*;
 use crate::alloc::DemoteReady;
 use crate::lock::{DemoteAnswer, DemoteJob, Demoter};
-use crossbeam::channel;
+use invalidation::{Invalidation, spawn};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-const PAGE: u64 = 4096;
-/// How often a running invalidation looks for requests that arrived in its way.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// The kernel answers ENOENT for an inode whose lookup reply it has not processed yet.
 const REPLY_PENDING_MAX: Duration = Duration::from_secs(5);
 
@@ -51,10 +46,32 @@ impl Demoter for Hook {
     }
 }
 
+/// Set while the kernel has nothing left that a demotion would have to wait for.
+struct Emptied(Vec<Arc<Node>>);
+
+impl Emptied {
+    fn new(core: &Core, batch: &[DemoteJob]) -> Emptied {
+        let node = |job: &DemoteJob| match job.name {
+            LockName::Inode(ino) if job.from == Mode::X => core.nodes.find(ino),
+            _ => None,
+        };
+        let nodes: Vec<_> = batch.iter().filter_map(node).collect();
+        nodes.iter().for_each(|node| node.emptied.store(true, Ordering::Release));
+        Emptied(nodes)
+    }
+}
+
+impl Drop for Emptied {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|node| node.emptied.store(false, Ordering::Release));
+    }
+}
+
 impl Core {
     fn demote(self: &Arc<Self>, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
         let mut answers = vec![DemoteAnswer::Done; batch.len()];
         self.empty_kernel(batch);
+        let _emptied = Emptied::new(self, batch);
         let mut release = BTreeSet::new();
         for (job, answer) in batch.iter().zip(&mut answers) {
             match self.empty_own(job) {
@@ -64,6 +81,8 @@ impl Core {
                     }
                 }
                 Ok(DemoteAnswer::Busy) => *answer = DemoteAnswer::Busy,
+                // There may be some again; what is dirty must not be lost meanwhile.
+                Err(Error::NoSpace) => *answer = DemoteAnswer::Busy,
                 Err(e) => {
                     tracing::error!(lock = ?job.name, "cannot give up a lock: {e}");
                     self.store.halt().trip(format!("write-back for {:?} failed: {e}", job.name));
@@ -71,15 +90,20 @@ impl Core {
                 }
             }
         }
-        if !release.is_empty()
-            && let Err(e) = self.journal.release(&release).and_then(|()| self.flush_data_of(batch))
-        {
-            self.store.halt().trip(format!("handing locks over failed: {e}"));
-            return vec![DemoteAnswer::Busy; batch.len()];
+        if !release.is_empty() {
+            match self.journal.release(&release).and_then(|()| self.flush_data_of(batch)) {
+                Ok(()) => {}
+                // Served meanwhile under a lock that is still held: what it changed goes out first.
+                Err(Error::Busy(_)) => return vec![DemoteAnswer::Busy; batch.len()],
+                Err(e) => {
+                    self.store.halt().trip(format!("handing locks over failed: {e}"));
+                    return vec![DemoteAnswer::Busy; batch.len()];
+                }
+            }
         }
-        for (job, answer) in batch.iter().zip(&answers) {
-            if *answer == DemoteAnswer::Done {
-                self.forget_covered(job);
+        for (job, answer) in batch.iter().zip(&mut answers) {
+            if *answer == DemoteAnswer::Done && !self.forget_covered(job) {
+                *answer = DemoteAnswer::Busy;
             }
         }
         answers
@@ -119,25 +143,34 @@ impl Core {
         if newest.is_some_and(|txn| txn > self.journal.durable()) { self.store.flush() } else { Ok(()) }
     }
 
-    /// Step 4: what is in memory is not current any more.
-    fn forget_covered(&self, job: &DemoteJob) {
+    /// Step 4: what is in memory is not current any more. False if requests served since step 2 have
+    /// made something dirty: then nothing is forgotten.
+    fn forget_covered(&self, job: &DemoteJob) -> bool {
         match job.name {
-            LockName::Ag(ag) => self.alloc.ag_released(ag),
-            LockName::Inode(ino) if job.to == Mode::N => {
-                if let Some(node) = self.nodes.find(ino) {
-                    let mut state = node.state.lock();
-                    (state.attr, state.file, state.space) = (None, None, None);
-                    state.unprivileged = false;
-                    state.default_acl = None;
-                    drop(state);
+            LockName::Ag(ag) => {
+                self.alloc.ag_released(ag);
+                if job.to == Mode::N {
+                    self.store.drop_cover(job.name);
                 }
+            }
+            LockName::Inode(ino) if job.to == Mode::N => {
+                // Made if need be: its state keeps such requests out between the look and the forgetting.
+                let node = self.nodes.get(ino);
+                let mut state = node.state.lock();
+                if !state.is_clean() || !self.journal.is_clean_under(job.name) {
+                    return false;
+                }
+                (state.attr, state.file, state.space) = (None, None, None);
+                state.unprivileged = false;
+                state.default_acl = None;
+                self.store.drop_cover(job.name);
+                drop(state);
+                drop(node);
                 self.nodes.shed(ino);
             }
-            _ => return,
+            _ => {}
         }
-        if job.to == Mode::N {
-            self.store.drop_cover(job.name);
-        }
+        true
     }
 
     /// Step 1, for a whole batch: names once, then inode by inode.
@@ -157,7 +190,7 @@ impl Core {
                 self.drop_attributes(&node, closed && pages);
             }
             if pages && !closed {
-                running.push(Invalidation::start(self, node));
+                running.push(Invalidation::start(self, node, job.to));
             }
         }
         if names {
@@ -234,94 +267,5 @@ impl Core {
         spawn("inval", move || {
             let _ = kernel.inval_inode(nodeid, offset as i64, length as i64);
         });
-    }
-}
-
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(e) =
-        std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(work)
-    {
-        tracing::error!("cannot start a thread: {e}");
-    }
-}
-
-/// One inode's pages on their way out.
-struct Invalidation {
-    node: Arc<Node>,
-    done: channel::Receiver<()>,
-    sender: channel::Sender<()>,
-    /// Calls that must still return.
-    outstanding: usize,
-    /// Parked requests that the running calls go around.
-    around: Vec<u64>,
-}
-
-impl Invalidation {
-    fn start(core: &Arc<Core>, node: Arc<Node>) -> Invalidation {
-        let (sender, done) = channel::unbounded();
-        let mut this = Invalidation { node, done, sender, outstanding: 0, around: Vec::new() };
-        this.launch(core);
-        this
-    }
-
-    /// Start calls for everything but the pages of parked requests, forgetting earlier calls.
-    fn launch(&mut self, core: &Arc<Core>) {
-        let parked = self.node.parked.lock().clone();
-        self.around = parked.iter().map(|r| r.id).collect();
-        let (sender, done) = channel::unbounded();
-        (self.sender, self.done) = (sender, done);
-        let ranges = gaps(parked.iter().map(|r| (r.start, r.end)).collect());
-        self.outstanding = ranges.len();
-        let nodeid = core.nodeid(self.node.ino);
-        for (start, length) in ranges {
-            let (kernel, sender) = (core.kernel.clone(), self.sender.clone());
-            spawn("inval", move || {
-                let _ = kernel.inval_inode(nodeid, start as i64, length as i64);
-                let _ = sender.send(());
-            });
-        }
-    }
-
-    fn finish(mut self, core: &Arc<Core>) {
-        while self.outstanding > 0 {
-            match self.done.recv_timeout(LOOK_AGAIN) {
-                Ok(()) => self.outstanding -= 1,
-                Err(_) => {
-                    let parked: Vec<u64> = self.node.parked.lock().iter().map(|r| r.id).collect();
-                    if parked.iter().any(|id| !self.around.contains(id)) {
-                        self.launch(core);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The page ranges `(start, length)` between `holes`; length 0 means to the end of the file.
-fn gaps(mut holes: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    holes.sort_unstable();
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    for (start, end) in holes {
-        let start = start / PAGE * PAGE;
-        if start > at {
-            ranges.push((at, start - at));
-        }
-        at = at.max(end.next_multiple_of(PAGE));
-    }
-    ranges.push((at, 0));
-    ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use super::gaps;
-
-    #[test]
-    fn invalidation_goes_around_parked_pages() {
-        assert_eq!(gaps(vec![]), [(0, 0)]);
-        assert_eq!(gaps(vec![(0, 1)]), [(4096, 0)]);
-        assert_eq!(gaps(vec![(8192, 12288), (4096, 8192)]), [(0, 4096), (12288, 0)]);
-        assert_eq!(gaps(vec![(5000, 5001), (20000, 30000)]), [(0, 4096), (8192, 8192), (32768, 0)]);
     }
 }

@@ -25,6 +25,8 @@ pub struct Handle {
     pub write: bool,
     /// The kernel's page cache is not used.
     pub direct: bool,
+    /// So many errors of write-back are old, or told.
+    pub heard: AtomicU64,
     /// Of a directory: only keeps the node in memory.
     pub dir: bool,
 }
@@ -76,6 +78,7 @@ impl Core {
         if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
+        let heard = AtomicU64::new(state.write_errors.before_open());
         drop(state);
         if fresh.is_some() {
             *held = fresh;
@@ -90,7 +93,7 @@ impl Core {
         // (O_DIRECT needs no help: the kernel drops its pages before and after such a write.)
         let direct_io = flags.append;
         let fh = self.id();
-        self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, dir: false });
+        self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, heard, dir: false });
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
     }
 
@@ -147,7 +150,8 @@ impl Fs {
         let core = &self.core;
         let node = core.nodes.get(core.ino(node));
         let fh = core.id();
-        core.handles.add(fh, Handle { node, write: false, direct: false, dir: true });
+        let heard = AtomicU64::new(0);
+        core.handles.add(fh, Handle { node, write: false, direct: false, heard, dir: true });
         reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 

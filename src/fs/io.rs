@@ -1,17 +1,11 @@
-//! read, write, fsync, and how their requests behave while the inode's lock is being taken away.
-//!
-//! A READ or WRITE that waits for a lock holds page locks in the kernel; a demotion must not wait
-//! for those (`coherence`). So such a request is listed in its node as *parked* while it waits.
-//! Laundering writes and setattr never wait behind a demotion that may wait for them: while the
-//! lock is still held they are served under it.
+//! read, write, fsync. `serving` says how they wait for the inode's lock.
 
 use super::*;
-use node::ParkedRange;
-use op::{Body, Reply};
+use op::Body;
+use serving::Late;
+use std::sync::atomic::AtomicBool;
 
 pub(super) const PAGE: u64 = 4096;
-/// How long a writer waits for dirty data to be written before it goes on regardless.
-const THROTTLE_MAX: Duration = Duration::from_secs(30);
 
 /// What a write is like, from the flags of its file.
 #[derive(Clone, Copy)]
@@ -49,85 +43,81 @@ impl How {
 enum Forget {
     Nothing,
     Attributes,
-    /// The pages written, from here on, and the attributes.
+    /// The pages written, from here on, and the attributes: the kernel drops its pages before a write past
+    /// them, but a reader may have brought some back with the old bytes, and not always are they dropped
+    /// once more behind it (asynchronous ones, appends).
     From(u64),
 }
 
-/// Removes the entry when the request goes on.
-struct Parked {
-    node: Arc<Node>,
-    id: u64,
+/// One WRITE.
+#[derive(Clone, Copy)]
+struct Write {
+    ino: InodeNo,
+    fh: u64,
+    offset: u64,
+    length: u64,
+    how: How,
+    /// The kernel has put the data into its pages. An appending write was made so after it was opened:
+    /// then they are maybe the wrong ones, and one is kept locked until the answer.
+    through_cache: bool,
 }
 
-impl Parked {
-    fn new(core: &Core, ino: InodeNo, (start, end): (u64, u64)) -> Parked {
-        let (node, id) = (core.nodes.get(ino), core.id());
-        node.parked.lock().push(ParkedRange { id, start, end });
-        Parked { node, id }
+impl Write {
+    /// Of a waiting WRITE only the last page can be locked, and only if it is written in part.
+    fn parks(&self) -> Option<node::Pages> {
+        let last = (self.offset + self.length).saturating_sub(1) / PAGE * PAGE;
+        self.through_cache.then_some(node::Pages { start: last, end: last + PAGE, locked: false })
     }
-}
 
-impl Drop for Parked {
-    fn drop(&mut self) {
-        self.node.parked.lock().retain(|r| r.id != self.id);
+    /// The write itself; it may have to be started again.
+    fn run(&self, op: &mut Op<'_>, data: &[u8]) -> Step<(u32, Forget)> {
+        let core = op.core.clone();
+        let Write { ino, fh, offset, how, through_cache, .. } = *self;
+        let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
+        if how.append {
+            core.hold_append(ino, fh, offset, data.len());
+        }
+        if how.fresh && through_cache {
+            // The kernel takes a page written as a whole for one that it has read.
+            core.nodes.get(ino).fills(offset.next_multiple_of(PAGE), (offset + self.length) / PAGE * PAGE);
+        }
+        let forget = match (through_cache || !how.fresh, mode_changed) {
+            (false, _) if core.nodes.get(ino).may_show(at, at + data.len() as u64) => Forget::From(at),
+            (_, true) => Forget::Attributes,
+            _ => Forget::Nothing,
+        };
+        Ok((data.len() as u32, forget))
+    }
+
+    /// Tell the kernel when it has dropped what is not current any more, or will.
+    fn answer(
+        &self,
+        core: &Arc<Core>,
+        waited: bool,
+        done: Result<(u32, Forget)>,
+        reply: impl FnOnce(Result<u32>) + Send + 'static,
+    ) {
+        let Write { ino, fh, offset, length, how, through_cache } = *self;
+        let durable = match how.sync {
+            Some(data_only) if done.is_ok() => core.sync_node(ino, fh, data_only),
+            _ => Ok(()),
+        };
+        match durable.and(done) {
+            Ok((written, Forget::Attributes)) => {
+                core.after_dropping_attributes(ino, move || reply(Ok(written)));
+            }
+            Ok((written, Forget::From(at))) => {
+                return core.after_invalidating(ino, at, length, move || reply(Ok(written)));
+            }
+            other => reply(other.map(|(written, _)| written)),
+        }
+        if through_cache && (waited || how.append) {
+            core.invalidate_later(ino, offset, length);
+        }
     }
 }
 
 impl Fs {
-    /// Like `op::run` on one inode, but served under a lock that is being taken away, as long as it
-    /// is still held: for requests that the demotion itself may be waiting for.
-    pub(super) fn run_serving<T: 'static>(
-        &self,
-        ino: InodeNo,
-        mode: Mode,
-        mut body: Body<T>,
-        reply: Reply<T>,
-    ) {
-        let core = &self.core;
-        if let Some(pins) = core.locks.try_pin_revoked(LockName::Inode(ino), mode) {
-            let outcome = op::attempt(core, &inode(ino, mode), &mut *body);
-            drop(pins);
-            match outcome {
-                Ok(value) => return reply(Ok(value)),
-                Err(Stop::Fail(e)) => return reply(Err(e)),
-                Err(_) => {}
-            }
-        }
-        op::run(core, inode(ino, mode), body, reply);
-    }
-
-    /// `op::run` for a request that keeps the pages of `range` locked while it waits.
-    fn run_parkable<T: 'static>(
-        &self,
-        ino: InodeNo,
-        mode: Mode,
-        range: (u64, u64),
-        mut body: Body<T>,
-        reply: Reply<T>,
-    ) {
-        let core = &self.core;
-        let locks = inode(ino, mode);
-        if let Some(pins) = core.locks.try_pin(&locks) {
-            match op::attempt(core, &locks, &mut *body) {
-                Ok(value) => {
-                    reply(Ok(value));
-                    return drop(pins);
-                }
-                Err(Stop::Fail(e)) => return reply(Err(e)),
-                Err(_) => drop(pins),
-            }
-        }
-        let mut parked = Some(Parked::new(core, ino, range));
-        let body = move |op: &mut Op<'_>| -> Step<T> {
-            let outcome = body(op);
-            if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
-                drop(parked.take());
-            }
-            outcome
-        };
-        op::run(core, locks, Box::new(body), reply);
-    }
-
     /// Read up to `size` bytes.
     pub fn read(
         &self,
@@ -138,10 +128,7 @@ impl Fs {
         reply: impl FnOnce(Result<DataBuf>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
-        if flags.fills_cache {
-            // Before anything is read: see `forget_written`.
-            self.core.nodes.get(ino).filled.store(true, Ordering::Release);
-        }
+        let end = offset.saturating_add(size.into());
         // A store into a shared mapping never asks: pages of a file open for writing are filled under X.
         let writable = self.core.nodes.get(ino).has_writers();
         let mode = if writable { Mode::X } else { Mode::S };
@@ -154,12 +141,16 @@ impl Fs {
             let _io = node.gate.read();
             let plan = {
                 let mut state = node.state.lock();
+                if flags.fills_cache {
+                    node.fills(offset, end);
+                }
                 core.file(&node, &mut state)?.plan_read(&*core.store, offset, size as usize)?
             };
             Ok(plan.read(&core.pool, &*core.store)?)
         };
-        let end = offset.saturating_add(size.into());
-        self.run_parkable(ino, mode, (offset, end), Box::new(body), Box::new(reply));
+        // The pages that wait for their content are locked; a read past the cache has none.
+        let range = flags.fills_cache.then_some(node::Pages { start: offset, end, locked: true });
+        serving::run_parkable(&self.core, ino, mode, range, Box::new(body), Box::new(reply));
     }
 
     /// Write `data`; with O_APPEND at the true end, whatever `offset` is.
@@ -172,84 +163,86 @@ impl Fs {
         flags: WriteFlags,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
-        let ino = self.core.ino(node);
-        let core = self.core.clone();
-        if !flags.from_cache && core.pool.dirty_bytes() >= core.pool.limit() {
-            core.writeback.flush_all_soon();
-            core.pool.wait_for_room(THROTTLE_MAX);
+        let core = &self.core;
+        let ino = core.ino(node);
+        let write = Write {
+            ino,
+            fh,
+            offset,
+            length: data.len() as u64,
+            how: How::new(flags),
+            through_cache: !flags.past_cache,
+        };
+        if flags.from_cache {
+            return self.launder(write, data, reply);
         }
-        let length = data.len() as u64;
-        let how = How::new(flags);
+        if core.pool.dirty_bytes() >= core.pool.limit() {
+            let (fs, data) = (self.clone(), data.to_vec());
+            let parked = write.parks().map(|pages| serving::Parked::new(core, ino, pages));
+            return core.run_with_room(parked, move || fs.write_now(write, &data, true, reply));
+        }
+        self.write_now(write, data, false, reply);
+    }
+
+    /// Dirty pages of a mapping: nothing that a demotion does comes before them.
+    fn launder(&self, write: Write, data: &[u8], reply: impl FnOnce(Result<u32>) + Send + 'static) {
+        let late = Late::Pages(write.offset, write.offset + write.length);
+        let reply = |done: Result<(u32, Forget)>| reply(done.map(|(written, _)| written));
+        let pins = serving::pin_late(&self.core, write.ino, late);
+        let Some(reply) = self.write_at_once(pins, write, data, reply) else { return };
+        let data = data.to_vec();
+        let body = move |op: &mut Op<'_>| write.run(op, &data);
+        serving::run_late(&self.core, write.ino, late, Box::new(body), Box::new(reply));
+    }
+
+    /// A program's write, now that there is room for it; perhaps it `waited` for that.
+    fn write_now(
+        &self,
+        write: Write,
+        data: &[u8],
+        waited: bool,
+        reply: impl FnOnce(Result<u32>) + Send + 'static,
+    ) {
+        let Write { ino, fh, offset, how, .. } = write;
+        let core = self.core.clone();
         let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
-        let waited = !core.locks.mode(LockName::Inode(ino)).covers(Mode::X);
-        let reply = move |done: Result<(u32, Forget)>| {
-            let durable = match how.sync {
-                Some(data_only) if done.is_ok() => core.sync_node(ino, data_only),
-                _ => Ok(()),
-            };
-            match durable.and(done) {
-                Ok((written, Forget::Attributes)) => {
-                    core.after_dropping_attributes(ino, move || reply(Ok(written)));
-                }
-                Ok((written, Forget::From(at))) => {
-                    return core.after_invalidating(ino, at, length, move || reply(Ok(written)));
-                }
-                other => reply(other.map(|(written, _)| written)),
-            }
-            // Made appending after it was opened: the kernel has put the data into pages, maybe the wrong
-            // ones, and keeps one locked until it has the answer.
-            if waited || (how.append && !flags.past_cache) {
-                core.invalidate_later(ino, offset, length);
-            }
-        };
-        let once = move |op: &mut Op<'_>, data: &[u8]| -> Step<(u32, Forget)> {
-            let core = op.core.clone();
-            let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
-            if how.append {
-                core.hold_append(ino, fh, offset, data.len());
-            }
-            let forget = match (flags.past_cache, mode_changed) {
-                (true, _) => core.forget_written(ino, at, mode_changed),
-                (false, true) => Forget::Attributes,
-                (false, false) => Forget::Nothing,
-            };
-            Ok((data.len() as u32, forget))
-        };
+        let waited = Arc::new(AtomicBool::new(waited));
+        let waits = waited.clone();
+        let reply = move |done| write.answer(&core, waited.load(Ordering::Acquire), done, reply);
         let reply = match held {
-            None => self.write_at_once(ino, flags, &mut |op| once(op, data), reply),
+            None => {
+                let pins = self.core.locks.try_pin(&inode(ino, Mode::X));
+                self.write_at_once(pins, write, data, reply)
+            }
             Some(_) => Some(reply),
         };
         let Some(reply) = reply else { return };
         let data = data.to_vec();
-        let body = move |op: &mut Op<'_>| once(op, &data);
+        let mut body: Body<_> = Box::new(move |op: &mut Op<'_>| write.run(op, &data));
+        let mut reply: op::Reply<_> = Box::new(reply);
         if let Some(held) = held {
-            return self.run_held(held, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+            match self.run_held(held, inode(ino, Mode::X), body, reply) {
+                Some(rest) => (body, reply) = rest,
+                None => return,
+            }
         }
-        if flags.from_cache {
-            return self.run_serving(ino, Mode::X, Box::new(body), Box::new(reply));
-        }
-        // Of a waiting WRITE only the last page can be locked, and only if it is written in part.
-        let last = (offset + length).saturating_sub(1) / PAGE * PAGE;
-        self.run_parkable(ino, Mode::X, (last, last + PAGE), Box::new(body), Box::new(reply));
+        // While it waits, another host may change what a page shows that an invalidation goes around.
+        waits.store(true, Ordering::Release);
+        serving::run_parkable(&self.core, ino, Mode::X, write.parks(), body, reply);
     }
 
     /// The write out of the request's own memory, if nothing has to be waited for. Gives `reply` back
     /// if something must.
-    fn write_at_once<T, R: FnOnce(Result<T>)>(
+    fn write_at_once<R: FnOnce(Result<(u32, Forget)>)>(
         &self,
-        ino: InodeNo,
-        flags: WriteFlags,
-        body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+        pins: Option<crate::lock::Pins>,
+        write: Write,
+        data: &[u8],
         reply: R,
     ) -> Option<R> {
-        let core = &self.core;
-        let locks = inode(ino, Mode::X);
-        let pins = match flags.from_cache {
-            true => core.locks.try_pin_revoked(LockName::Inode(ino), Mode::X),
-            false => core.locks.try_pin(&locks),
-        };
         let Some(pins) = pins else { return Some(reply) };
-        match op::attempt(core, &locks, body) {
+        let locks = inode(write.ino, Mode::X);
+        match op::attempt(&self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
             Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
             Err(_) => return Some(reply),
@@ -258,20 +251,23 @@ impl Fs {
         None
     }
 
-    /// Close of a descriptor: tells an error of write-back that nobody has heard yet.
-    pub fn flush(&self, node: NodeId, reply: impl FnOnce(Result<()>) + Send + 'static) {
-        let error = match self.core.nodes.find(self.core.ino(node)) {
-            Some(node) => {
-                drop(node.append.lock().take());
-                node.state.lock().write_error.take()
-            }
-            None => None,
-        };
-        reply(error.map_or(Ok(()), Err));
+    /// Close of a descriptor: tells an error of write-back that this one has not heard yet.
+    pub fn flush(&self, node: NodeId, fh: u64, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let Some(node) = self.core.nodes.find(self.core.ino(node)) else { return reply(Ok(())) };
+        drop(node.append.lock().take());
+        // A reader would keep it from those whom it concerns.
+        let writer = self.core.handles.get(fh).filter(|handle| handle.write);
+        reply(writer.map_or(Ok(()), |handle| node.state.lock().write_errors.tell(Some(&handle.heard))));
     }
 
     /// Make an inode's data durable, and unless `data_only` its attributes as well.
-    pub fn fsync(&self, node: NodeId, data_only: bool, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    pub fn fsync(
+        &self,
+        node: NodeId,
+        fh: u64,
+        data_only: bool,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
         let ino = self.core.ino(node);
         let core = self.core.clone();
         let clean = {
@@ -280,36 +276,42 @@ impl Fs {
             state.is_clean() || (data_only && !state.is_data_dirty())
         };
         if clean {
-            return reply(core.commit_node(ino));
+            return reply(core.commit_node(ino, fh));
         }
         // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let node = op.core.nodes.get(ino);
             Ok(if data_only { op.core.flush_data(&node)? } else { op.core.flush_node(&node)? })
         };
-        let finish = move |flushed: Result<()>| reply(flushed.and_then(|()| core.commit_node(ino)));
+        let finish = move |flushed: Result<()>| {
+            let committed = core.commit_node(ino, fh);
+            reply(flushed.and(committed));
+        };
         op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(finish));
     }
 }
 
 impl Core {
     /// Flush and commit an inode whose lock is pinned X.
-    fn sync_node(self: &Arc<Self>, ino: InodeNo, data_only: bool) -> Result<()> {
+    fn sync_node(self: &Arc<Self>, ino: InodeNo, fh: u64, data_only: bool) -> Result<()> {
         let node = self.nodes.get(ino);
         if data_only {
             self.flush_data(&node)?;
         } else {
             self.flush_node(&node)?;
         }
-        self.commit_node(ino)
+        self.commit_node(ino, fh)
     }
 
     /// Wait for what changed the inode to be durable; everything of it has been flushed.
-    fn commit_node(&self, ino: InodeNo) -> Result<()> {
+    /// Tells the handle an error of write-back that it has not heard of.
+    fn commit_node(&self, ino: InodeNo, fh: u64) -> Result<()> {
         let node = self.nodes.get(ino);
-        let (last, data, error) = {
+        let handle = self.handles.get(fh);
+        let (last, data, told) = {
             let mut state = node.state.lock();
-            (state.last_txn, state.data_txn, state.write_error.take())
+            let told = state.write_errors.tell(handle.as_ref().map(|handle| &handle.heard));
+            (state.last_txn, state.data_txn, told)
         };
         if self.journal.durable() < last {
             self.journal.commit(last)?;
@@ -318,17 +320,7 @@ impl Core {
         if self.journal.durable() < data {
             self.store.flush_since(self.store.flush_mark())?;
         }
-        error.map_or(Ok(()), Err)
-    }
-
-    /// The kernel drops its pages before a write past them, but a reader may have brought some back with
-    /// the old bytes, and not always are they dropped once more behind it (asynchronous ones, appends).
-    fn forget_written(&self, ino: InodeNo, at: u64, mode_changed: bool) -> Forget {
-        match (self.nodes.get(ino).filled.load(Ordering::Acquire), mode_changed) {
-            (true, _) => Forget::From(at),
-            (false, true) => Forget::Attributes,
-            (false, false) => Forget::Nothing,
-        }
+        told
     }
 
     /// The write itself. The inode is pinned X. Answers with where the data went, and whether set-id

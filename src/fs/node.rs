@@ -9,24 +9,34 @@ use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
+use crate::fs::writeback::WriteErrors;
 use crate::inode::Attr;
 use crate::lock::Pins;
 use crate::xattr::acl::Acl;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+/// Bytes whose pages a waiting request keeps locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// First byte whose page may be locked.
+    pub start: u64,
+    /// First byte behind it.
+    pub end: u64,
+    /// They are locked and hold nothing yet. Else they may as well be unlocked, with content.
+    pub locked: bool,
+}
 
 /// A request of the kernel that waits for a cluster lock and holds page locks meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParkedRange {
     /// Tells equal ranges apart.
     pub id: u64,
-    /// First byte whose page may be locked.
-    pub start: u64,
-    /// First byte behind it.
-    pub end: u64,
+    pub pages: Pages,
 }
 
 /// What the lock covers, as far as it is in memory.
@@ -51,8 +61,8 @@ pub struct NodeState {
     /// The transaction that was running when data last went straight to the device: with it, or
     /// with a flush, that data is durable.
     pub data_txn: TxnId,
-    /// An error of write-back that nobody has been told yet.
-    pub write_error: Option<Error>,
+    /// Errors of write-back, until every handle has heard of them.
+    pub write_errors: WriteErrors,
 }
 
 impl NodeState {
@@ -80,9 +90,11 @@ pub struct Node {
     pub writers: AtomicU32,
     /// The kernel may hold pages that are not known to be current: the next open drops them.
     pub stale_pages: AtomicBool,
-    /// The kernel has been given pages to keep. It gets them by reading alone.
-    pub filled: AtomicBool,
+    /// The kernel has been emptied for a demotion that goes on.
+    pub emptied: AtomicBool,
     pub parked: Mutex<Vec<ParkedRange>>,
+    /// All the bytes that the kernel may have in its pages, perhaps more.
+    pub filled: Mutex<Range<u64>>,
     /// The lock, kept for the rest of an appending write.
     pub append: Mutex<Option<Held>>,
     /// Held shared while a handle is open on this host.
@@ -102,8 +114,9 @@ impl Node {
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             stale_pages: AtomicBool::new(true),
-            filled: AtomicBool::new(false),
+            emptied: AtomicBool::new(false),
             parked: Mutex::new(Vec::new()),
+            filled: Mutex::new(0..0),
             append: Mutex::default(),
             iopen: Mutex::new(None),
             used: AtomicBool::new(true),
@@ -113,7 +126,7 @@ impl Node {
     /// Is there nothing in it that could not be read again?
     fn is_plain(&self) -> bool {
         let state = match self.state.try_lock() {
-            Some(state) => state.write_error.is_none() && state.attr.as_ref().is_none_or(|a| a.nlink > 0),
+            Some(state) => !state.write_errors.has_news() && state.attr.as_ref().is_none_or(|a| a.nlink > 0),
             None => false,
         };
         let idle = |busy: Option<bool>| busy == Some(false);
@@ -139,6 +152,21 @@ impl Node {
         self.opens.load(Ordering::Acquire) > 0
     }
 
+    /// The kernel gets bytes into its pages. The inode is pinned.
+    pub fn fills(&self, start: u64, end: u64) {
+        if start < end {
+            let mut filled = self.filled.lock();
+            *filled =
+                if filled.is_empty() { start..end } else { filled.start.min(start)..filled.end.max(end) };
+        }
+    }
+
+    /// May the kernel have pages with bytes from `start` to `end`?
+    pub fn may_show(&self, start: u64, end: u64) -> bool {
+        let filled = self.filled.lock();
+        filled.start < end.next_multiple_of(4096) && filled.end > start / 4096 * 4096
+    }
+
     /// Compare with the generation the kernel knows.
     ///
     /// # Errors
@@ -155,6 +183,7 @@ struct Quiet {
     generation: u64,
     lookups: u32,
     stale_pages: bool,
+    has_pages: bool,
 }
 
 #[derive(Default)]
@@ -198,7 +227,9 @@ impl NodeTable {
         node.generation.store(quiet.generation, Ordering::Release);
         node.lookups.store(quiet.lookups.into(), Ordering::Release);
         node.stale_pages.store(quiet.stale_pages, Ordering::Release);
-        node.filled.store(true, Ordering::Release);
+        if quiet.has_pages {
+            node.fills(0, u64::MAX);
+        }
         shard.nodes.insert(ino, node.clone());
         Some(node)
     }
@@ -296,7 +327,8 @@ impl NodeTable {
             if lookups > 0 {
                 let generation = node.generation.load(Ordering::Acquire);
                 let stale_pages = node.stale_pages.load(Ordering::Acquire);
-                quiet.insert(*ino, Quiet { generation, lookups, stale_pages });
+                let has_pages = !node.filled.lock().is_empty();
+                quiet.insert(*ino, Quiet { generation, lookups, stale_pages, has_pages });
             }
             false
         });
@@ -358,11 +390,15 @@ mod tests {
         let inos: Vec<InodeNo> = (16..22).map(|n| known(&table, n, 1)).collect();
         table.get(inos[0]).opens.store(1, Ordering::Release);
         table.get(inos[1]).state.lock().attr_dirty = true;
-        table.get(inos[2]).state.lock().write_error = Some(Error::NoSpace);
+        table.get(inos[2]).state.lock().write_errors.note(Error::NoSpace);
         let mut unlinked = Attr::new(inos[3], Generation(1), FileKind::Regular, 0o644, Timestamp::default());
         unlinked.nlink = 0;
         table.get(inos[3]).state.lock().attr = Some(unlinked);
-        table.get(inos[4]).parked.lock().push(ParkedRange { id: 1, start: 0, end: 1 });
+        table
+            .get(inos[4])
+            .parked
+            .lock()
+            .push(ParkedRange { id: 1, pages: Pages { start: 0, end: 1, locked: true } });
         table.quieten(0);
         assert_eq!(table.awake(), 5);
         assert!(inos[..5].iter().all(|ino| table.shard(*ino).lock().nodes.contains_key(ino)));

@@ -38,6 +38,11 @@ pub type Step<T> = std::result::Result<T, Stop>;
 /// How often an operation may restart before we call it a livelock of our own making.
 const RESTARTS_MAX: u32 = 10_000;
 
+/// How often an operation that must wait for a lock first gives back the space it has got: a group with
+/// space promised is not handed over, and whoever has the lock may be waiting for that group before it
+/// can give the lock up. In the end it is kept, lest two hosts take the space from each other for ever.
+const SPACE_DROPS: u32 = 4;
+
 /// What an operation's closure works with.
 pub struct Op<'a> {
     pub core: &'a Arc<Core>,
@@ -115,14 +120,14 @@ pub type Body<T> = Box<dyn FnMut(&mut Op<'_>) -> Step<T> + Send>;
 /// Where its result goes. Called while the locks are still pinned.
 pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
-/// Run `body` once with what the caller has pinned (`locks` names it). It may stop.
+/// Run `body` once with what the caller has pinned (`locks` names it) and the space it has. It may stop.
 pub fn attempt<T>(
     core: &Arc<Core>,
     locks: &LockSet,
+    space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    let mut space = None;
-    let mut op = Op { core, locks, extra: Vec::new(), space: &mut space };
+    let mut op = Op { core, locks, extra: Vec::new(), space };
     op.run(body)
 }
 
@@ -143,10 +148,15 @@ pub fn run<T: 'static>(core: &Arc<Core>, locks: LockSet, body: Body<T>, reply: R
 }
 
 impl<T: 'static> Job<T> {
-    fn start(self) {
+    fn start(mut self) {
         match self.core.locks.try_pin(&self.locks) {
             Some(pins) => self.go(pins),
-            None => self.acquire(),
+            None => {
+                if self.restarts <= SPACE_DROPS {
+                    self.space = None;
+                }
+                self.acquire();
+            }
         }
     }
 

@@ -129,8 +129,8 @@ impl Operations for Fs {
         Fs::write(self, ino, fh, offset, data, flags, reply);
     }
 
-    fn flush(&self, ino: NodeId, _fh: u64, _owner: u64, reply: impl Reply<()>) {
-        Fs::flush(self, ino, reply);
+    fn flush(&self, ino: NodeId, fh: u64, _owner: u64, reply: impl Reply<()>) {
+        Fs::flush(self, ino, fh, reply);
     }
 
     fn release(&self, _ino: NodeId, fh: u64, reply: impl Reply<()>) {
@@ -138,8 +138,8 @@ impl Operations for Fs {
         reply(Ok(()));
     }
 
-    fn fsync(&self, ino: NodeId, _fh: u64, data_only: bool, reply: impl Reply<()>) {
-        Fs::fsync(self, ino, data_only, reply);
+    fn fsync(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, fh, data_only, reply);
     }
 
     fn opendir(&self, ino: NodeId, _flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {
@@ -155,8 +155,8 @@ impl Operations for Fs {
         reply(Ok(()));
     }
 
-    fn fsyncdir(&self, ino: NodeId, _fh: u64, data_only: bool, reply: impl Reply<()>) {
-        Fs::fsync(self, ino, data_only, reply);
+    fn fsyncdir(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>) {
+        Fs::fsync(self, ino, fh, data_only, reply);
     }
 
     fn statfs(&self, reply: impl Reply<Statfs>) {

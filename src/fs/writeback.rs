@@ -5,7 +5,8 @@ use crate::alloc::Want;
 use crate::file::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
 use crate::inode::tree_costs;
 use parking_lot::Condvar;
-use std::collections::BTreeSet;
+use serving::Parked;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Dirty bytes of one file above which it is flushed at once.
 pub const FILE_DIRTY_MAX: u64 = 8 << 20;
@@ -13,6 +14,10 @@ pub const FILE_DIRTY_MAX: u64 = 8 << 20;
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// How often ages are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a writer waits for dirty data to be written before it goes on regardless.
+const THROTTLE_MAX: Duration = Duration::from_secs(30);
+/// How often it asks for that again.
+const THROTTLE_LOOK: Duration = Duration::from_millis(200);
 /// Extents one flush transaction may change, and its other blocks.
 const CHANGES: u32 = 8;
 const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
@@ -22,6 +27,15 @@ const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
 pub struct Signal {
     state: Mutex<Asked>,
     wake: Condvar,
+    throttled: Mutex<Throttled>,
+}
+
+/// Writes that wait for dirty data to become less, and whether a thread looks after them. Not on the
+/// threads that read requests: what is being waited for may be behind a request that nobody has read.
+#[derive(Default)]
+struct Throttled {
+    writes: VecDeque<(Duration, Option<Parked>, Box<dyn FnOnce() + Send>)>,
+    looked_after: bool,
 }
 
 #[derive(Default)]
@@ -66,6 +80,60 @@ impl Signal {
     }
 }
 
+/// Nothing could be taken for a flush: because all is clean, or flushes in flight have it.
+///
+/// # Errors
+/// Neither is the case: there is no space for what is dirty.
+fn check_takeable(state: &NodeState) -> Result<()> {
+    let in_flight = state.file.as_ref().is_some_and(|f| f.flushes_in_flight() > 0);
+    if state.is_data_dirty() && !in_flight { Err(Error::NoSpace) } else { Ok(()) }
+}
+
+/// Errors of write-back, for those who have the file open: each handle hears of them once.
+#[derive(Default)]
+pub struct WriteErrors {
+    newest: Option<Error>,
+    count: u64,
+    /// Has any handle heard of the newest?
+    heard: bool,
+}
+
+impl WriteErrors {
+    /// One more.
+    pub fn note(&mut self, e: Error) {
+        (self.newest, self.heard) = (Some(e), false);
+        self.count += 1;
+    }
+
+    /// Is there one that nobody has heard of?
+    pub fn has_news(&self) -> bool {
+        self.count > 0 && !self.heard
+    }
+
+    /// How many a new handle need not hear of: all, except a newest one that nobody has heard of.
+    pub fn before_open(&self) -> u64 {
+        self.count - u64::from(self.has_news())
+    }
+
+    /// Tell a handle that has heard of the first `heard`; without one, whoever asks first.
+    ///
+    /// # Errors
+    /// The newest, if it is news.
+    pub fn tell(&mut self, heard: Option<&AtomicU64>) -> Result<()> {
+        let news = match heard {
+            Some(heard) => heard.swap(self.count, Ordering::AcqRel) < self.count,
+            None => self.has_news(),
+        };
+        match &self.newest {
+            Some(e) if news => {
+                self.heard = true;
+                Err(e.clone())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Core {
     /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
     pub(super) fn flush_node(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
@@ -84,19 +152,25 @@ impl Core {
     fn flush_pages(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         loop {
             let mut state = node.state.lock();
-            if !state.is_data_dirty() || !self.flush_batch(node, &mut state)? {
+            if !state.is_data_dirty() {
                 return Ok(());
             }
+            self.flush_batch(node, &mut state)?;
         }
     }
 
     /// The same with the state locked throughout; the gate is held.
     pub(super) fn flush_locked(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<()> {
         while self.flush_one(node, state)? {}
+        check_takeable(state)?;
         self.flush_attr(node, state)
     }
 
     fn flush_attr(&self, node: &Node, state: &mut NodeState) -> Result<()> {
+        if !state.is_data_dirty() {
+            // A group with space promised in it is not handed over.
+            state.space = None;
+        }
         match state.attr.clone() {
             Some(attr) if state.attr_dirty => self.store_attr(node, state, attr),
             _ => Ok(()),
@@ -104,6 +178,7 @@ impl Core {
     }
 
     fn take(&self, node: &Node, state: &mut NodeState) -> Result<Option<(FlushBatch, Option<PendingRuns>)>> {
+        self.reserve_lost(node, state);
         let promised = state.space.as_ref().map_or(0, Reservation::data);
         let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: promised, changes: CHANGES };
         let Some(file) = &mut state.file else { return Ok(None) };
@@ -126,15 +201,30 @@ impl Core {
         }
     }
 
+    /// A flush that failed may have lost what was reserved for its pages.
+    fn reserve_lost(&self, node: &Node, state: &mut NodeState) {
+        let want = state.file.as_ref().map_or(0, |file| file.space_want().data);
+        let held = state.space.as_ref().map_or(0, Reservation::data);
+        if want > held
+            && let Ok(more) =
+                self.alloc.reserve(Want { data: want - held, meta: 0, near: self.group(node.ino) })
+        {
+            state.space.get_or_insert_default().merge(more);
+        }
+    }
+
     fn settle(
         &self,
         node: &Node,
         state: &mut NodeState,
         batch: FlushBatch,
-        pending: Option<PendingRuns>,
+        mut pending: Option<PendingRuns>,
         written: Result<()>,
     ) -> Result<()> {
-        let applied = written.and_then(|()| self.apply(node, state, &batch, pending));
+        let applied = written.and_then(|()| self.apply(node, state, &batch, &mut pending));
+        if let Some(unused) = pending {
+            unused.give_back(state.space.get_or_insert_default());
+        }
         let Some(file) = &mut state.file else { return applied };
         match &applied {
             Ok(()) => {
@@ -149,7 +239,7 @@ impl Core {
             }
             Err(e) => {
                 file.flush_failed(batch);
-                state.write_error = Some(e.clone());
+                state.write_errors.note(e.clone());
             }
         }
         applied
@@ -160,7 +250,7 @@ impl Core {
         node: &Node,
         state: &mut NodeState,
         batch: &FlushBatch,
-        pending: Option<PendingRuns>,
+        pending: &mut Option<PendingRuns>,
     ) -> Result<()> {
         state.data_txn = self.journal.running();
         if !batch.needs_txn() {
@@ -182,7 +272,7 @@ impl Core {
         }
         let mut change = self.change_freeing(Some(space), FLUSH_BLOCKS)?;
         file.flush_apply(batch, &mut change.txn, &mut attr)?;
-        if let Some(pending) = pending {
+        if let Some(pending) = pending.take() {
             change.txn.use_data(pending);
         }
         state.last_txn = change.txn.finish()?;
@@ -199,25 +289,52 @@ impl Core {
         Ok(true)
     }
 
-    /// Flush one batch, the state unlocked while the data goes out.
-    fn flush_batch(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        state: &mut MutexGuard<'_, NodeState>,
-    ) -> Result<bool> {
-        let Some((batch, pending)) = self.take(node, state)? else { return self.flights_over(node, state) };
+    /// Flush one batch, the state unlocked while the data goes out; or wait for one in flight, if that
+    /// has all there is.
+    fn flush_batch(self: &Arc<Self>, node: &Arc<Node>, state: &mut MutexGuard<'_, NodeState>) -> Result<()> {
+        let Some((batch, pending)) = self.take(node, state)? else {
+            check_takeable(state)?;
+            MutexGuard::unlocked(state, || std::thread::sleep(Duration::from_micros(300)));
+            return Ok(());
+        };
         let written = MutexGuard::unlocked(state, || batch.write_data(&self.pool, &*self.store));
-        self.settle(node, state, batch, pending, written)?;
-        Ok(true)
+        self.settle(node, state, batch, pending, written)
     }
 
-    /// Nothing to take: either all is clean, or another flush has it; then wait for that one.
-    fn flights_over(&self, _node: &Node, state: &mut MutexGuard<'_, NodeState>) -> Result<bool> {
-        let in_flight = state.file.as_ref().is_some_and(|f| f.flushes_in_flight() > 0);
-        if in_flight {
-            MutexGuard::unlocked(state, || std::thread::sleep(Duration::from_micros(300)));
+    /// Do `write` when there is less dirty data, or regardless after a time.
+    pub(super) fn run_with_room(
+        self: &Arc<Self>,
+        parked: Option<Parked>,
+        write: impl FnOnce() + Send + 'static,
+    ) {
+        self.writeback.flush_all_soon();
+        let mut throttled = self.writeback.throttled.lock();
+        throttled.writes.push_back((self.clock.now() + THROTTLE_MAX, parked, Box::new(write)));
+        if !std::mem::replace(&mut throttled.looked_after, true) {
+            drop(throttled);
+            let core = self.clone();
+            invalidation::spawn("throttle", move || core.run_throttled());
         }
-        Ok(in_flight)
+    }
+
+    fn run_throttled(&self) {
+        loop {
+            let next = {
+                let mut throttled = self.writeback.throttled.lock();
+                let next = throttled.writes.pop_front();
+                throttled.looked_after = next.is_some();
+                next
+            };
+            let Some((until, parked, write)) = next else { return };
+            while self.clock.now() < until
+                && !self.store.halt().is_tripped()
+                && !self.pool.wait_for_room(THROTTLE_LOOK)
+            {
+                self.writeback.flush_all_soon();
+            }
+            drop(parked);
+            write();
+        }
     }
 
     /// The write-back thread.
@@ -258,9 +375,12 @@ impl Core {
         });
         let Some(node) = node else { return };
         let (clean, old) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
             match state.is_clean() {
-                true => self.writeback.cleaned(ino),
+                true => {
+                    state.space = None;
+                    self.writeback.cleaned(ino);
+                }
                 false => self.writeback.dirtied(ino),
             }
             (state.is_clean(), state.dirty_since.is_none_or(|t| now.saturating_sub(t) >= AGE_MAX))
@@ -276,7 +396,7 @@ impl Core {
         let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) else { return };
         if let Err(e) = self.flush_node(&node) {
             tracing::error!(inode = ino.0, "write-back failed: {e}");
-            node.state.lock().write_error.get_or_insert(e);
+            node.state.lock().write_errors.note(e);
         }
         drop(pins);
     }

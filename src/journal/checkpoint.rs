@@ -42,6 +42,12 @@ impl Journal {
         Err(Error::Busy(format!("blocks under {} locks being given up are still changed", covers.len())))
     }
 
+    /// Is every block under `cover` on disk at least as new as in this journal? Holds for as long as
+    /// nobody can change them.
+    pub fn is_clean_under(&self, cover: LockName) -> bool {
+        self.state.lock().newest_under(&BTreeSet::from([cover])).is_none()
+    }
+
     /// Write `batch` (ascending) in place. The caller holds `in_place`, under which `batch` was collected:
     /// otherwise an older image could overtake a newer one.
     fn write_in_place(&self, batch: Vec<InPlace>) -> Result<()> {

@@ -357,6 +357,28 @@ impl Host {
         ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r)).map(|reply| reply.attr)
     }
 
+    /// Open a node that is kept; [`Host::close_kept`] ends that.
+    pub fn open_kept(&self, node: NodeId, how: How) -> Result<u64> {
+        let caller = Caller::default();
+        ask("open", |r| Operations::open(&*self.fs, node, how.flags(), caller, r)).map(|open| open.fh)
+    }
+
+    pub fn fsync_kept(&self, node: NodeId, fh: u64) -> Result<()> {
+        ask("fsync", |r| Operations::fsync(&*self.fs, node, fh, false, r))
+    }
+
+    pub fn close_kept(&self, node: NodeId, fh: u64) -> Result<()> {
+        let flushed = ask("flush", |r| Operations::flush(&*self.fs, node, fh, 0, r));
+        ask("release", |r| Operations::release(&*self.fs, node, fh, r))?;
+        flushed
+    }
+
+    /// Change a node that is kept.
+    pub fn set_kept(&self, node: NodeId, change: SetAttr) -> Result<()> {
+        let caller = Caller::default();
+        ask("setattr", |r| Operations::setattr(&*self.fs, node, change, caller, None, r)).map(|_| ())
+    }
+
     pub fn forget(&self, node: NodeId) {
         Operations::forget(&*self.fs, node, 1);
     }

@@ -7,6 +7,7 @@ mod common;
 
 mod chaos;
 mod cluster;
+mod demotion;
 mod draw;
 mod host;
 mod model;

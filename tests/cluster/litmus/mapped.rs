@@ -5,7 +5,7 @@ use super::{Pair, ROUNDS};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const LENGTH: usize = 4 * 4096;
@@ -93,13 +93,39 @@ fn stores_of_both_hosts_into_one_page() {
     pair.finish();
 }
 
+/// A hole of a file is stored into, through a mapping, by a host that has never allocated anything: the
+/// store gets its blocks while the lock is already being given up.
+#[test]
+fn a_store_that_needs_space_only_when_it_is_written_back() {
+    const LENGTH: usize = 1 << 20;
+    let pair = Pair::new();
+    for round in 0..3 {
+        let name = format!("hole{round}");
+        File::create(pair.a.join(&name)).unwrap().set_len(LENGTH as u64).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(pair.b.join(&name)).unwrap();
+        let map = Map::new(&file, LENGTH, true);
+        (0..LENGTH).step_by(4096).for_each(|i| map.store(i + round, 7));
+        let seen = fs::read(pair.a.join(&name)).unwrap();
+        assert!(seen.len() == LENGTH && seen.iter().skip(round).step_by(4096).all(|b| *b == 7));
+        drop((map, file));
+        // The next round's host holds no group either.
+        pair.cluster.umount(1);
+        pair.cluster.mount(1);
+    }
+    pair.finish();
+}
+
 /// A small write that waits for its lock keeps a page locked in the kernel, and a load of that page
 /// waits for it, on both hosts at once: nobody may wait for ever.
 #[test]
 fn loads_against_parked_partial_writes() {
     const RUN: Duration = Duration::from_secs(6);
+    const PLACES: usize = 50;
     let pair = pair();
     let stop = AtomicBool::new(false);
+    // By host and place: the newest write that was begun, and the newest that has returned.
+    let [begun, done] = [(); 2].map(|()| [(); 2].map(|()| [(); PLACES].map(|()| AtomicU32::new(0))));
+    let (begun, done) = (&begun, &done);
     let counts: Vec<u32> = std::thread::scope(|scope| {
         let stop = &stop;
         let threads: Vec<_> = [(&pair.a, 0), (&pair.b, 1)]
@@ -109,9 +135,11 @@ fn loads_against_parked_partial_writes() {
                     let (file, mut n) = (open(at), 0);
                     while !stop.load(Ordering::Relaxed) {
                         n += 1;
-                        let value = [n as u8; 10];
-                        let place = (host * 2048 + n as usize % 50 * 20) as u64;
+                        let (value, slot) = ([n as u8; 10], n as usize % PLACES);
+                        let place = (host * 2048 + slot * 20) as u64;
+                        begun[host][slot].store(n, Ordering::SeqCst);
                         file.write_all_at(&value, place).unwrap();
+                        done[host][slot].store(n, Ordering::SeqCst);
                         let mut seen = [0; 10];
                         file.read_exact_at(&mut seen, place).unwrap();
                         assert_eq!(seen, value, "host {host} reads back what it wrote");
@@ -123,8 +151,12 @@ fn loads_against_parked_partial_writes() {
                     let (map, mut n) = (Map::new(&file, LENGTH, false), 0);
                     while !stop.load(Ordering::Relaxed) {
                         n += 1;
-                        let place = (1 - host) * 2048 + n as usize % 50 * 20;
-                        std::hint::black_box(map.load(place));
+                        let (other, slot) = (1 - host, n as usize % PLACES);
+                        let oldest = done[other][slot].load(Ordering::SeqCst);
+                        let seen = map.load(other * 2048 + slot * 20);
+                        let newest = begun[other][slot].load(Ordering::SeqCst);
+                        let fits = (oldest..=newest).step_by(PLACES).any(|write| write as u8 == seen);
+                        assert!(fits || oldest == 0, "host {host} loads {seen}, write {oldest} has returned");
                     }
                     n
                 });

@@ -1,0 +1,94 @@
+//! What a host owes to the next holder of a lock: what requests changed while the lock was on its way,
+//! and data that it failed to write at first.
+
+use crate::common::port::Weather;
+use crate::host::{Host, How};
+use crate::story::volume;
+use crate::tree;
+use shoal::fs::SetAttr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const TIME: Duration = Duration::from_secs(6);
+
+/// One host changes a file's attributes as fast as it can, another looks at them all the time. A slow
+/// disk keeps the lock on its way for long. Every change that was answered is there, and both get on.
+#[test]
+fn attributes_changed_while_their_lock_is_handed_over() {
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    a.create("/f").expect("create");
+    let (at_a, at_b) = (a.keep("/f").expect("lookup"), b.keep("/f").expect("lookup"));
+    a.port.set_weather(Weather { delay_us_max: 20_000, ..Weather::default() }, 1);
+    let done = AtomicBool::new(false);
+    let (changes, looks) = std::thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let (mut looks, mut last) = (0, 0);
+            while !done.load(Ordering::Acquire) {
+                let size = b.stat_kept(at_b).expect("stat").size;
+                assert!(size >= last, "the size fell from {last} to {size}");
+                (last, looks) = (size, looks + 1);
+            }
+            looks
+        });
+        let begun = Instant::now();
+        let mut n = 0;
+        while begun.elapsed() < TIME && !looker.is_finished() {
+            n += 1;
+            let (size, perm) = (n * 4096, (n % 512) as u16);
+            a.set_kept(at_a, SetAttr { size: Some(size), ..SetAttr::default() }).expect("truncate");
+            let attr = a.stat_kept(at_a).expect("stat");
+            assert_eq!(attr.size, size, "after the truncation");
+            a.set_kept(at_a, SetAttr { perm: Some(perm), ..SetAttr::default() }).expect("chmod");
+            let attr = a.stat_kept(at_a).expect("stat");
+            assert_eq!((attr.size, attr.mode & 0o777), (size, perm.into()), "after the chmod");
+        }
+        done.store(true, Ordering::Release);
+        (n, looker.join().expect("the looker"))
+    });
+    println!("{changes} changes, {looks} looks");
+    assert!(looks > 10 && changes > 10, "{changes} changes, {looks} looks: a host starves");
+    let last = b.stat_kept(at_b).expect("stat");
+    assert_eq!(last.size, changes * 4096);
+    a.forget(at_a);
+    b.forget(at_b);
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// The disk fails to take a file's data once. Every handle is told, once; the data stays dirty, and the
+/// next fsync writes it although the program has changed nothing but pages that were dirty already.
+#[test]
+fn data_that_could_not_be_written_is_written_by_the_next_fsync() {
+    const BYTES: usize = 2 << 20;
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    a.create("/f").expect("create");
+    let node = a.keep("/f").expect("lookup");
+    let [first, second] = [(); 2].map(|()| a.open_kept(node, How::Buffered).expect("open"));
+    a.write("/f", 0, &[1; BYTES], How::Buffered).expect("write");
+    disk.fail_when(|op, _, length| op == "write" && length >= 1 << 20);
+    a.fsync_kept(node, first).expect_err("fsync on a disk that fails");
+    disk.heal();
+    a.write("/f", 0, &[2; BYTES], How::Buffered).expect("write again");
+    a.fsync_kept(node, first).expect("fsync of the handle that has been told");
+    a.fsync_kept(node, second).expect_err("the other handle is told as well");
+    a.fsync_kept(node, second).expect("but only once");
+    // As if all power were cut now.
+    let (copy, found) = (disk.snapshot(), vec![2; BYTES]);
+    let c = Host::mount(&copy, "c").expect("mount");
+    assert!(c.read("/f").expect("read") == found, "what fsync acknowledged is not there");
+    c.stop().expect("a clean leave");
+    let third = a.open_kept(node, How::Buffered).expect("open");
+    for handle in [first, second, third] {
+        a.close_kept(node, handle).expect("close");
+    }
+    a.forget(node);
+    assert!(b.read("/f").expect("read") == found, "what the next holder finds");
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
