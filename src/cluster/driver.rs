@@ -12,7 +12,7 @@ use crate::cluster::lobby::Lobby;
 use crate::cluster::node::{HostReport, Node, Positions};
 use crate::cluster::registers::Registers;
 use crate::cluster::status::ClusterStatus;
-use crate::cluster::view::{bit, leave, recovered};
+use crate::cluster::view::{bit, recovered};
 use crate::cluster::{LockPort, Membership, SlotClaim};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
@@ -330,35 +330,13 @@ impl Protocol {
                 None
             }
             Command::Leave(done) => {
-                let result = self.leave();
+                let result = self.node.leave();
                 let left = result.is_ok();
                 let _ = done.send(result);
                 left.then(|| "this mount has left".into())
             }
             Command::Abandon => Some("abandoned".into()),
         }
-    }
-
-    fn leave(&mut self) -> Result<()> {
-        let (me, incarnation) = (self.node.slot, self.node.incarnation);
-        if self.node.beat.flags & FLAG_RECOVERING != 0 {
-            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
-        }
-        // What is taken from now on would come behind the word by which the others go.
-        self.node.groups.close(true);
-        self.node.leaving = true;
-        let silent = self.node.silent();
-        let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));
-        if let Err(e) = result {
-            self.node.leaving = false;
-            self.node.groups.close(false);
-            return Err(e);
-        }
-        // The view is decided: whether the last beat arrives changes only how soon others know.
-        if let Err(e) = self.node.farewell() {
-            tracing::warn!("last heartbeat: {e}");
-        }
-        Ok(())
     }
 
     fn wait(&self, until: Duration) {

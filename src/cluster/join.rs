@@ -117,6 +117,34 @@ impl Joiner {
         Ok(())
     }
 
+    /// As [`Joiner::read_views`] once a view may contain us: giving up then leaves a member behind that
+    /// never says a word, so a device that fails for a moment is asked again.
+    fn read_patiently(&mut self) -> Result<()> {
+        let limit = self.options.clock.now() + self.options.timing.suspicion;
+        loop {
+            match self.read_views() {
+                Err(_) if self.options.clock.now() < limit => {
+                    std::thread::sleep(self.options.timing.heartbeat)
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// We give up asking. Members that read our claim before it was withdrawn may still let us in:
+    /// the slot they gave us then.
+    fn give_up(&mut self) -> Option<SlotId> {
+        let asked = self.claim.is_some();
+        if let Err(e) = self.withdraw() {
+            tracing::warn!("withdrawing the claim: {e}");
+        }
+        if asked {
+            std::thread::sleep(self.options.timing.heartbeat * 2);
+        }
+        self.read_patiently().ok()?;
+        slot_of(&self.view, self.incarnation)
+    }
+
     /// Read the row, and the ballots too if some cell knows a newer view.
     pub fn poll(&mut self) -> Result<()> {
         self.row = self.disk.read_heartbeats()?;
@@ -155,7 +183,7 @@ impl Joiner {
             } else if self.are_all_gone()? {
                 self.first_mount()?;
                 // A view is decided now, ours or another's: look at once.
-                self.read_views()?;
+                self.read_patiently()?;
                 if let Some(slot) = slot_of(&self.view, self.incarnation) {
                     return Ok(slot);
                 }
@@ -252,9 +280,9 @@ impl Joiner {
         self.claim = Some((cell, claim));
     }
 
-    fn into_node(mut self, slot: SlotId) -> Result<Node> {
-        self.hold_own(slot)?;
-        self.read_views()?;
+    /// A view contains us: the member that we are now, without a word said yet.
+    fn node(&mut self, slot: SlotId) -> Result<Node> {
+        self.read_patiently()?;
         let (ballot, ballot_sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);
@@ -272,7 +300,7 @@ impl Joiner {
             device: self.options.device.clone(),
             ..Heartbeat::default()
         };
-        let mut node = Node {
+        Ok(Node {
             timing: self.options.timing,
             lease: self.options.lease.clone(),
             slot,
@@ -295,8 +323,14 @@ impl Joiner {
             disk: self.disk.clone(),
             clock,
             view,
-        };
-        node.beat()?;
+        })
+    }
+
+    /// From the first beat on to the moment when all that the others left can be trusted.
+    fn settle(&mut self, node: &mut Node) -> Result<()> {
+        let slot = node.slot;
+        self.hold_own(slot)?;
+        beat_until(node, |node| node.lease_end.is_some())?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
         let unproven = self.own_dirty && self.proven & bit(slot) == 0;
@@ -310,21 +344,50 @@ impl Joiner {
             own_fence.is_none_or(|end| now >= end)
                 && slots(&node.view).all(|(s, _)| dead & bit(s) == 0 || gone(s))
         };
-        beat_until(&mut node, |node| fenced(node) && is_barrier_passed(node))?;
+        beat_until(node, |node| fenced(node) && is_barrier_passed(node))?;
         let row = node.row.clone();
         node.groups.load()?;
         node.ledgers_loaded(&row);
-        Ok(node)
+        Ok(())
     }
 }
 
-/// Beat until `done`, a few times per heartbeat.
+/// Beat until `done`, a few times per heartbeat. A device that fails for a moment is forgiven as it is
+/// later on: what bounds it is the suspicion that silence raises.
 fn beat_until(node: &mut Node, done: impl Fn(&Node) -> bool) -> Result<()> {
+    let mut worked = node.clock.now();
     while !done(node) {
-        std::thread::sleep((node.timing.heartbeat / 5).max(Duration::from_millis(5)));
-        node.beat()?;
+        match node.beat() {
+            Ok(()) => worked = node.clock.now(),
+            Err(e @ Error::Halted(_)) => return Err(e),
+            Err(e) if node.clock.now() >= worked + node.timing.suspicion => return Err(e),
+            Err(e) => tracing::warn!("joining: {e}; trying again"),
+        }
+        if !done(node) {
+            std::thread::sleep((node.timing.heartbeat / 5).max(Duration::from_millis(5)));
+        }
     }
     Ok(())
+}
+
+/// A member that does not go on: it must not stay one, for others would wait for its word. Where that
+/// cannot be had it is a crash to them.
+fn resign(mut node: Node, why: &Error) {
+    if matches!(why, Error::Halted(_)) {
+        return;
+    }
+    // Not before the barrier: the mount that looked after our slot may be writing an adoption under an
+    // older view, and whoever inherits the slot from us would not know of it.
+    let limit = node.clock.now() + node.timing.wait();
+    let waited = beat_until(&mut node, |node| is_barrier_passed(node) || node.clock.now() >= limit);
+    let left = waited.and_then(|()| match is_barrier_passed(&node) {
+        true => node.leave(),
+        false => Err(Error::TimedOut("the other members do not acknowledge our view".into())),
+    });
+    match left {
+        Ok(()) => tracing::info!(slot = %node.slot, "left again"),
+        Err(e) => tracing::warn!(slot = %node.slot, "cannot leave, the others see a dead host: {e}"),
+    }
 }
 
 fn is_barrier_passed(node: &Node) -> bool {
@@ -337,10 +400,22 @@ fn is_barrier_passed(node: &Node) -> bool {
 /// Become a member. Returns with the lease running and the ledgers read; someone must beat from now.
 pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport)> {
     let mut joiner = Joiner::new(disk, options)?;
-    let slot = joiner.enter()?;
+    let slot = match joiner.enter() {
+        Ok(slot) => slot,
+        Err(e) => {
+            if let Some(slot) = joiner.give_up() {
+                resign(joiner.node(slot)?, &e);
+            }
+            return Err(e);
+        }
+    };
     let own_dirty = joiner.own_dirty;
     let incarnation = joiner.incarnation;
-    let node = joiner.into_node(slot)?;
+    let mut node = joiner.node(slot)?;
+    if let Err(e) = joiner.settle(&mut node) {
+        resign(node, &e);
+        return Err(e);
+    }
     let dead = dead_of(&node.view, slot);
     let own = own_dirty.then_some(slot);
     let dead = slots(&node.view).map(|(s, _)| s).filter(|s| dead & bit(*s) != 0);

@@ -8,7 +8,7 @@ use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::paxos::{Action, Event, Proposer};
 use crate::cluster::timing::Timing;
-use crate::cluster::view::{bit, dead_of, is_member, live, slots};
+use crate::cluster::view::{bit, dead_of, is_member, leave, live, slots};
 use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
 use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Heartbeat, View};
@@ -211,8 +211,35 @@ impl Node {
         Ok(())
     }
 
+    /// Have a view decided that does not contain us. After an error the mount is a member still, unless
+    /// it was halted.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if our own journal is not replayed, [`Error::Halted`] if we are no member, or the
+    /// device's.
+    pub fn leave(&mut self) -> Result<()> {
+        if self.beat.flags & FLAG_RECOVERING != 0 {
+            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
+        }
+        let (me, incarnation) = (self.slot, self.incarnation);
+        // What is taken from now on would come behind the word by which the others go.
+        self.groups.close(true);
+        self.leaving = true;
+        let silent = self.silent();
+        if let Err(e) = self.propose(&mut |view| leave(view, me, incarnation, silent)) {
+            self.leaving = false;
+            self.groups.close(false);
+            return Err(e);
+        }
+        // The view is decided: whether the last beat arrives changes only how soon others know.
+        if let Err(e) = self.farewell() {
+            tracing::warn!("last heartbeat: {e}");
+        }
+        Ok(())
+    }
+
     /// The last beat of a mount that left: the others learn of the view by its epoch.
-    pub fn farewell(&mut self) -> Result<()> {
+    fn farewell(&mut self) -> Result<()> {
         self.leaving = false;
         self.beat.flags = 0;
         self.write_beat()
