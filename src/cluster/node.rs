@@ -75,6 +75,7 @@ impl Node {
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.clock.now(), &self.row);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
+        self.catch_up()?;
         let expired = self.lease_end.is_none_or(|end| started > end);
         if newest > self.view.epoch || expired {
             self.read_views()?;
@@ -167,6 +168,15 @@ impl Node {
         Ok(())
     }
 
+    /// A ballot of ours decided a view that could not be installed then: the register tells of it, but
+    /// no heartbeat does.
+    fn catch_up(&mut self) -> Result<()> {
+        match self.proposer.decided() {
+            decided if decided.epoch > self.view.epoch => self.learn(decided.clone()),
+            _ => Ok(()),
+        }
+    }
+
     fn reload_ledgers(&mut self) -> Result<()> {
         for cell in self.row.iter().flatten() {
             let read = &mut self.ledgers_read[usize::from(cell.slot.0)];
@@ -189,6 +199,7 @@ impl Node {
     /// Propose what `next` makes of the newest view until it makes nothing of it any more.
     pub fn propose(&mut self, next: &mut dyn FnMut(&View) -> Option<View>) -> Result<()> {
         let mut losses = 0;
+        self.catch_up()?;
         while let Some(view) = next(&self.view) {
             match run_ballot(
                 &self.disk,
