@@ -4,7 +4,7 @@
 //! proposes a view with us. If every former member is gone - its last heartbeat has stood still for
 //! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
 
-use crate::base::{Clock, Error, Incarnation, Result, SlotId};
+use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::member::Watch;
@@ -17,12 +17,16 @@ use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL;
-use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, View};
+use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, SlotView, View};
 use crate::format::layout::LOBBY_CELLS;
 use parking_lot::Mutex;
 use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How many times the wait for the dead is begun anew, because something moves that is no member's
+/// life, before a mount gives up.
+const WAITS_MAX: u32 = 8;
 
 /// Who joins, and what it can prove.
 #[derive(Clone)]
@@ -172,6 +176,7 @@ impl Joiner {
     fn enter(&mut self) -> Result<SlotId> {
         let started = self.options.clock.now();
         let step = (self.options.timing.heartbeat / 4).max(Duration::from_millis(10));
+        let mut told = None;
         loop {
             self.poll()?;
             if let Some(slot) = slot_of(&self.view, self.incarnation) {
@@ -187,9 +192,37 @@ impl Joiner {
                 if let Some(slot) = slot_of(&self.view, self.incarnation) {
                     return Ok(slot);
                 }
+            } else {
+                self.tell_waiting(started, &mut told)?;
             }
             std::thread::sleep(step);
         }
+    }
+
+    /// Nobody answers, and not everybody is known to be gone: say whom we wait for, once per view.
+    fn tell_waiting(&self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
+        let now = self.options.clock.now();
+        let waits = |(slot, _): &(SlotId, &SlotView)| {
+            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, now)
+        };
+        let names: Vec<_> = slots(&self.view).filter(waits).map(|(slot, _)| self.name_of(slot)).collect();
+        let names = names.join(", ");
+        if now >= started + self.options.patience + self.options.timing.wait() * WAITS_MAX {
+            return Err(Error::TimedOut(format!(
+                "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
+            )));
+        }
+        if told.replace(self.view.epoch) != Some(self.view.epoch) {
+            let wait = self.options.timing.wait().as_secs_f32();
+            tracing::info!("nobody answers; until {names} must be gone, that is up to {wait:.1} s");
+        }
+        Ok(())
+    }
+
+    /// A slot with the name of the host that was there last.
+    fn name_of(&self, slot: SlotId) -> String {
+        let beat = self.row[usize::from(slot.0)].as_ref();
+        beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
     }
 
     /// Keep a claim in the lobby.
@@ -256,12 +289,8 @@ impl Joiner {
     /// Who has the volume, by name.
     fn members(&self) -> String {
         let live = live(&self.view);
-        let name = |slot: SlotId| {
-            let beat = self.row[usize::from(slot.0)].as_ref();
-            beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
-        };
         let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
-        taken.map(name).collect::<Vec<_>>().join(", ")
+        taken.map(|slot| self.name_of(slot)).collect::<Vec<_>>().join(", ")
     }
 
     /// Empty our lobby cell, if it is still ours.
