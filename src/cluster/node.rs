@@ -234,12 +234,12 @@ impl Node {
         }
         let (me, incarnation) = (self.slot, self.incarnation);
         // What is taken from now on would come behind the word by which the others go.
-        self.groups.close(true);
+        self.groups.close()?;
         self.leaving = true;
         let silent = self.silent();
         if let Err(e) = self.propose(&mut |view| leave(view, me, incarnation, silent)) {
             self.leaving = false;
-            self.groups.close(false);
+            self.groups.reopen();
             return Err(e);
         }
         // The view is decided: whether the last beat arrives changes only how soon others know.
