@@ -65,6 +65,18 @@ pub struct JoinReport {
     pub replay: Vec<SlotId>,
 }
 
+/// What we proposed as the first mount.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried {
+    /// The view that it would be. If it contains us, that is how we got in, for nobody else can propose
+    /// the next one; in any later view we were let in by others, into a slot that was left cleanly.
+    pub epoch: Epoch,
+    /// Our slot in it was not left cleanly.
+    pub dirty: bool,
+    /// Whose heartbeat stood in its cell.
+    pub former: Incarnation,
+}
+
 /// A mount on its way in.
 pub(super) struct Joiner {
     pub disk: Disk,
@@ -79,8 +91,7 @@ pub(super) struct Joiner {
     /// Slots whose byte range we hold, the lobby's apart.
     pub held: u64,
     pub lobby_held: bool,
-    /// The slot we took as first mount was not left cleanly.
-    pub own_dirty: bool,
+    pub tried: Option<Tried>,
     claim: Option<(u16, Claim)>,
 }
 
@@ -99,7 +110,7 @@ impl Joiner {
             proven: 0,
             held: 0,
             lobby_held: false,
-            own_dirty: false,
+            tried: None,
             claim: None,
             disk,
             options,
@@ -309,6 +320,27 @@ impl Joiner {
         self.claim = Some((cell, claim));
     }
 
+    /// How we got in, if it was as the first mount.
+    fn first(&self) -> Option<Tried> {
+        self.tried.filter(|tried| tried.epoch == self.view.epoch)
+    }
+
+    /// Must the journal of the slot that we have now be replayed?
+    fn is_own_dirty(&self) -> bool {
+        self.first().is_some_and(|first| first.dirty)
+    }
+
+    /// Whose the heartbeat cell of our slot was. Beside living members nobody else can have the slot,
+    /// so it is who stands there now; a first mount goes by what it saw before its ballot.
+    fn former(&self, slot: SlotId) -> Incarnation {
+        let known = self.row.get(usize::from(slot.0)).cloned().flatten();
+        let stands = || self.disk.read_heartbeat(slot).ok().flatten().or(known);
+        match self.first() {
+            Some(first) => first.former,
+            None => stands().map_or(Incarnation(0), |cell| cell.incarnation),
+        }
+    }
+
     /// A view contains us: the member that we are now, without a word said yet.
     fn node(&mut self, slot: SlotId) -> Result<Node> {
         self.read_patiently()?;
@@ -323,7 +355,7 @@ impl Joiner {
             incarnation: self.incarnation,
             host: self.options.host,
             boot: self.options.boot,
-            flags: if self.own_dirty { FLAG_RECOVERING } else { 0 },
+            flags: if self.is_own_dirty() { FLAG_RECOVERING } else { 0 },
             file: self.options.file,
             name: self.options.name.clone(),
             device: self.options.device.clone(),
@@ -334,6 +366,7 @@ impl Joiner {
             lease: self.options.lease.clone(),
             slot,
             incarnation: self.incarnation,
+            former: self.former(slot),
             usable: self.options.usable,
             joined: view.epoch,
             groups: Arc::new(groups),
@@ -360,9 +393,11 @@ impl Joiner {
         let slot = node.slot;
         self.hold_own(slot)?;
         beat_until(node, |node| node.lease_end.is_some())?;
+        // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
+        self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
-        let unproven = self.own_dirty && self.proven & bit(slot) == 0;
+        let unproven = self.is_own_dirty() && self.proven & bit(slot) == 0;
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
         self.release_others(slot)?;
@@ -438,9 +473,9 @@ pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport
             return Err(e);
         }
     };
-    let own_dirty = joiner.own_dirty;
     let incarnation = joiner.incarnation;
     let mut node = joiner.node(slot)?;
+    let own_dirty = joiner.is_own_dirty();
     if let Err(e) = joiner.settle(&mut node) {
         resign(node, &e);
         return Err(e);

@@ -60,6 +60,14 @@ pub trait LeaseSink: Send + Sync {
     /// A renewal is confirmed: shared blocks may be written until `write_until` (boot time), and
     /// nothing may be acknowledged outside after `lease_end`.
     fn renewed(&self, lease_end: Duration, write_until: Duration);
+    /// Is the device still the volume that was loaded? Asked before each write that is made without
+    /// living members, who would keep others from making it anew.
+    ///
+    /// # Errors
+    /// Says what is there instead.
+    fn confirm(&self) -> Result<()> {
+        Ok(())
+    }
     /// This mount is no member any more, for ever.
     fn lost(&self, reason: &str);
 }

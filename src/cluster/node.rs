@@ -38,6 +38,8 @@ pub struct Node {
     pub lease: Arc<dyn LeaseSink>,
     pub slot: SlotId,
     pub incarnation: Incarnation,
+    /// Whose our heartbeat cell was before: a late write of its says nothing of us.
+    pub former: Incarnation,
     /// Slots with a journal.
     pub usable: u64,
     /// The epoch that made us a member.
@@ -71,6 +73,7 @@ impl Node {
     pub fn beat(&mut self) -> Result<()> {
         let started = self.clock.now();
         self.last_beat = started;
+        self.look_for_rival()?;
         self.write_beat()?;
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.clock.now(), &self.row);
@@ -101,6 +104,18 @@ impl Node {
         Ok(())
     }
 
+    /// Has another mount written our cell since our last beat? Read after our own write it would show
+    /// only if both wrote at the same moment.
+    fn look_for_rival(&mut self) -> Result<()> {
+        let known = [self.incarnation, self.former];
+        match self.disk.read_heartbeat(self.slot)? {
+            Some(cell) if !known.contains(&cell.incarnation) => {
+                Err(self.lost(format!("another mount ({}) writes our heartbeat cell", cell.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn write_beat(&mut self) -> Result<()> {
         let report = *self.report.lock();
         let beat = &mut self.beat;
@@ -124,7 +139,8 @@ impl Node {
         Ok(())
     }
 
-    fn lost(&mut self, why: String) -> Error {
+    /// Out, for ever.
+    pub fn lost(&mut self, why: String) -> Error {
         tracing::error!(slot = %self.slot, "no member any more: {why}");
         self.groups.permit(Duration::ZERO);
         self.lease.lost(&why);
@@ -208,6 +224,7 @@ impl Node {
                 self.incarnation,
                 &mut self.ballot_sequence,
                 view,
+                &|| Ok(()),
             )? {
                 Some(decided) => self.learn(decided)?,
                 None => {
@@ -257,7 +274,11 @@ impl Node {
     }
 }
 
-/// One ballot from `slot`: the view decided (perhaps another's), or `None` if it was lost.
+/// One ballot from `slot`: the view decided (perhaps another's), or `None` if it was lost. `may_write`
+/// is asked before each single write.
+///
+/// # Errors
+/// The device's, or what `may_write` says.
 pub fn run_ballot(
     disk: &Disk,
     proposer: &mut Proposer,
@@ -265,12 +286,16 @@ pub fn run_ballot(
     incarnation: Incarnation,
     sequence: &mut u64,
     view: View,
+    may_write: &dyn Fn() -> Result<()>,
 ) -> Result<Option<View>> {
     let mut action = proposer.step(Event::Propose(view));
     loop {
         action = match action {
             Action::Write(ballot) => {
-                write_both(sequence, |n| disk.write_ballot(slot, incarnation, n, &ballot))?;
+                write_both(sequence, |n| {
+                    may_write()?;
+                    disk.write_ballot(slot, incarnation, n, &ballot)
+                })?;
                 proposer.step(Event::Written)
             }
             Action::Read => {

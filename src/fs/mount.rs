@@ -36,6 +36,16 @@ impl LeaseSink for Lease {
         self.0.permit().set_deadline(write_until);
     }
 
+    fn confirm(&self) -> Result<()> {
+        let device = &**self.0.device();
+        match superblock::load(device) {
+            Ok((now, _)) if now.format_id == self.0.format_id() => Ok(()),
+            Ok(_) => Err(Error::Device(format!("{}: another volume was made here meanwhile", device.name()))),
+            Err(Error::Device(e)) => Err(Error::Device(format!("the volume is gone meanwhile: {e}"))),
+            Err(e) => Err(e),
+        }
+    }
+
     fn lost(&self, reason: &str) {
         self.0.permit().revoke();
         self.0.halt().trip(reason);

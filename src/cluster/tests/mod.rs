@@ -172,12 +172,21 @@ impl SlotClaim for Port {
     }
 }
 
+/// The file is closed.
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.medium.ranges.lock().retain(|_, mount| *mount != self.mount);
+    }
+}
+
 /// Records what the lease sink is told.
 #[derive(Default)]
 pub struct Lease {
     pub write_until: Mutex<Duration>,
     pub renewals: AtomicU64,
     pub lost: Mutex<Option<String>>,
+    /// Another volume was made on the device.
+    pub replaced: AtomicBool,
 }
 
 impl LeaseSink for Lease {
@@ -186,6 +195,12 @@ impl LeaseSink for Lease {
         assert_eq!(lease_end, write_until + QUICK.guard);
         *self.write_until.lock() = write_until;
         self.renewals.fetch_add(1, Ordering::Relaxed);
+    }
+    fn confirm(&self) -> Result<()> {
+        match self.replaced.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::Device("another volume".into())),
+        }
     }
     fn lost(&self, reason: &str) {
         *self.lost.lock() = Some(reason.into());
