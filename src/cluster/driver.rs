@@ -99,6 +99,7 @@ impl Cluster {
             shared: shared.clone(),
             lobby: Lobby::default(),
             registers: None,
+            left: false,
         };
         let thread = std::thread::Builder::new()
             .name("shoal-cluster".into())
@@ -227,6 +228,8 @@ struct Protocol {
     last_poll: Duration,
     /// When an error was last told of; none since the last round that worked.
     trouble: Option<Duration>,
+    /// A view without us is decided, at our own wish.
+    left: bool,
 }
 
 impl Protocol {
@@ -331,9 +334,9 @@ impl Protocol {
             }
             Command::Leave(done) => {
                 let result = self.node.leave();
-                let left = result.is_ok();
+                self.left = result.is_ok();
                 let _ = done.send(result);
-                left.then(|| "this mount has left".into())
+                self.left.then(|| "this mount has left".into())
             }
             Command::Abandon => Some("abandoned".into()),
         }
@@ -357,7 +360,10 @@ impl Protocol {
             std::mem::take(&mut signals.commands)
         };
         drop(commands);
-        if let Some(claim) = claim
+        // Whoever can take the range takes us for gone: after a halt writes of ours may be under way
+        // still, so it ends with the open file, which is when the last of them has.
+        if self.left
+            && let Some(claim) = claim
             && let Err(e) = claim.release(range.0, range.1)
         {
             tracing::warn!("releasing the slot's byte range: {e}");

@@ -73,7 +73,8 @@ pub trait LeaseSink: Send + Sync {
 }
 
 /// Exclusive byte-range locks on the open device file, seen by every mount of the same file on this
-/// machine (open file description locks). They end with the process.
+/// machine (open file description locks). They end when the file is closed, with the process at the
+/// latest: until then a mount that did not leave may still be writing.
 pub trait SlotClaim: Send + Sync {
     /// Take the range, without waiting; `false` if another mount has it. Taking it again succeeds.
     fn try_hold(&self, offset: u64, length: u64) -> Result<bool>;
