@@ -77,6 +77,12 @@ impl Disk {
         Ok(row)
     }
 
+    /// One heartbeat cell; `None` if it cannot be made out at this moment.
+    pub fn read_heartbeat(&self, slot: SlotId) -> Result<Option<Heartbeat>> {
+        let bytes = self.read(self.geometry.heartbeat_cell(slot), self.pitch())?;
+        Ok(Heartbeat::from_cell(&bytes, self.format_id, &self.geometry, slot).ok())
+    }
+
     /// Write the cell of `beat.slot`.
     pub fn write_heartbeat(&self, beat: &Heartbeat) -> Result<()> {
         let cell = beat.to_cell(self.format_id, &self.geometry);

@@ -12,7 +12,7 @@ use crate::cluster::lobby::Lobby;
 use crate::cluster::node::{HostReport, Node, Positions};
 use crate::cluster::registers::Registers;
 use crate::cluster::status::ClusterStatus;
-use crate::cluster::view::{bit, leave, recovered};
+use crate::cluster::view::{bit, recovered};
 use crate::cluster::{LockPort, Membership, SlotClaim};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
@@ -99,6 +99,7 @@ impl Cluster {
             shared: shared.clone(),
             lobby: Lobby::default(),
             registers: None,
+            left: false,
         };
         let thread = std::thread::Builder::new()
             .name("shoal-cluster".into())
@@ -227,6 +228,8 @@ struct Protocol {
     last_poll: Duration,
     /// When an error was last told of; none since the last round that worked.
     trouble: Option<Duration>,
+    /// A view without us is decided, at our own wish.
+    left: bool,
 }
 
 impl Protocol {
@@ -330,35 +333,13 @@ impl Protocol {
                 None
             }
             Command::Leave(done) => {
-                let result = self.leave();
-                let left = result.is_ok();
+                let result = self.node.leave();
+                self.left = result.is_ok();
                 let _ = done.send(result);
-                left.then(|| "this mount has left".into())
+                self.left.then(|| "this mount has left".into())
             }
             Command::Abandon => Some("abandoned".into()),
         }
-    }
-
-    fn leave(&mut self) -> Result<()> {
-        let (me, incarnation) = (self.node.slot, self.node.incarnation);
-        if self.node.beat.flags & FLAG_RECOVERING != 0 {
-            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
-        }
-        // What is taken from now on would come behind the word by which the others go.
-        self.node.groups.close(true);
-        self.node.leaving = true;
-        let silent = self.node.silent();
-        let result = self.node.propose(&mut |view| leave(view, me, incarnation, silent));
-        if let Err(e) = result {
-            self.node.leaving = false;
-            self.node.groups.close(false);
-            return Err(e);
-        }
-        // The view is decided: whether the last beat arrives changes only how soon others know.
-        if let Err(e) = self.node.farewell() {
-            tracing::warn!("last heartbeat: {e}");
-        }
-        Ok(())
     }
 
     fn wait(&self, until: Duration) {
@@ -379,7 +360,10 @@ impl Protocol {
             std::mem::take(&mut signals.commands)
         };
         drop(commands);
-        if let Some(claim) = claim
+        // Whoever can take the range takes us for gone: after a halt writes of ours may be under way
+        // still, so it ends with the open file, which is when the last of them has.
+        if self.left
+            && let Some(claim) = claim
             && let Err(e) = claim.release(range.0, range.1)
         {
             tracing::warn!("releasing the slot's byte range: {e}");

@@ -7,13 +7,15 @@
 //! Two first mounts at once must not write from one slot. On one machine the lobby's byte range is
 //! the lock. Between machines it is a delta lease (Chockler and Malkhi) on the lobby cell with the
 //! slot's number: write the claim, wait longer than any write that began before it could be seen,
-//! read it back. From different slots, Disk Paxos decides.
+//! read it back, and read it again before each write of the ballot: whoever takes over a claim that
+//! stands still waits for one write, not for all of a slow mount's. From different slots, Disk Paxos
+//! decides.
 
-use crate::base::{Error, Result, SlotId};
-use crate::cluster::join::Joiner;
+use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
+use crate::cluster::join::{Joiner, Tried};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
-use crate::cluster::view::{bit, first, first_slot, slots};
+use crate::cluster::view::{bit, first, first_slot, slot_of, slots};
 use crate::format::cluster::SlotState;
 use crate::format::cluster::lobby::ClaimKind;
 use std::time::Duration;
@@ -118,6 +120,7 @@ impl Joiner {
         let Some(slot) = first_slot(&self.view, self.options.usable) else {
             return Err(Error::Device("the volume has no usable slot".into()));
         };
+        self.options.lease.confirm()?;
         let epoch = self.view.epoch;
         let local = self.options.local && self.options.claim.is_some();
         let ours = match local {
@@ -131,27 +134,44 @@ impl Joiner {
             return self.release_proofs();
         }
         let state = self.view.slots[usize::from(slot.0)].state;
+        self.tried = Some(Tried {
+            epoch: Epoch(epoch.0 + 1),
+            dirty: matches!(state, SlotState::Live { .. } | SlotState::Dead { .. }),
+            former: self.row[usize::from(slot.0)].as_ref().map_or(Incarnation(0), |cell| cell.incarnation),
+        });
         let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);
         for losses in 1..=LOSSES_MAX {
-            if !local && !self.is_claim_ours(slot)? {
-                break;
-            }
             let view = first(&self.view, slot, self.incarnation);
-            let decided = run_ballot(&self.disk, &mut proposer, slot, self.incarnation, &mut sequence, view)?;
-            if let Some(view) = decided {
-                self.own_dirty = matches!(state, SlotState::Live { .. } | SlotState::Dead { .. });
-                self.view = view;
-                break;
+            let may_write = || self.may_propose(slot, local);
+            let (me, sequence) = (self.incarnation, &mut sequence);
+            match run_ballot(&self.disk, &mut proposer, slot, me, sequence, view, &may_write) {
+                Ok(Some(view)) => {
+                    self.view = view;
+                    break;
+                }
+                Ok(None) => back_off(slot, losses),
+                Err(Error::Busy(why)) => {
+                    tracing::info!("{why}; looking again");
+                    break;
+                }
+                Err(e) => return Err(e),
             }
-            back_off(slot, losses);
         }
-        if crate::cluster::view::slot_of(&self.view, self.incarnation).is_none() {
-            self.own_dirty = false;
-            self.release_proofs()?;
+        match slot_of(&self.view, self.incarnation) {
+            Some(_) => Ok(()),
+            None => self.release_proofs(),
         }
-        Ok(())
+    }
+
+    /// Is the slot still ours to propose from, and the volume still the one we loaded?
+    fn may_propose(&self, slot: SlotId, local: bool) -> Result<()> {
+        self.options.lease.confirm()?;
+        match local || self.is_claim_ours(slot)? {
+            true => Ok(()),
+            false => Err(Error::Busy(format!("another first mount has taken over the claim to slot {slot}"))),
+        }
     }
 
     fn is_claim_ours(&self, slot: SlotId) -> Result<bool> {

@@ -115,7 +115,10 @@ impl Groups {
     /// complete and stands on disk as written, so the view may be acknowledged.
     pub fn set_view(&self, view: Arc<View>) -> Result<()> {
         let mut state = self.state.lock();
-        self.scrub(&mut state)?;
+        // Once we are out, the ledger is our heirs'.
+        if state.ownership.is_in(&view) {
+            self.scrub(&mut state)?;
+        }
         for slot in state.ownership.departed(&view) {
             let (pages, _) = self.read(slot)?;
             state.ownership.set(slot, pages);
@@ -134,9 +137,21 @@ impl Groups {
         }
     }
 
-    /// No more adoptions, for this mount leaves; none is under way when this returns.
-    pub fn close(&self, closed: bool) {
-        self.state.lock().closed = closed;
+    /// No more adoptions, for this mount leaves; none is under way when this returns, and the own pages
+    /// stand on disk as we think they do: what is written later, some heirs may have read before.
+    ///
+    /// # Errors
+    /// The device's; then it is not closed.
+    pub fn close(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        self.scrub(&mut state)?;
+        state.closed = true;
+        Ok(())
+    }
+
+    /// It does not leave after all.
+    pub fn reopen(&self) {
+        self.state.lock().closed = false;
     }
 
     /// A late duplicate of an older write may have reverted a page, a failed write may have been done

@@ -4,7 +4,7 @@
 //! proposes a view with us. If every former member is gone - its last heartbeat has stood still for
 //! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
 
-use crate::base::{Clock, Error, Incarnation, Result, SlotId};
+use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::member::Watch;
@@ -17,12 +17,16 @@ use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL;
-use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, View};
+use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, SlotView, View};
 use crate::format::layout::LOBBY_CELLS;
 use parking_lot::Mutex;
 use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How many times the wait for the dead is begun anew, because something moves that is no member's
+/// life, before a mount gives up.
+const WAITS_MAX: u32 = 8;
 
 /// Who joins, and what it can prove.
 #[derive(Clone)]
@@ -61,6 +65,18 @@ pub struct JoinReport {
     pub replay: Vec<SlotId>,
 }
 
+/// What we proposed as the first mount.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried {
+    /// The view that it would be. If it contains us, that is how we got in, for nobody else can propose
+    /// the next one; in any later view we were let in by others, into a slot that was left cleanly.
+    pub epoch: Epoch,
+    /// Our slot in it was not left cleanly.
+    pub dirty: bool,
+    /// Whose heartbeat stood in its cell.
+    pub former: Incarnation,
+}
+
 /// A mount on its way in.
 pub(super) struct Joiner {
     pub disk: Disk,
@@ -75,8 +91,7 @@ pub(super) struct Joiner {
     /// Slots whose byte range we hold, the lobby's apart.
     pub held: u64,
     pub lobby_held: bool,
-    /// The slot we took as first mount was not left cleanly.
-    pub own_dirty: bool,
+    pub tried: Option<Tried>,
     claim: Option<(u16, Claim)>,
 }
 
@@ -95,7 +110,7 @@ impl Joiner {
             proven: 0,
             held: 0,
             lobby_held: false,
-            own_dirty: false,
+            tried: None,
             claim: None,
             disk,
             options,
@@ -115,6 +130,34 @@ impl Joiner {
             self.view = newest;
         }
         Ok(())
+    }
+
+    /// As [`Joiner::read_views`] once a view may contain us: giving up then leaves a member behind that
+    /// never says a word, so a device that fails for a moment is asked again.
+    fn read_patiently(&mut self) -> Result<()> {
+        let limit = self.options.clock.now() + self.options.timing.suspicion;
+        loop {
+            match self.read_views() {
+                Err(_) if self.options.clock.now() < limit => {
+                    std::thread::sleep(self.options.timing.heartbeat)
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// We give up asking. Members that read our claim before it was withdrawn may still let us in:
+    /// the slot they gave us then.
+    fn give_up(&mut self) -> Option<SlotId> {
+        let asked = self.claim.is_some();
+        if let Err(e) = self.withdraw() {
+            tracing::warn!("withdrawing the claim: {e}");
+        }
+        if asked {
+            std::thread::sleep(self.options.timing.heartbeat * 2);
+        }
+        self.read_patiently().ok()?;
+        slot_of(&self.view, self.incarnation)
     }
 
     /// Read the row, and the ballots too if some cell knows a newer view.
@@ -144,6 +187,7 @@ impl Joiner {
     fn enter(&mut self) -> Result<SlotId> {
         let started = self.options.clock.now();
         let step = (self.options.timing.heartbeat / 4).max(Duration::from_millis(10));
+        let mut told = None;
         loop {
             self.poll()?;
             if let Some(slot) = slot_of(&self.view, self.incarnation) {
@@ -155,13 +199,41 @@ impl Joiner {
             } else if self.are_all_gone()? {
                 self.first_mount()?;
                 // A view is decided now, ours or another's: look at once.
-                self.read_views()?;
+                self.read_patiently()?;
                 if let Some(slot) = slot_of(&self.view, self.incarnation) {
                     return Ok(slot);
                 }
+            } else {
+                self.tell_waiting(started, &mut told)?;
             }
             std::thread::sleep(step);
         }
+    }
+
+    /// Nobody answers, and not everybody is known to be gone: say whom we wait for, once per view.
+    fn tell_waiting(&self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
+        let now = self.options.clock.now();
+        let waits = |(slot, _): &(SlotId, &SlotView)| {
+            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, now)
+        };
+        let names: Vec<_> = slots(&self.view).filter(waits).map(|(slot, _)| self.name_of(slot)).collect();
+        let names = names.join(", ");
+        if now >= started + self.options.patience + self.options.timing.wait() * WAITS_MAX {
+            return Err(Error::TimedOut(format!(
+                "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
+            )));
+        }
+        if told.replace(self.view.epoch) != Some(self.view.epoch) {
+            let wait = self.options.timing.wait().as_secs_f32();
+            tracing::info!("nobody answers; until {names} must be gone, that is up to {wait:.1} s");
+        }
+        Ok(())
+    }
+
+    /// A slot with the name of the host that was there last.
+    fn name_of(&self, slot: SlotId) -> String {
+        let beat = self.row[usize::from(slot.0)].as_ref();
+        beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
     }
 
     /// Keep a claim in the lobby.
@@ -228,12 +300,8 @@ impl Joiner {
     /// Who has the volume, by name.
     fn members(&self) -> String {
         let live = live(&self.view);
-        let name = |slot: SlotId| {
-            let beat = self.row[usize::from(slot.0)].as_ref();
-            beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
-        };
         let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
-        taken.map(name).collect::<Vec<_>>().join(", ")
+        taken.map(|slot| self.name_of(slot)).collect::<Vec<_>>().join(", ")
     }
 
     /// Empty our lobby cell, if it is still ours.
@@ -252,9 +320,30 @@ impl Joiner {
         self.claim = Some((cell, claim));
     }
 
-    fn into_node(mut self, slot: SlotId) -> Result<Node> {
-        self.hold_own(slot)?;
-        self.read_views()?;
+    /// How we got in, if it was as the first mount.
+    fn first(&self) -> Option<Tried> {
+        self.tried.filter(|tried| tried.epoch == self.view.epoch)
+    }
+
+    /// Must the journal of the slot that we have now be replayed?
+    fn is_own_dirty(&self) -> bool {
+        self.first().is_some_and(|first| first.dirty)
+    }
+
+    /// Whose the heartbeat cell of our slot was. Beside living members nobody else can have the slot,
+    /// so it is who stands there now; a first mount goes by what it saw before its ballot.
+    fn former(&self, slot: SlotId) -> Incarnation {
+        let known = self.row.get(usize::from(slot.0)).cloned().flatten();
+        let stands = || self.disk.read_heartbeat(slot).ok().flatten().or(known);
+        match self.first() {
+            Some(first) => first.former,
+            None => stands().map_or(Incarnation(0), |cell| cell.incarnation),
+        }
+    }
+
+    /// A view contains us: the member that we are now, without a word said yet.
+    fn node(&mut self, slot: SlotId) -> Result<Node> {
+        self.read_patiently()?;
         let (ballot, ballot_sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);
@@ -266,17 +355,18 @@ impl Joiner {
             incarnation: self.incarnation,
             host: self.options.host,
             boot: self.options.boot,
-            flags: if self.own_dirty { FLAG_RECOVERING } else { 0 },
+            flags: if self.is_own_dirty() { FLAG_RECOVERING } else { 0 },
             file: self.options.file,
             name: self.options.name.clone(),
             device: self.options.device.clone(),
             ..Heartbeat::default()
         };
-        let mut node = Node {
+        Ok(Node {
             timing: self.options.timing,
             lease: self.options.lease.clone(),
             slot,
             incarnation: self.incarnation,
+            former: self.former(slot),
             usable: self.options.usable,
             joined: view.epoch,
             groups: Arc::new(groups),
@@ -295,11 +385,19 @@ impl Joiner {
             disk: self.disk.clone(),
             clock,
             view,
-        };
-        node.beat()?;
+        })
+    }
+
+    /// From the first beat on to the moment when all that the others left can be trusted.
+    fn settle(&mut self, node: &mut Node) -> Result<()> {
+        let slot = node.slot;
+        self.hold_own(slot)?;
+        beat_until(node, |node| node.lease_end.is_some())?;
+        // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
+        self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
-        let unproven = self.own_dirty && self.proven & bit(slot) == 0;
+        let unproven = self.is_own_dirty() && self.proven & bit(slot) == 0;
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
         self.release_others(slot)?;
@@ -310,21 +408,50 @@ impl Joiner {
             own_fence.is_none_or(|end| now >= end)
                 && slots(&node.view).all(|(s, _)| dead & bit(s) == 0 || gone(s))
         };
-        beat_until(&mut node, |node| fenced(node) && is_barrier_passed(node))?;
+        beat_until(node, |node| fenced(node) && is_barrier_passed(node))?;
         let row = node.row.clone();
         node.groups.load()?;
         node.ledgers_loaded(&row);
-        Ok(node)
+        Ok(())
     }
 }
 
-/// Beat until `done`, a few times per heartbeat.
+/// Beat until `done`, a few times per heartbeat. A device that fails for a moment is forgiven as it is
+/// later on: what bounds it is the suspicion that silence raises.
 fn beat_until(node: &mut Node, done: impl Fn(&Node) -> bool) -> Result<()> {
+    let mut worked = node.clock.now();
     while !done(node) {
-        std::thread::sleep((node.timing.heartbeat / 5).max(Duration::from_millis(5)));
-        node.beat()?;
+        match node.beat() {
+            Ok(()) => worked = node.clock.now(),
+            Err(e @ Error::Halted(_)) => return Err(e),
+            Err(e) if node.clock.now() >= worked + node.timing.suspicion => return Err(e),
+            Err(e) => tracing::warn!("joining: {e}; trying again"),
+        }
+        if !done(node) {
+            std::thread::sleep((node.timing.heartbeat / 5).max(Duration::from_millis(5)));
+        }
     }
     Ok(())
+}
+
+/// A member that does not go on: it must not stay one, for others would wait for its word. Where that
+/// cannot be had it is a crash to them.
+fn resign(mut node: Node, why: &Error) {
+    if matches!(why, Error::Halted(_)) {
+        return;
+    }
+    // Not before the barrier: the mount that looked after our slot may be writing an adoption under an
+    // older view, and whoever inherits the slot from us would not know of it.
+    let limit = node.clock.now() + node.timing.wait();
+    let waited = beat_until(&mut node, |node| is_barrier_passed(node) || node.clock.now() >= limit);
+    let left = waited.and_then(|()| match is_barrier_passed(&node) {
+        true => node.leave(),
+        false => Err(Error::TimedOut("the other members do not acknowledge our view".into())),
+    });
+    match left {
+        Ok(()) => tracing::info!(slot = %node.slot, "left again"),
+        Err(e) => tracing::warn!(slot = %node.slot, "cannot leave, the others see a dead host: {e}"),
+    }
 }
 
 fn is_barrier_passed(node: &Node) -> bool {
@@ -337,10 +464,22 @@ fn is_barrier_passed(node: &Node) -> bool {
 /// Become a member. Returns with the lease running and the ledgers read; someone must beat from now.
 pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport)> {
     let mut joiner = Joiner::new(disk, options)?;
-    let slot = joiner.enter()?;
-    let own_dirty = joiner.own_dirty;
+    let slot = match joiner.enter() {
+        Ok(slot) => slot,
+        Err(e) => {
+            if let Some(slot) = joiner.give_up() {
+                resign(joiner.node(slot)?, &e);
+            }
+            return Err(e);
+        }
+    };
     let incarnation = joiner.incarnation;
-    let node = joiner.into_node(slot)?;
+    let mut node = joiner.node(slot)?;
+    let own_dirty = joiner.is_own_dirty();
+    if let Err(e) = joiner.settle(&mut node) {
+        resign(node, &e);
+        return Err(e);
+    }
     let dead = dead_of(&node.view, slot);
     let own = own_dirty.then_some(slot);
     let dead = slots(&node.view).map(|(s, _)| s).filter(|s| dead & bit(*s) != 0);

@@ -58,7 +58,8 @@ impl Watch {
     }
 
     /// A read of the row completed at `now`. Cells that could not be read are `None`: nothing is
-    /// learnt of them.
+    /// learnt of them, but that they stand still like any other as long as that is all we ever saw.
+    /// A host that lives writes its cell anew with every beat, and gets no lease while it cannot read it.
     pub fn observe(&mut self, now: Duration, row: &[Option<Heartbeat>]) {
         let gap = self.last_poll.is_none_or(|last| now.saturating_sub(last) > self.timing.gap_max());
         if gap {
@@ -66,14 +67,17 @@ impl Watch {
         }
         self.last_poll = Some(now);
         for (known, cell) in self.beats.iter_mut().zip(row) {
-            let Some(cell) = cell else { continue };
+            let Some(cell) = cell else {
+                known.get_or_insert(Beat { first_seen: now, ..Beat::default() });
+                continue;
+            };
             let seen = (cell.incarnation, cell.counter);
             match known {
                 Some(beat) if (beat.incarnation, beat.counter) == seen => {}
                 // A read that overlapped a write may show the older value once more.
                 Some(beat) if beat.incarnation == seen.0 && beat.counter > seen.1 => {}
                 _ => {
-                    let moved = known.is_some();
+                    let moved = known.is_some_and(|beat| beat.incarnation != Beat::default().incarnation);
                     *known = Some(Beat { incarnation: seen.0, counter: seen.1, first_seen: now, moved });
                 }
             }
@@ -187,6 +191,20 @@ mod tests {
         w.observe(ms(100), &[None]);
         w.observe(ms(200), &[cell(0, 4)]);
         assert_eq!(w.first_seen(SlotId(0)), Some(ms(0)));
+    }
+
+    #[test]
+    fn a_cell_that_was_never_readable_stands_still() {
+        let mut w = Watch::new(T, 1);
+        w.observe(ms(0), &[None]);
+        w.observe(ms(100), &[None]);
+        assert_eq!(w.first_seen(SlotId(0)), Some(ms(0)));
+        assert!(!w.is_past_wait(SlotId(0), T.wait() - ms(1)) && w.is_past_wait(SlotId(0), T.wait()));
+        // It becomes readable: the wait begins again, and that alone is no sign of life.
+        w.observe(ms(200), &[cell(0, 3)]);
+        assert_eq!((w.first_seen(SlotId(0)), w.has_moved(SlotId(0))), (Some(ms(200)), false));
+        w.observe(ms(300), &[cell(0, 4)]);
+        assert!(w.has_moved(SlotId(0)));
     }
 
     #[test]

@@ -60,12 +60,21 @@ pub trait LeaseSink: Send + Sync {
     /// A renewal is confirmed: shared blocks may be written until `write_until` (boot time), and
     /// nothing may be acknowledged outside after `lease_end`.
     fn renewed(&self, lease_end: Duration, write_until: Duration);
+    /// Is the device still the volume that was loaded? Asked before each write that is made without
+    /// living members, who would keep others from making it anew.
+    ///
+    /// # Errors
+    /// Says what is there instead.
+    fn confirm(&self) -> Result<()> {
+        Ok(())
+    }
     /// This mount is no member any more, for ever.
     fn lost(&self, reason: &str);
 }
 
 /// Exclusive byte-range locks on the open device file, seen by every mount of the same file on this
-/// machine (open file description locks). They end with the process.
+/// machine (open file description locks). They end when the file is closed, with the process at the
+/// latest: until then a mount that did not leave may still be writing.
 pub trait SlotClaim: Send + Sync {
     /// Take the range, without waiting; `false` if another mount has it. Taking it again succeeds.
     fn try_hold(&self, offset: u64, length: u64) -> Result<bool>;

@@ -8,7 +8,7 @@ use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::paxos::{Action, Event, Proposer};
 use crate::cluster::timing::Timing;
-use crate::cluster::view::{bit, dead_of, is_member, live, slots};
+use crate::cluster::view::{bit, dead_of, is_member, leave, live, slots};
 use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
 use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Heartbeat, View};
@@ -38,6 +38,8 @@ pub struct Node {
     pub lease: Arc<dyn LeaseSink>,
     pub slot: SlotId,
     pub incarnation: Incarnation,
+    /// Whose our heartbeat cell was before: a late write of its says nothing of us.
+    pub former: Incarnation,
     /// Slots with a journal.
     pub usable: u64,
     /// The epoch that made us a member.
@@ -71,10 +73,12 @@ impl Node {
     pub fn beat(&mut self) -> Result<()> {
         let started = self.clock.now();
         self.last_beat = started;
+        self.look_for_rival()?;
         self.write_beat()?;
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.clock.now(), &self.row);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
+        self.catch_up()?;
         let expired = self.lease_end.is_none_or(|end| started > end);
         if newest > self.view.epoch || expired {
             self.read_views()?;
@@ -100,6 +104,18 @@ impl Node {
         Ok(())
     }
 
+    /// Has another mount written our cell since our last beat? Read after our own write it would show
+    /// only if both wrote at the same moment.
+    fn look_for_rival(&mut self) -> Result<()> {
+        let known = [self.incarnation, self.former];
+        match self.disk.read_heartbeat(self.slot)? {
+            Some(cell) if !known.contains(&cell.incarnation) => {
+                Err(self.lost(format!("another mount ({}) writes our heartbeat cell", cell.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn write_beat(&mut self) -> Result<()> {
         let report = *self.report.lock();
         let beat = &mut self.beat;
@@ -123,7 +139,8 @@ impl Node {
         Ok(())
     }
 
-    fn lost(&mut self, why: String) -> Error {
+    /// Out, for ever.
+    pub fn lost(&mut self, why: String) -> Error {
         tracing::error!(slot = %self.slot, "no member any more: {why}");
         self.groups.permit(Duration::ZERO);
         self.lease.lost(&why);
@@ -167,6 +184,15 @@ impl Node {
         Ok(())
     }
 
+    /// A ballot of ours decided a view that could not be installed then: the register tells of it, but
+    /// no heartbeat does.
+    fn catch_up(&mut self) -> Result<()> {
+        match self.proposer.decided() {
+            decided if decided.epoch > self.view.epoch => self.learn(decided.clone()),
+            _ => Ok(()),
+        }
+    }
+
     fn reload_ledgers(&mut self) -> Result<()> {
         for cell in self.row.iter().flatten() {
             let read = &mut self.ledgers_read[usize::from(cell.slot.0)];
@@ -189,6 +215,7 @@ impl Node {
     /// Propose what `next` makes of the newest view until it makes nothing of it any more.
     pub fn propose(&mut self, next: &mut dyn FnMut(&View) -> Option<View>) -> Result<()> {
         let mut losses = 0;
+        self.catch_up()?;
         while let Some(view) = next(&self.view) {
             match run_ballot(
                 &self.disk,
@@ -197,6 +224,7 @@ impl Node {
                 self.incarnation,
                 &mut self.ballot_sequence,
                 view,
+                &|| Ok(()),
             )? {
                 Some(decided) => self.learn(decided)?,
                 None => {
@@ -211,15 +239,46 @@ impl Node {
         Ok(())
     }
 
+    /// Have a view decided that does not contain us. After an error the mount is a member still, unless
+    /// it was halted.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if our own journal is not replayed, [`Error::Halted`] if we are no member, or the
+    /// device's.
+    pub fn leave(&mut self) -> Result<()> {
+        if self.beat.flags & FLAG_RECOVERING != 0 {
+            return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
+        }
+        let (me, incarnation) = (self.slot, self.incarnation);
+        // What is taken from now on would come behind the word by which the others go.
+        self.groups.close()?;
+        self.leaving = true;
+        let silent = self.silent();
+        if let Err(e) = self.propose(&mut |view| leave(view, me, incarnation, silent)) {
+            self.leaving = false;
+            self.groups.reopen();
+            return Err(e);
+        }
+        // The view is decided: whether the last beat arrives changes only how soon others know.
+        if let Err(e) = self.farewell() {
+            tracing::warn!("last heartbeat: {e}");
+        }
+        Ok(())
+    }
+
     /// The last beat of a mount that left: the others learn of the view by its epoch.
-    pub fn farewell(&mut self) -> Result<()> {
+    fn farewell(&mut self) -> Result<()> {
         self.leaving = false;
         self.beat.flags = 0;
         self.write_beat()
     }
 }
 
-/// One ballot from `slot`: the view decided (perhaps another's), or `None` if it was lost.
+/// One ballot from `slot`: the view decided (perhaps another's), or `None` if it was lost. `may_write`
+/// is asked before each single write.
+///
+/// # Errors
+/// The device's, or what `may_write` says.
 pub fn run_ballot(
     disk: &Disk,
     proposer: &mut Proposer,
@@ -227,12 +286,16 @@ pub fn run_ballot(
     incarnation: Incarnation,
     sequence: &mut u64,
     view: View,
+    may_write: &dyn Fn() -> Result<()>,
 ) -> Result<Option<View>> {
     let mut action = proposer.step(Event::Propose(view));
     loop {
         action = match action {
             Action::Write(ballot) => {
-                write_both(sequence, |n| disk.write_ballot(slot, incarnation, n, &ballot))?;
+                write_both(sequence, |n| {
+                    may_write()?;
+                    disk.write_ballot(slot, incarnation, n, &ballot)
+                })?;
                 proposer.step(Event::Written)
             }
             Action::Read => {

@@ -8,7 +8,8 @@
 //!   ledgers of all mounts that are no members in it any more were read again: their last words
 //!   decide which tokens are used up, and no heartbeat announces them.
 //! - T5 A joiner reads the ledgers when everybody has acknowledged the view that let it in.
-//! - T6 A mount that leaves takes nothing more before it proposes to leave.
+//! - T6 A mount that leaves takes nothing more before it proposes to leave, and its pages stand as
+//!   under T4 by then: nobody reads them before and after they were put right.
 
 use crate::base::{AgNo, Epoch, Incarnation, SlotId, Token};
 use crate::cluster::ledger::Ledgers;
@@ -84,6 +85,11 @@ impl Ownership {
         &self.view
     }
 
+    /// Does `view` contain us?
+    pub fn is_in(&self, view: &View) -> bool {
+        is_member(view, self.me, self.incarnation)
+    }
+
     /// Who masters `ag`, under which token.
     pub fn owner_of(&self, ag: AgNo) -> (Owner, Token) {
         self.owners.get(ag.0 as usize).copied().unwrap_or((Owner::Nobody, Token(0)))
@@ -152,7 +158,7 @@ impl Ownership {
     /// # Errors
     /// [`Refused`], which may mean that there is nothing to do.
     pub fn take(&mut self, ag: AgNo) -> Result<Taking, Refused> {
-        if !is_member(&self.view, self.me, self.incarnation) {
+        if !self.is_in(&self.view) {
             return Err(Refused::NoMember);
         }
         match self.owner_of(ag) {

@@ -264,8 +264,9 @@ fn foreign(dev: &dyn BlockDevice) -> String {
     match superblock_at(dev, BACKUP_SUPERBLOCK) {
         None => "not a Shoal volume (mkfs.shoal makes one)".into(),
         Some(_) => format!(
-            "not a Shoal volume; one was here before, its backup superblock is at block {BACKUP_SUPERBLOCK}: \
-             if nothing else has been made here since, fsck.shoal can restore it"
+            "not a Shoal volume; one was here before (its backup superblock is at block {BACKUP_SUPERBLOCK}), \
+             but its beginning was overwritten: restore the device from a copy, or make a new volume \
+             with mkfs.shoal"
         ),
     }
 }

@@ -36,6 +36,16 @@ impl LeaseSink for Lease {
         self.0.permit().set_deadline(write_until);
     }
 
+    fn confirm(&self) -> Result<()> {
+        let device = &**self.0.device();
+        match superblock::load(device) {
+            Ok((now, _)) if now.format_id == self.0.format_id() => Ok(()),
+            Ok(_) => Err(Error::Device(format!("{}: another volume was made here meanwhile", device.name()))),
+            Err(Error::Device(e)) => Err(Error::Device(format!("the volume is gone meanwhile: {e}"))),
+            Err(e) => Err(e),
+        }
+    }
+
     fn lost(&self, reason: &str) {
         self.0.permit().revoke();
         self.0.halt().trip(reason);
@@ -171,7 +181,8 @@ fn replay_all(store: &Arc<Store>, volume: &Volume, slots: &[SlotId]) -> Result<(
 /// Mount: become a member, recover what dead hosts left if nobody else lives, start the threads.
 ///
 /// # Errors
-/// With what is wrong and what to do; then nothing is left behind.
+/// With what is wrong and what to do; then nothing is left behind, unless the device fails so that we
+/// cannot leave either: to the others that is a crash.
 pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
     start_on(Backing::open(&options.device)?, options, kernel)
 }
@@ -182,10 +193,44 @@ pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc
 /// Those of [`start`].
 pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
     let opened = load(backing, options)?;
-    let geometry = opened.superblock.geometry;
-    let format_id = opened.superblock.format_id;
+    let Superblock { geometry, format_id, .. } = opened.superblock;
     let store = Store::new(opened.backing.device.clone(), format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options)?;
+    let cluster = Arc::new(cluster);
+    let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel) {
+        Ok(core) => Fs { core },
+        Err(e) => {
+            // We hold no lock and have logged nothing yet.
+            tell_left(store.halt().check().and_then(|()| cluster.leave()));
+            return Err(e);
+        }
+    };
+    match fs.core.begin(&opened.volume, &report.replay) {
+        Ok(()) => Ok(Arc::new(fs)),
+        Err(e) => {
+            tell_left(fs.end_with(Core::withdraw));
+            Err(e)
+        }
+    }
+}
+
+/// What became of leaving after a failed start.
+fn tell_left(left: Result<()>) {
+    if let Err(e) = left {
+        tracing::warn!("cannot leave, to the others this host has crashed: {e}");
+    }
+}
+
+/// Replay what is ours to replay and put the rooms together; nothing is told to the cluster yet.
+fn assemble(
+    opened: &Opened,
+    store: Arc<Store>,
+    cluster: Arc<Cluster>,
+    report: &JoinReport,
+    options: &MountOptions,
+    kernel: Arc<dyn KernelCache>,
+) -> Result<Arc<Core>> {
+    let geometry = opened.superblock.geometry;
     if !report.replay.is_empty() {
         // Replay writes, also for a read-only mount.
         opened.superblock.check_features(true)?;
@@ -198,7 +243,6 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
     let tree = slot_tree(slot, own);
     let reaper = Arc::<reap::Queue>::default();
     let deferral = Arc::new(reap::SlotDeferral { tree, reaper: reaper.clone() });
-    let cluster = Arc::new(cluster);
     let oracle = Arc::new(drain::JournalWatch::new(cluster.clone(), journal.clone()));
     let alloc = Allocator::with_oracle(store.clone(), journal.clone(), deferral, oracle);
     let hook = Arc::new(Hook::default());
@@ -231,14 +275,21 @@ pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn Kernel
         hook: hook.clone(),
     });
     *hook.core.write() = Some(core.clone());
-    core.connect()?;
-    core.recover(&opened.volume, &report.replay)?;
-    core.start_threads()?;
-    core.look_at_root()?;
-    Ok(Arc::new(Fs { core }))
+    Ok(core)
 }
 
 impl Core {
+    /// From being put together to being usable.
+    fn begin(self: &Arc<Self>, volume: &Volume, replay: &[SlotId]) -> Result<()> {
+        let recovered = self.connect().and_then(|()| self.recover(volume, replay));
+        recovered.inspect_err(|e| {
+            // Half recovered: the journals stay as they are, and ours with them, for the next mount.
+            self.store.halt().trip(format!("the mount failed: {e}"));
+        })?;
+        self.start_threads()?;
+        self.look_at_root()
+    }
+
     /// Lock room and cluster room learn of each other.
     fn connect(self: &Arc<Self>) -> Result<()> {
         let journal = Arc::downgrade(&self.journal);
@@ -355,6 +406,11 @@ impl Core {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.withdraw()
+    }
+
+    /// Give everything back that the cluster knows of.
+    fn withdraw(self: &Arc<Self>) -> Result<()> {
         self.stop_threads();
         self.locks.release_all()?;
         self.journal.shutdown()?;
@@ -382,8 +438,12 @@ impl Fs {
     /// What kept it from a clean leave; to the others this host has crashed then, and the next
     /// mount replays its journal.
     pub fn stop(&self) -> Result<()> {
+        self.end_with(Core::leave)
+    }
+
+    fn end_with(&self, leave: impl FnOnce(&Arc<Core>) -> Result<()>) -> Result<()> {
         let core = &self.core;
-        let left = core.store.halt().check().and_then(|()| core.leave());
+        let left = core.store.halt().check().and_then(|()| leave(core));
         core.stop_threads();
         core.locks.shutdown();
         // The lock room's last way back to us: without it the memory of this mount can go.

@@ -161,7 +161,8 @@ pub fn replay(
     let place = place(store, extent, slot);
     let header = read_header(store, &place)?;
     let mut report = ReplayReport::default();
-    let mut newest: BTreeMap<BlockNo, Block> = BTreeMap::new();
+    // As compact as in the log, whose length bounds it.
+    let mut newest: BTreeMap<BlockNo, record::Image> = BTreeMap::new();
     let tolerant = sink.tolerates_damage();
     let end = scan(store, &place, &header, &mut |txn, images| {
         report.txns += 1;
@@ -180,8 +181,8 @@ pub fn replay(
         for image in images {
             let block = BlockNo(image.entry.block.get());
             report.version_max = report.version_max.max(image.entry.version());
-            if newest.get(&block).is_none_or(|b| b.version() < image.entry.version()) {
-                newest.insert(block, image.block);
+            if newest.get(&block).is_none_or(|i| i.entry.version() < image.entry.version()) {
+                newest.insert(block, image);
             }
         }
         Ok(())
@@ -337,7 +338,7 @@ fn check_targets(
         if store.geometry().ag_of(block).is_none() || place.contains(block) {
             return Err(format!("an image of block {block}, which no transaction changes"));
         }
-        if image.block.header().format_id.get() != store.format_id() {
+        if image.block().header().format_id.get() != store.format_id() {
             return Err(format!("an image of block {block} of another volume"));
         }
     }
@@ -346,17 +347,18 @@ fn check_targets(
 
 fn apply(
     store: &Store,
-    newest: BTreeMap<BlockNo, Block>,
+    newest: BTreeMap<BlockNo, record::Image>,
     sink: &mut dyn ReplaySink,
     report: &mut ReplayReport,
 ) -> Result<()> {
     let settled_at = Instant::now() + sink.settle();
     let mut batch = Vec::new();
-    for (block, mut image) in newest {
-        let (decision, torn) = look(store, block, image.version(), settled_at, sink)?;
+    for (block, image) in newest {
+        let (decision, torn) = look(store, block, image.entry.version(), settled_at, sink)?;
         if decision == Decision::Apply {
             report.applied += 1;
             report.torn += u64::from(torn);
+            let mut image = image.block();
             image.seal();
             batch.push((block, Arc::new(image)));
             if batch.len() == WRITE_BATCH {

@@ -2,7 +2,7 @@
 
 use crate::base::{BLOCK_SIZE, Result};
 use crate::device::BlockDevice;
-use crate::store::Permit;
+use crate::store::{Halt, Permit};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -50,6 +50,7 @@ pub(crate) struct Segment {
 struct Batch {
     device: Arc<dyn BlockDevice>,
     permit: Arc<Permit>,
+    halt: Arc<Halt>,
     segments: Vec<Segment>,
     next: AtomicUsize,
     done: Mutex<(usize, Result<()>)>,
@@ -74,8 +75,10 @@ impl Batch {
     }
 
     fn write(&self, seg: &Segment) -> Result<()> {
-        // Asked again before every segment: a batch may outlast the lease.
+        // Asked again before every segment: a batch may outlast the lease, and a halted host says
+        // nothing more to the disk. In this order: the permit may be waited for.
         self.permit.check()?;
+        self.halt.check()?;
         self.device.write(seg.offset, &seg.buf.bytes()[seg.from..seg.from + seg.len])
     }
 }
@@ -95,6 +98,7 @@ impl WritePool {
         &self,
         device: &Arc<dyn BlockDevice>,
         permit: &Arc<Permit>,
+        halt: &Arc<Halt>,
         segments: Vec<Segment>,
     ) -> Result<()> {
         if segments.is_empty() {
@@ -104,6 +108,7 @@ impl WritePool {
         let batch = Arc::new(Batch {
             device: device.clone(),
             permit: permit.clone(),
+            halt: halt.clone(),
             segments,
             next: AtomicUsize::new(0),
             done: Mutex::new((0, Ok(()))),
@@ -135,4 +140,57 @@ fn start_helpers() -> Sender<Arc<Batch>> {
         }
     }
     sender
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Error;
+
+    /// Halts the host at the first write.
+    struct Halting(Arc<Halt>, AtomicUsize);
+
+    impl BlockDevice for Halting {
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+            self.0.trip("by the test");
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn size(&self) -> u64 {
+            1 << 30
+        }
+        fn logical_block(&self) -> u32 {
+            512
+        }
+        fn physical_block(&self) -> u32 {
+            512
+        }
+        fn name(&self) -> String {
+            "halting".into()
+        }
+    }
+
+    #[test]
+    fn a_halt_ends_a_batch_in_its_middle() {
+        let halt = Arc::new(Halt::new());
+        let halting = Arc::new(Halting(halt.clone(), AtomicUsize::new(0)));
+        let device: Arc<dyn BlockDevice> = halting.clone();
+        let buf = Arc::new(AlignedBuf::new(1));
+        let segment = |i: u64| Segment { offset: i * 4096, buf: buf.clone(), from: 0, len: BLOCK_SIZE };
+        let permit = Arc::new(Permit::default());
+        let result = WritePool::default().write(&device, &permit, &halt, (0..1000).map(segment).collect());
+        assert_eq!(result, Err(Error::Halted("by the test".into())));
+        // Those that were past the question already, one per thread.
+        let written = halting.1.load(Ordering::Relaxed);
+        assert!((1..=HELPERS + 1).contains(&written), "{written}");
+    }
 }

@@ -37,7 +37,7 @@ pub struct Store {
     format_id: u64,
     geometry: Geometry,
     cache: Cache,
-    halt: Halt,
+    halt: Arc<Halt>,
     permit: Arc<Permit>,
     pool: batch::WritePool,
     flushes: flushes::Flushes,
@@ -56,7 +56,7 @@ impl Store {
             format_id,
             geometry,
             cache: Cache::new(cache_bytes),
-            halt: Halt::new(),
+            halt: Arc::new(Halt::new()),
             permit: Arc::new(Permit::default()),
             pool: Default::default(),
             flushes: Default::default(),
@@ -169,6 +169,8 @@ impl Store {
         self.halt.check()?;
         self.in_volume(start, data.len())?;
         self.permit.check()?;
+        // The host may have halted while the permit was waited for.
+        self.halt.check()?;
         self.device.write(start.byte(), data)
     }
 
@@ -240,7 +242,7 @@ impl Store {
     pub(crate) fn write_segments(&self, segments: Vec<Segment>) -> Result<()> {
         self.halt.check()?;
         self.pool
-            .write(&self.device, &self.permit, segments)
+            .write(&self.device, &self.permit, &self.halt, segments)
             .inspect_err(|e| self.halt.trip(format!("a metadata write failed: {e}")))
     }
 

@@ -103,6 +103,13 @@ impl Port {
     }
 }
 
+/// The open file description is gone, and its locks with it.
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.disk.claims.lock().retain(|_, holder| *holder != self.id);
+    }
+}
+
 impl BlockDevice for Port {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.pass("read", offset, buf.len())?;

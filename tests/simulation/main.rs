@@ -13,6 +13,7 @@ mod host;
 mod model;
 mod orphans;
 mod points;
+mod refused;
 mod space;
 mod story;
 mod tree;

@@ -3,6 +3,7 @@
 
 mod churn;
 mod death;
+mod faults;
 mod life;
 mod mail;
 
@@ -71,6 +72,7 @@ impl Medium {
             gate: RwLock::new(()),
             broken: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            hook: Mutex::default(),
         })
     }
 
@@ -91,12 +93,24 @@ pub struct Port {
     pub gate: RwLock<()>,
     pub broken: AtomicBool,
     pub requests: AtomicU64,
+    hook: Mutex<Option<Arc<Hook>>>,
 }
 
+/// Told of each request and its offset before it is done: may wait; `false` makes it fail.
+pub type Hook = dyn Fn(&str, u64) -> bool + Send + Sync;
+
 impl Port {
-    fn enter(&self, op: &'static str) -> Result<()> {
+    pub fn set_hook(&self, hook: impl Fn(&str, u64) -> bool + Send + Sync + 'static) {
+        *self.hook.lock() = Some(Arc::new(hook));
+    }
+
+    fn enter(&self, op: &'static str, offset: u64) -> Result<()> {
         drop(self.gate.read());
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let hook = self.hook.lock().clone();
+        if hook.is_some_and(|hook| !hook(op, offset)) {
+            return Err(Error::Io { op, offset, length: 0, cause: "hooked by the test".into() });
+        }
         match self.broken.load(Ordering::Relaxed) {
             true => Err(Error::Io { op, offset: 0, length: 0, cause: "broken by the test".into() }),
             false => Ok(()),
@@ -106,7 +120,7 @@ impl Port {
 
 impl BlockDevice for Port {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.enter("read")?;
+        self.enter("read", offset)?;
         assert_eq!((offset % 512, buf.len() % 512), (0, 0));
         for (i, piece) in buf.chunks_mut(512).enumerate() {
             piece.copy_from_slice(&*self.medium.sectors[offset as usize / 512 + i].read());
@@ -114,7 +128,7 @@ impl BlockDevice for Port {
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.enter("write")?;
+        self.enter("write", offset)?;
         assert_eq!((offset % 512, data.len() % 512), (0, 0));
         for (i, piece) in data.chunks(512).enumerate() {
             self.medium.sectors[offset as usize / 512 + i].write().copy_from_slice(piece);
@@ -125,7 +139,7 @@ impl BlockDevice for Port {
         Ok(())
     }
     fn flush(&self) -> Result<()> {
-        self.enter("flush")
+        self.enter("flush", 0)
     }
     fn discard(&self, _: u64, _: u64) -> Result<()> {
         Ok(())
@@ -158,12 +172,21 @@ impl SlotClaim for Port {
     }
 }
 
+/// The file is closed.
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.medium.ranges.lock().retain(|_, mount| *mount != self.mount);
+    }
+}
+
 /// Records what the lease sink is told.
 #[derive(Default)]
 pub struct Lease {
     pub write_until: Mutex<Duration>,
     pub renewals: AtomicU64,
     pub lost: Mutex<Option<String>>,
+    /// Another volume was made on the device.
+    pub replaced: AtomicBool,
 }
 
 impl LeaseSink for Lease {
@@ -172,6 +195,12 @@ impl LeaseSink for Lease {
         assert_eq!(lease_end, write_until + QUICK.guard);
         *self.write_until.lock() = write_until;
         self.renewals.fetch_add(1, Ordering::Relaxed);
+    }
+    fn confirm(&self) -> Result<()> {
+        match self.replaced.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::Device("another volume".into())),
+        }
     }
     fn lost(&self, reason: &str) {
         *self.lost.lock() = Some(reason.into());
@@ -214,7 +243,10 @@ pub fn options(name: &str, place: Where, port: &Arc<Port>, lease: &Arc<Lease>) -
 }
 
 pub fn try_join(medium: &Arc<Medium>, name: &str, place: Where) -> Result<Host> {
-    let port = medium.port();
+    join_by(medium.port(), name, place)
+}
+
+pub fn join_by(port: Arc<Port>, name: &str, place: Where) -> Result<Host> {
     let lease = Arc::new(Lease::default());
     let (cluster, report) = Cluster::join(disk_of(port.clone()), options(name, place, &port, &lease))?;
     Ok(Host { cluster, report, lease, port })
