@@ -4,6 +4,7 @@
 use crate::faulty::{EVERYTHING, FLUSHES, Faulty, NOTHING, READS, WRITES};
 use crate::rig::{Cluster, stderr};
 use crate::{LIMIT, assert_refused, errno};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -116,14 +117,22 @@ fn everything_fails_with_writes_on_their_way() {
     let writer = std::thread::spawn({
         let at = at.clone();
         move || {
-            let mut promised = Vec::new();
-            loop {
-                let name = format!("w{}", promised.len());
+            let mut promised = VecDeque::new();
+            for i in 0.. {
+                let name = format!("w{i}");
                 match write_synced(&at.join(&name), name.repeat(5000).as_bytes()) {
-                    Ok(()) => promised.push(name),
+                    Ok(()) => promised.push_back(name),
                     Err(e) => return (promised, e),
                 }
+                // The volume is small, and the machine may be fast.
+                if promised.len() > 300
+                    && let Some(oldest) = promised.pop_front()
+                    && let Err(e) = fs::remove_file(at.join(oldest))
+                {
+                    return (promised, e);
+                }
             }
+            unreachable!("the numbers do not end")
         }
     });
     std::thread::sleep(Duration::from_millis(700));
