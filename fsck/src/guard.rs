@@ -1,8 +1,7 @@
 //! Nobody may have the volume mounted while it is checked.
 
-use crate::recover::timing;
 use shoal::base::{Epoch, Error, Result, SlotId};
-use shoal::cluster::{Disk, status};
+use shoal::cluster::{Disk, Timing, status};
 use shoal::device::{FileDevice, local, probe};
 use shoal::format::cluster::Heartbeat;
 use shoal::format::cluster::heartbeat::FLAG_LEAVING;
@@ -59,7 +58,7 @@ impl Guard {
         // A filesystem without such locks proves nothing.
         let here_only = free.is_ok() && probe::identity(device.file())?.local_filesystem;
         if !here_only && guard.was_ever_mounted()? {
-            guard.listen(timing(volume.timing).heartbeat * 4)?;
+            guard.listen(Timing::of(volume.timing).heartbeat * 4)?;
         }
         Ok(guard)
     }

@@ -4,10 +4,10 @@
 
 use crate::journals::Replayed;
 use shoal::base::{Error, Result, SystemClock};
-use shoal::cluster::{Cluster, Disk, JoinOptions, LeaseSink, SlotClaim, Timing};
+use shoal::cluster::{Cluster, Disk, JoinOptions, SlotClaim, StoreLease, Timing};
 use shoal::device::{FileDevice, probe};
 use shoal::format::cluster::heartbeat::DeviceFile;
-use shoal::format::superblock::{Superblock, TimingProfile};
+use shoal::format::superblock::Superblock;
 use shoal::format::volume::Volume;
 use shoal::journal::{DeviceSink, replay};
 use shoal::store::Store;
@@ -20,20 +20,6 @@ const CACHE_BYTES: usize = 1 << 20;
 /// How long living members are asked to let us in: they are not to be disturbed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tells the store how long it may write.
-struct Lease(Arc<Store>);
-
-impl LeaseSink for Lease {
-    fn renewed(&self, _lease_end: Duration, write_until: Duration) {
-        self.0.permit().set_deadline(write_until);
-    }
-
-    fn lost(&self, reason: &str) {
-        self.0.permit().revoke();
-        self.0.halt().trip(reason);
-    }
-}
-
 /// Byte-range locks on the open device file.
 struct Claim(Arc<FileDevice>);
 
@@ -45,15 +31,6 @@ impl SlotClaim for Claim {
     fn release(&self, _offset: u64, _length: u64) -> Result<()> {
         // The check goes on under the locks that keep mounts of this machine off.
         Ok(())
-    }
-}
-
-/// The times of a volume.
-pub fn timing(profile: TimingProfile) -> Timing {
-    match profile {
-        TimingProfile::Default => Timing::DEFAULT,
-        TimingProfile::San => Timing::SAN,
-        TimingProfile::Test => Timing::TEST,
     }
 }
 
@@ -100,7 +77,7 @@ fn options(
     let slots = volume.slots.len();
     Ok(JoinOptions {
         usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
-        timing: timing(volume.timing),
+        timing: Timing::of(volume.timing),
         host: *uuid::Uuid::new_v4().as_bytes(),
         boot: id.boot_id,
         name: "fsck.shoal".into(),
@@ -109,7 +86,7 @@ fn options(
         local: id.local_filesystem,
         claim: id.local_filesystem.then_some(claim),
         clock: Arc::new(SystemClock),
-        lease: Arc::new(Lease(store.clone())),
+        lease: Arc::new(StoreLease(store.clone())),
         patience: PATIENCE,
     })
 }

@@ -12,6 +12,7 @@
 //! Not covered: a host paused between its check of the lease and the submission for longer than
 //! `guard` (a paused virtual machine). Only fencing at the target covers that.
 
+use crate::format::superblock::TimingProfile;
 use std::time::Duration;
 
 /// Most that two clocks may differ in rate.
@@ -58,6 +59,15 @@ impl Timing {
         suspicion: Duration::from_millis(2200),
         write_life: Duration::from_millis(500),
     };
+
+    /// The times of a profile.
+    pub fn of(profile: TimingProfile) -> Timing {
+        match profile {
+            TimingProfile::Default => Timing::DEFAULT,
+            TimingProfile::San => Timing::SAN,
+            TimingProfile::Test => Timing::TEST,
+        }
+    }
 
     /// How long after a host's last heartbeat was first seen none of its writes can land any more.
     pub fn wait(&self) -> Duration {

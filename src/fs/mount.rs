@@ -6,11 +6,11 @@ use crate::base::SystemClock;
 use crate::cluster::disk::Disk;
 use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
-use crate::cluster::{LeaseSink, SlotClaim, Timing};
+use crate::cluster::{SlotClaim, StoreLease, Timing};
 use crate::device::probe::{self, Identity};
 use crate::device::{Access, BlockDevice, FileDevice};
 use crate::format::cluster::heartbeat::DeviceFile;
-use crate::format::superblock::{self, LoadedFrom, Superblock, TimingProfile};
+use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
 
@@ -27,30 +27,6 @@ const REPORT: Duration = Duration::from_secs(1);
 const NODES_MAX: usize = 50_000;
 /// Cached locks above which idle ones are given up.
 const LOCKS_MAX: usize = 100_000;
-
-/// Tells the store how long it may write.
-struct Lease(Arc<Store>);
-
-impl LeaseSink for Lease {
-    fn renewed(&self, _lease_end: Duration, write_until: Duration) {
-        self.0.permit().set_deadline(write_until);
-    }
-
-    fn confirm(&self) -> Result<()> {
-        let device = &**self.0.device();
-        match superblock::load(device) {
-            Ok((now, _)) if now.format_id == self.0.format_id() => Ok(()),
-            Ok(_) => Err(Error::Device(format!("{}: another volume was made here meanwhile", device.name()))),
-            Err(Error::Device(e)) => Err(Error::Device(format!("the volume is gone meanwhile: {e}"))),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn lost(&self, reason: &str) {
-        self.0.permit().revoke();
-        self.0.halt().trip(reason);
-    }
-}
 
 /// Byte-range locks on the open device file.
 struct Claim(Arc<FileDevice>);
@@ -123,14 +99,6 @@ fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-fn timing(profile: TimingProfile) -> Timing {
-    match profile {
-        TimingProfile::Default => Timing::DEFAULT,
-        TimingProfile::San => Timing::SAN,
-        TimingProfile::Test => Timing::TEST,
-    }
-}
-
 fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(Cluster, JoinReport)> {
     let Backing { device, claim, identity: id } = &opened.backing;
     let geometry = opened.superblock.geometry;
@@ -140,7 +108,7 @@ fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(
         disk,
         JoinOptions {
             usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
-            timing: timing(opened.superblock.timing),
+            timing: Timing::of(opened.superblock.timing),
             host: machine_id(),
             boot: id.boot_id,
             name: options.host_name.clone().unwrap_or_else(host_name),
@@ -149,7 +117,7 @@ fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(
             local: id.local_filesystem,
             claim: id.local_filesystem.then(|| claim.clone()),
             clock: Arc::new(SystemClock),
-            lease: Arc::new(Lease(store.clone())),
+            lease: Arc::new(StoreLease(store.clone())),
             patience: PATIENCE,
         },
     )

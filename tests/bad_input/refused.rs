@@ -129,7 +129,7 @@ fn a_destroyed_superblock_is_replaced_by_its_backup_and_that_is_said() {
     // Nothing of it left: that may be another filesystem by now, so nobody mounts it by the backup.
     disk.write(SUPERBLOCK, &shoal::format::Block::zeroed());
     let refused = cluster.try_mount(0, &cluster.image(), "rw");
-    assert_refused(&refused, &["backup superblock is at block 4094", "fsck.shoal"]);
+    assert_refused(&refused, &["backup superblock is at block 4094", "mkfs.shoal"]);
     // All of them damaged.
     disk.write(SUPERBLOCK, &torn);
     disk.write(BACKUP_SUPERBLOCK, &torn);

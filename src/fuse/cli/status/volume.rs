@@ -6,7 +6,7 @@ use crate::device::{Access, FileDevice};
 use crate::format::Geometry;
 use crate::format::group;
 use crate::format::journal::HEADER_BLOCKS;
-use crate::format::superblock::{self, LoadedFrom, Superblock, TimingProfile};
+use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, Volume};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,11 +49,7 @@ impl VolumeStatus {
             );
         }
         let volume = volume::load(&*device, &superblock)?;
-        let timing = match volume.timing {
-            TimingProfile::Default => Timing::DEFAULT,
-            TimingProfile::San => Timing::SAN,
-            TimingProfile::Test => Timing::TEST,
-        };
+        let timing = Timing::of(volume.timing);
         let (geometry, format_id) = (volume.geometry(&superblock), superblock.format_id);
         let disk = Disk { device, format_id, geometry };
         let cluster = read_status(&disk, (!quick).then(|| timing.heartbeat * 5 / 2))?;
