@@ -7,10 +7,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Makes files and fsyncs them until the mount is gone; answers with what was promised.
+const LOAD: &str = "load";
+
+/// Makes files and fsyncs them until the mount is gone; answers with what was promised. `at` is a
+/// directory of the volume: below the mount there is none of that name to write on in.
 fn work(at: PathBuf, who: usize, round: usize) -> BTreeMap<String, Vec<u8>> {
     let mut promised = BTreeMap::new();
-    for i in 0.. {
+    for i in 0u64.. {
         let name = format!("r{round}-h{who}-{i}");
         let content: Vec<u8> = (0..(i * 7919) % 60_000).map(|n| (n * 31 + i) as u8).collect();
         let written = File::create(at.join(&name)).and_then(|mut f| {
@@ -29,11 +32,12 @@ fn work(at: PathBuf, who: usize, round: usize) -> BTreeMap<String, Vec<u8>> {
 fn what_was_synced_survives_the_death_of_all_hosts() {
     let rounds = std::env::var("SHOAL_ROUNDS").map_or(3, |n| n.parse().expect("a number of rounds"));
     let cluster = Cluster::new("512M", 2, Duration::from_secs(120 + 30 * rounds as u64));
+    fs::create_dir(cluster.at(0).join(LOAD)).unwrap();
     let mut promised = BTreeMap::new();
     for round in 0..rounds {
         let workers: Vec<_> = (0..2)
             .map(|who| {
-                let at = cluster.at(who);
+                let at = cluster.at(who).join(LOAD);
                 std::thread::spawn(move || work(at, who, round))
             })
             .collect();
@@ -52,12 +56,13 @@ fn what_was_synced_survives_the_death_of_all_hosts() {
         cluster.mount(1);
         for (name, content) in &promised {
             let host = usize::from(name.ends_with('7'));
-            let found = fs::read(cluster.at(host).join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let found =
+                fs::read(cluster.at(host).join(LOAD).join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert!(found == *content, "{name} differs after round {round}");
         }
         assert!(promised.len() > 20, "only {} files: nothing was tested", promised.len());
         for name in std::mem::take(&mut promised).into_keys() {
-            fs::remove_file(cluster.at(1).join(name)).unwrap();
+            fs::remove_file(cluster.at(1).join(LOAD).join(name)).unwrap();
         }
     }
     cluster.umount(0);
