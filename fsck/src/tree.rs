@@ -83,8 +83,9 @@ impl Walk<'_> {
             let what = format!("the item page in block {at} is of level {}, not {level}", page.level());
             return self.visitor.broken(what);
         }
-        let outside = |i: usize| !range.holds(page.key(i)) && !(i == 0 && page.level() > 0);
-        if (0..page.count()).any(outside) {
+        // Above the leaves the first key stands for the parent's.
+        let inside = |i: usize| range.holds(page.key(i)) || (i == 0 && page.level() > 0);
+        if !(0..page.count()).all(inside) {
             let what = format!("the item page in block {at} has keys outside the range it stands for");
             self.visitor.broken(what);
         }

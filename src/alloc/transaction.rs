@@ -248,14 +248,13 @@ impl Transaction {
     }
 
     fn defer(&mut self, start: BlockNo, blocks: u64, version: Option<Version>) {
-        match self.deferred.last_mut() {
-            Some(last) if version.is_none() && last.version.is_none() => {
-                if last.start.plus(last.blocks) == start {
-                    last.blocks += blocks;
-                    return;
-                }
-            }
-            _ => {}
+        if let Some(last) = self.deferred.last_mut()
+            && version.is_none()
+            && last.version.is_none()
+            && last.start.plus(last.blocks) == start
+        {
+            last.blocks += blocks;
+            return;
         }
         self.deferred.push(DeferredFree { start, blocks, version });
     }

@@ -281,7 +281,8 @@ impl Fs {
         // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let node = op.core.nodes.get(ino);
-            Ok(if data_only { op.core.flush_data(&node)? } else { op.core.flush_node(&node)? })
+            let flushed = if data_only { op.core.flush_data(&node) } else { op.core.flush_node(&node) };
+            Ok(flushed?)
         };
         let finish = move |flushed: Result<()>| {
             let committed = core.commit_node(ino, fh);

@@ -43,11 +43,15 @@ struct State {
     /// Frees have been deferred since the last look.
     deferred: bool,
     /// To run when everything that can be freed has been.
-    squeezes: Vec<(Duration, Job)>,
+    squeezes: Vec<Squeeze>,
     stop: bool,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
+/// A pause, and what to run after it.
+type Squeeze = (Duration, Job);
+/// An item of the slot inode.
+type Item = (ItemKey, Vec<u8>);
 
 impl Queue {
     /// The last name or handle of an orphan is gone on this host.
@@ -97,7 +101,7 @@ impl Queue {
 
     /// Wait for something to do: inodes to reap, what to run afterwards, and whether it is time to
     /// look through the slot inode. `None`: stop.
-    fn next(&self) -> Option<(BTreeSet<InodeNo>, Vec<(Duration, Job)>, bool)> {
+    fn next(&self) -> Option<(BTreeSet<InodeNo>, Vec<Squeeze>, bool)> {
         let mut state = self.state.lock();
         if state.ready.is_empty() && state.squeezes.is_empty() && !state.stop {
             let pause = if state.deferred { LOOK_SOON } else { LOOK };
@@ -248,7 +252,7 @@ impl Core {
     /// Orphans to be looked after, and deferred frees whose group somebody answers for: a batch of each.
     /// The others are passed over, not counted: there can be any number of files that are unlinked and
     /// still open.
-    fn leftovers(&self) -> Result<(Vec<InodeNo>, Vec<(ItemKey, Vec<u8>)>)> {
+    fn leftovers(&self) -> Result<(Vec<InodeNo>, Vec<Item>)> {
         let (mut orphans, mut frees) = (Vec::new(), Vec::new());
         let more = |found: usize| match found < BATCH {
             true => ControlFlow::Continue(()),

@@ -30,11 +30,14 @@ pub struct Signal {
     throttled: Mutex<Throttled>,
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
 /// Writes that wait for dirty data to become less, and whether a thread looks after them. Not on the
 /// threads that read requests: what is being waited for may be behind a request that nobody has read.
 #[derive(Default)]
 struct Throttled {
-    writes: VecDeque<(Duration, Option<Parked>, Box<dyn FnOnce() + Send>)>,
+    /// Until when each waits at most, its pages, and the write.
+    writes: VecDeque<(Duration, Option<Parked>, Job)>,
     looked_after: bool,
 }
 

@@ -48,13 +48,15 @@ struct Inner {
     flushes: u64,
 }
 
+type Hook = dyn Fn(&str, u64, usize) + Send + Sync;
+
 /// A sparse disk in memory.
 pub struct SimDisk {
     inner: Mutex<Inner>,
     size: u64,
     logical: u32,
     /// Called before each request without any lock held: tests delay or observe here.
-    hook: Mutex<Option<Arc<dyn Fn(&str, u64, usize) + Send + Sync>>>,
+    hook: Mutex<Option<Arc<Hook>>>,
     /// Byte-range locks: first byte to the port that has it.
     pub(super) claims: Mutex<BTreeMap<u64, u64>>,
 }

@@ -139,10 +139,12 @@ impl Known<'_> {
     }
 }
 
-/// Names of one listing.
+/// Names of one listing, each with its cookie.
+type Listed = Vec<(Vec<u8>, u64)>;
+
 struct Names {
-    found: Vec<(Vec<u8>, u64)>,
-    done: mpsc::Sender<Result<Vec<(Vec<u8>, u64)>>>,
+    found: Listed,
+    done: mpsc::Sender<Result<Listed>>,
 }
 
 impl DirSink for Names {

@@ -355,7 +355,8 @@ pub fn check_file(data: &[u8], versions: &[&Vec<u8>]) -> Result<(), String> {
             !there.is_empty() && same == &there[..same.len()] && rest.iter().all(|b| *b == 0)
         };
         let zeros = sector.iter().all(|b| *b == 0);
-        if !versions.iter().any(fits) && !(zeros && was_cut(versions, at)) {
+        let known = versions.iter().any(fits) || (zeros && was_cut(versions, at));
+        if !known {
             let what = if zeros { "zeros" } else { "bytes" };
             return Err(format!("byte {at} of {}: {what} that never were there", data.len()));
         }

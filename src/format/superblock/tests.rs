@@ -57,7 +57,8 @@ fn each_flipped_bit_is_damage_never_a_panic() {
 /// Values that no mkfs writes, under a good checksum: a newer or a broken program wrote them.
 #[test]
 fn impossible_values_are_refused() {
-    let changes: [(&str, fn(&mut DiskSuperblock)); 14] = [
+    type Change = fn(&mut DiskSuperblock);
+    let changes: [(&str, Change); 14] = [
         ("version", |d| d.version = U32::new(2)),
         ("blocks of 8192", |d| d.block_size = U32::new(8192)),
         ("slots", |d| d.max_slots = U16::new(65)),

@@ -76,7 +76,8 @@ fn an_older_life_of_the_disk_does_not_speak() {
 
 #[test]
 fn impossible_values_are_refused() {
-    let changes: [(&str, fn(&mut DiskVolume)); 9] = [
+    type Change = fn(&mut DiskVolume);
+    let changes: [(&str, Change); 9] = [
         ("slots", |d| d.slots = U16::new(0)),
         ("slots", |d| d.slots = U16::new(5)),
         ("timing", |d| d.timing = 9),
