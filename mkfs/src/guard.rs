@@ -5,6 +5,7 @@ use shoal::base::{Error, Result, SlotId};
 use shoal::cluster::{Disk, status};
 use shoal::device::{BlockDevice, FileDevice, probe};
 use shoal::format::cluster::Heartbeat;
+use shoal::format::foreign;
 use shoal::format::superblock::{self, Remains, Superblock, TimingProfile};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub fn check(dev: &Arc<FileDevice>, force: bool) -> Result<()> {
         }
         _ => {}
     }
-    let found = probe::signatures(&**dev)?;
+    let found = foreign::signatures(&**dev)?;
     if force || found.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,6 @@ use crate::Summary;
 use crate::plan::{Given, GroupPlan};
 use shoal::base::{BLOCK_SIZE, BlockNo, LockName, Result, SlotId, Version};
 use shoal::device::BlockDevice;
-use shoal::device::probe;
 use shoal::format::group::{self, ChunkKind, ChunkPage, GroupHeader};
 use shoal::format::inode::{DiskAttr, DiskTime, ROOT_PAGE};
 use shoal::format::item::PageMut;
@@ -12,7 +11,7 @@ use shoal::format::journal::{HEADER_BLOCKS, JournalPlace};
 use shoal::format::layout::{BACKUP_SUPERBLOCK, CHUNK_BLOCKS, CHUNKS_PER_PAGE, SUPERBLOCK, VOLUME_BLOCKS};
 use shoal::format::superblock::Superblock;
 use shoal::format::volume::Volume;
-use shoal::format::{Block, BlockKind, Geometry, cluster};
+use shoal::format::{Block, BlockKind, Geometry, cluster, foreign};
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -47,7 +46,7 @@ struct Maker<'a> {
 impl Maker<'_> {
     /// Whatever was here before is not to be found any more, neither by us nor by `blkid`.
     fn wipe(&self, keep_content: bool) -> Result<()> {
-        let found = probe::signatures(self.dev)?;
+        let found = foreign::signatures(self.dev)?;
         for place in self.superblock_places() {
             self.dev.write(place.byte(), &Block::zeroed().0)?;
         }

@@ -118,7 +118,7 @@ fn foreign_content_needs_force() {
     assert!(e.contains("ext2/3/4") && e.contains("GPT") && e.contains("-f"), "{e}");
     mkfs(&["-f"], &dir.image()).unwrap();
     let dev = FileDevice::open(dir.image(), Access::Read).unwrap();
-    assert_eq!(shoal::device::probe::signatures(&dev).unwrap(), [], "nothing of it is left");
+    assert_eq!(shoal::format::foreign::signatures(&dev).unwrap(), [], "nothing of it is left");
 }
 
 #[test]

@@ -3,6 +3,7 @@ pub mod block;
 pub mod cluster;
 pub mod codec;
 pub mod extent;
+pub mod foreign;
 pub mod group;
 pub mod inode;
 pub mod item;

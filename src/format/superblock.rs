@@ -2,9 +2,11 @@
 
 use crate::base::{AgNo, BLOCK_SIZE, BlockDevice, BlockNo, Error, LockName, Result, Version};
 use crate::format::block::{Block, BlockKind, MAGIC};
+use crate::format::foreign;
 use crate::format::layout::{
-    BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK,
+    BACKUP_SUPERBLOCK, GROUPS_MAX, Geometry, LEDGER_ENTRIES_PER_PAGE, SLOTS_MAX, SUPERBLOCK, VOLUME_BLOCKS,
 };
+use crate::format::volume::Volume;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -218,9 +220,7 @@ pub fn load(dev: &dyn BlockDevice) -> Result<(Superblock, LoadedFrom)> {
         return Err(Error::Device(format!("{name}: not a Shoal volume (only {} bytes)", dev.size())));
     }
     let (sb, from) = match read(dev, SUPERBLOCK) {
-        // Without our magic this is somebody else's by now: a backup that survived the making of
-        // another filesystem must not bring the old volume back to life over it.
-        Ok(block) if block.0[..4] != MAGIC => return Err(Error::Device(format!("{name}: {}", foreign(dev)))),
+        Ok(block) if block.0[..4] != MAGIC => overwritten(dev, &block)?,
         Ok(block) => match Superblock::from_block(&block, SUPERBLOCK) {
             Ok(sb) => (sb, LoadedFrom::Primary),
             Err(Error::Device(why)) => return Err(Error::Device(format!("{name}: {why}"))),
@@ -258,17 +258,25 @@ fn fits(dev: &dyn BlockDevice, sb: &Superblock) -> Result<()> {
     Ok(())
 }
 
-/// What to say of a device without our superblock. Looks at the fixed backup only: this is every
-/// blank disk's way, and a search over the disk takes minutes where seeks are slow.
-fn foreign(dev: &dyn BlockDevice) -> String {
-    match superblock_at(dev, BACKUP_SUPERBLOCK) {
-        None => "not a Shoal volume (mkfs.shoal makes one)".into(),
-        Some(_) => format!(
-            "not a Shoal volume; one was here before (its backup superblock is at block {BACKUP_SUPERBLOCK}), \
-             but its beginning was overwritten: restore the device from a copy, or make a new volume \
-             with mkfs.shoal"
-        ),
+/// The first block is not ours: a blank disk, another owner's by now, or a volume that lost just this
+/// block. A backup that survived the making of another filesystem must not bring the old volume back
+/// to life over it, so it stands in only where the block bears nobody's signature and both blocks
+/// behind it are whole: whoever takes a disk over writes there. Looks at the fixed backup only: this
+/// is every blank disk's way, and a search over the disk takes minutes where seeks are slow.
+fn overwritten(dev: &dyn BlockDevice, first: &Block) -> Result<(Superblock, LoadedFrom)> {
+    let refuse = |why: String| Err(Error::Device(format!("{}: {why}", dev.name())));
+    let Some(sb) = superblock_at(dev, BACKUP_SUPERBLOCK) else {
+        return refuse("not a Shoal volume (mkfs.shoal makes one)".into());
+    };
+    let whole =
+        |place| matches!(read(dev, place), Ok(block) if Volume::from_block(&block, &sb, place).is_ok());
+    if foreign::in_head(&first.0).is_none() && VOLUME_BLOCKS.into_iter().all(whole) {
+        return Ok((sb, LoadedFrom::Backup(BACKUP_SUPERBLOCK)));
     }
+    refuse(format!(
+        "not a Shoal volume; one was here before (its backup superblock is at block {BACKUP_SUPERBLOCK}), but its \
+         beginning was overwritten: restore the device from a copy, or make a new volume with mkfs.shoal"
+    ))
 }
 
 /// What stands at the place of the superblock where [`load`] finds none that it can use.

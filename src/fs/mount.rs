@@ -10,6 +10,7 @@ use crate::cluster::{SlotClaim, StoreLease, Timing};
 use crate::device::probe::{self, Identity};
 use crate::device::{Access, BlockDevice, FileDevice};
 use crate::format::cluster::heartbeat::DeviceFile;
+use crate::format::foreign;
 use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
@@ -82,7 +83,7 @@ fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
 
 /// Says what else is on a device without a usable superblock.
 fn with_foreign(error: Error, device: &dyn BlockDevice) -> Error {
-    let found = probe::signatures(device).unwrap_or_default();
+    let found = foreign::signatures(device).unwrap_or_default();
     match (error, &found[..]) {
         (Error::Device(why), [first, ..]) => Error::Device(format!("{why}; it contains {}", first.what)),
         (other, _) => other,

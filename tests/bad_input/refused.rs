@@ -4,7 +4,8 @@ use crate::disk::Disk;
 use crate::rig::{Cluster, run, stderr};
 use crate::{LIMIT, assert_refused, errno};
 use shoal::base::BlockNo;
-use shoal::format::layout::{BACKUP_SUPERBLOCK, SUPERBLOCK};
+use shoal::format::Block;
+use shoal::format::layout::{BACKUP_SUPERBLOCK, SUPERBLOCK, VOLUME_BLOCKS};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -114,22 +115,33 @@ fn a_destroyed_superblock_is_replaced_by_its_backup_and_that_is_said() {
     cluster.umount(0);
     let mut torn = disk.read(SUPERBLOCK);
     torn.0[512..].fill(0x77);
-    disk.write(SUPERBLOCK, &torn);
-    cluster.mount(0);
-    assert_eq!(fs::read(cluster.at(0).join("f")).unwrap(), b"lasting");
+    let mut noise = torn.clone();
+    noise.0.fill(0x55);
     let named = format!("using its backup in block {BACKUP_SUPERBLOCK}");
+    for destroyed in [&torn, &Block::zeroed(), &noise] {
+        disk.write(SUPERBLOCK, destroyed);
+        cluster.mount(0);
+        assert_eq!(fs::read(cluster.at(0).join("f")).unwrap(), b"lasting");
+        cluster.umount(0);
+        let status = run("shoal", &["status", "--quick", cluster.image().to_str().unwrap()]);
+        assert!(stderr(&status).contains(&named), "{}", stderr(&status));
+    }
     let log = cluster.log(0);
-    assert!(
-        log.lines().any(|l| l.contains("WARN") && l.contains(&named) && l.contains("fsck.shoal")),
-        "{log}"
-    );
-    cluster.umount(0);
-    let status = run("shoal", &["status", "--quick", cluster.image().to_str().unwrap()]);
-    assert!(stderr(&status).contains(&named), "{}", stderr(&status));
-    // Nothing of it left: that may be another filesystem by now, so nobody mounts it by the backup.
-    disk.write(SUPERBLOCK, &shoal::format::Block::zeroed());
+    let warnings =
+        log.lines().filter(|l| l.contains("WARN") && l.contains(&named) && l.contains("fsck.shoal"));
+    assert_eq!(warnings.count(), 3, "{log}");
+    // Somebody else's by now: nobody mounts it by the backup, no more than where the blocks behind it went too.
+    let mut swap = Block::zeroed();
+    swap.0[4086..].copy_from_slice(b"SWAPSPACE2");
+    disk.write(SUPERBLOCK, &swap);
+    let refused = cluster.try_mount(0, &cluster.image(), "rw");
+    assert_refused(&refused, &["backup superblock is at block 4094", "mkfs.shoal", "swap"]);
+    let copy = disk.read(VOLUME_BLOCKS[0]);
+    disk.write(SUPERBLOCK, &Block::zeroed());
+    disk.write(VOLUME_BLOCKS[0], &Block::zeroed());
     let refused = cluster.try_mount(0, &cluster.image(), "rw");
     assert_refused(&refused, &["backup superblock is at block 4094", "mkfs.shoal"]);
+    disk.write(VOLUME_BLOCKS[0], &copy);
     // All of them damaged.
     disk.write(SUPERBLOCK, &torn);
     disk.write(BACKUP_SUPERBLOCK, &torn);
