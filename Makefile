@@ -13,10 +13,11 @@ RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
 
-# Longer runs of the simulations: how many, and from which seed on.
+# Longer runs of the simulations: how many, from which seed on, how many at a time.
 POINTS ?= 100000
 SEEDS ?= 20
 SEED ?= 1
+JOBS ?= 4
 
 .PHONY: all build demo test crash-points simulate bench install deps lint clean
 
@@ -43,7 +44,7 @@ crash-points:
 		$(CARGO) test --release --test simulation workloads -- --nocapture
 
 simulate:
-	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) \
+	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) SHOAL_JOBS=$(JOBS) \
 		$(CARGO) test --release --test simulation -- --nocapture cluster chaos
 
 # BENCH="--rounds 1 --files 1000 --mib 64 --no-idle" takes less than a minute.

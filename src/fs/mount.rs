@@ -15,7 +15,7 @@ use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
 
-use crate::lock::LockConfig;
+use crate::lock::{Demoter, LockConfig};
 use std::collections::BTreeSet;
 
 /// How long living members are asked to let us in.
@@ -161,12 +161,26 @@ pub fn start(options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc
 /// # Errors
 /// Those of [`start`].
 pub fn start_on(backing: Backing, options: &MountOptions, kernel: Arc<dyn KernelCache>) -> Result<Arc<Fs>> {
+    start_wrapped(backing, options, kernel, &|demoter| demoter)
+}
+
+/// As [`start_on`]; what the lock room wants emptied goes through what `wrap` makes of the file system's
+/// own demoter. Simulations look on there, and bend it.
+///
+/// # Errors
+/// Those of [`start`].
+pub fn start_wrapped(
+    backing: Backing,
+    options: &MountOptions,
+    kernel: Arc<dyn KernelCache>,
+    wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
+) -> Result<Arc<Fs>> {
     let opened = load(backing, options)?;
     let Superblock { geometry, format_id, .. } = opened.superblock;
     let store = Store::new(opened.backing.device.clone(), format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options)?;
     let cluster = Arc::new(cluster);
-    let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel) {
+    let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel, wrap) {
         Ok(core) => Fs { core },
         Err(e) => {
             // We hold no lock and have logged nothing yet.
@@ -198,6 +212,7 @@ fn assemble(
     report: &JoinReport,
     options: &MountOptions,
     kernel: Arc<dyn KernelCache>,
+    wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
 ) -> Result<Arc<Core>> {
     let geometry = opened.superblock.geometry;
     if !report.replay.is_empty() {
@@ -216,7 +231,7 @@ fn assemble(
     let alloc = Allocator::with_oracle(store.clone(), journal.clone(), deferral, oracle);
     let hook = Arc::new(Hook::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, hook.clone());
+    let locks = LockManager::new(LockConfig::new(clock.clone()), geometry, slot, wrap(hook.clone()));
     let core = Arc::new(Core {
         store,
         journal,

@@ -2,11 +2,13 @@
 //! No model can say what each must answer; but none may fail for another reason than the names', all
 //! hosts must show the same tree afterwards, and fsck must find nothing, nor after a power cut.
 
-use crate::cluster::{Canary, Sim};
+use crate::canary::Canary;
+use crate::cluster::Sim;
 use crate::common::simdisk::SimDisk;
 use crate::draw::{self, Draw};
 use crate::host::Host;
 use crate::model::{Model, Op};
+use crate::runs::{Count, Until};
 use crate::story::{execute, volume};
 use crate::tree;
 use rand::rngs::StdRng;
@@ -14,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use shoal::base::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const THREADS: usize = 4;
 
@@ -56,10 +58,10 @@ fn learn(host: &Host) -> Option<Model> {
     model.find(&draw::home(0)).is_ok().then_some(model)
 }
 
-fn work(sim: &Sim, thread: usize, seed: u64, until: Instant) -> Result<(), String> {
+fn work(sim: &Sim, thread: usize, seed: u64, until: Until) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed ^ ((thread as u64 + 1) << 40));
     let (mut number, mut believed) = ((thread + 1) * 1_000_000, None);
-    while Instant::now() < until && !sim.down.load(Ordering::Acquire) {
+    while !until.is_over(sim) && !sim.down.load(Ordering::Acquire) {
         let at = random.random_range(0..sim.hosts.len());
         let Some(place) = sim.hosts[at].try_read() else {
             std::thread::sleep(Duration::from_millis(1));
@@ -118,7 +120,7 @@ fn check_cut(disk: &Arc<SimDisk>) -> Result<(), String> {
     found.and_then(|()| tree::fsck(disk)).map_err(|e| format!("after recovery: {e}"))
 }
 
-fn run(seed: u64) -> Result<usize, String> {
+fn run(seed: u64) -> Result<Count, String> {
     let disk = volume(512, 5);
     let first = Host::mount(&disk, "first").map_err(|e| e.to_string())?;
     first.mkdir("/shared").and_then(|()| first.mkdir(&draw::home(0))).map_err(|e| e.to_string())?;
@@ -127,15 +129,15 @@ fn run(seed: u64) -> Result<usize, String> {
     let history = sim.disk.record();
     // Every other time they all die in the middle of it.
     let dies = seed / 2 % 2 == 1;
-    let until = Instant::now() + Duration::from_millis(2500);
-    let last = if dies { until + Duration::from_secs(5) } else { until };
+    let until = Until::counted(Duration::from_millis(2500));
+    let last = if dies { until.later(Duration::from_secs(5)) } else { until };
     let (worked, cut) = std::thread::scope(|scope| {
         let sim = &sim;
         let churn = (seed % 2 == 1).then(|| scope.spawn(move || sim.churn(until)));
         let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || work(sim, t, seed, last))).collect();
         let churned = churn.is_none_or(|churn| churn.join().is_ok());
         let cut = dies.then(|| {
-            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            until.wait(sim);
             sim.cut(&history)
         });
         let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into())));
@@ -145,12 +147,12 @@ fn run(seed: u64) -> Result<usize, String> {
     });
     let end = || cut.map_or_else(|| compare(&sim), |disk| check_cut(&disk));
     let checked = worked.and_then(|()| end()).map_err(|e| format!("seed {seed}: {e}"));
-    let done = sim.done.load(Ordering::Relaxed);
+    let done = sim.count();
     sim.bury();
     checked.map(|()| done)
 }
 
 #[test]
 fn one_tree_for_all() {
-    crate::cluster::over_seeds(run);
+    crate::runs::over_seeds("chaos", run);
 }

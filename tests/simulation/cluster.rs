@@ -5,9 +5,11 @@
 //! A seed determines the operations each worker draws, the weather and the plan of arrivals and
 //! departures. Threads of production code run as they like, so a seed is a good witness, not a replay.
 
+use crate::canary::Canary;
 use crate::common::port::Weather;
 use crate::common::simdisk::{SimDisk, Unflushed};
 use crate::host::Host;
+use crate::runs::{Count, Until, over_seeds};
 use crate::story::volume;
 use crate::tree::{self, Found, Image};
 use crate::worker::{Ended, Worker};
@@ -16,19 +18,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const WORKERS: usize = 3;
-
-/// What the hosts are given besides weather.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Canary {
-    None,
-    /// The disk acknowledges flushes that it forgets.
-    LostFlushes,
-    /// A host goes on with blocks as it has read them first.
-    StaleReads,
-}
+const COMMIT: Duration = Duration::from_secs(1);
 
 /// The cluster.
 pub struct Sim {
@@ -41,11 +34,19 @@ pub struct Sim {
     seed: u64,
     canary: Canary,
     mounts: AtomicUsize,
+    /// Requests to the disk before.
+    requests: u64,
+}
+
+fn requests(disk: &SimDisk) -> u64 {
+    let (reads, writes, flushes) = disk.requests();
+    reads + writes + flushes
 }
 
 impl Sim {
     pub fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Sim {
         let sim = Sim {
+            requests: requests(&disk),
             disk,
             hosts: (0..hosts).map(|_| RwLock::default()).collect(),
             down: AtomicBool::new(false),
@@ -69,16 +70,15 @@ impl Sim {
     fn join(&self, at: usize) {
         let mut place = self.hosts[at].write();
         let number = self.mounts.fetch_add(1, Ordering::Relaxed) as u64;
-        let host = Host::mount(&self.disk, &format!("host{at}-{number}")).expect("mount");
+        let (name, canary) = (format!("host{at}-{number}"), self.canary);
+        let host = Host::mount_wrapped(&self.disk, &name, COMMIT, &|d| canary.wrap(d)).expect("mount");
         let mut random = StdRng::seed_from_u64(self.seed ^ (number << 32));
         let weather = Weather {
             delay_us_max: [0, 200, 2000][random.random_range(0..3)],
             torn_of_1000: [0, 300][random.random_range(0..2)],
-            failing_of_100000: 0,
-            lost_flushes: self.canary == Canary::LostFlushes,
-            stale_reads: self.canary == Canary::StaleReads,
+            ..Weather::default()
         };
-        host.port.set_weather(weather, random.random());
+        host.port.set_weather(canary.spoil(weather), random.random());
         *place = Some(host);
     }
 
@@ -89,10 +89,16 @@ impl Sim {
         }
     }
 
+    /// What has happened so far.
+    pub fn count(&self) -> Count {
+        let operations = self.done.load(Ordering::Relaxed) as u64;
+        Count { operations, events: operations + requests(&self.disk) - self.requests }
+    }
+
     /// One host leaves or comes now and then.
-    pub fn churn(&self, until: Instant) {
+    pub fn churn(&self, until: Until) {
         let mut random = StdRng::seed_from_u64(self.seed ^ 0xc0c0);
-        while Instant::now() < until && !self.down.load(Ordering::Acquire) {
+        while !until.is_over(self) && !self.down.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(random.random_range(50..600)));
             let at = random.random_range(0..self.hosts.len());
             let there = self.hosts.iter().filter(|h| h.read().is_some()).count();
@@ -136,7 +142,7 @@ impl Sim {
 }
 
 /// Let every worker work until `until`, or until something is wrong.
-fn work(sim: &Sim, workers: &mut [Worker], until: Instant) -> Result<(), String> {
+fn work(sim: &Sim, workers: &mut [Worker], until: Until) -> Result<(), String> {
     let ended: Vec<Result<Ended, String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = workers.iter_mut().map(|w| scope.spawn(move || w.work(sim, until))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a worker panicked".into()))).collect()
@@ -163,29 +169,29 @@ fn check_all(sim: &Sim, workers: &[Worker]) -> Result<(), String> {
 }
 
 /// Work in peace, with hosts that come and go, and leave.
-fn peace(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<usize, String> {
+fn peace(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<Count, String> {
     let hosts = 3 + (seed % 3) as usize;
     let sim = Sim::new(disk.clone(), hosts, seed, canary);
-    let until = Instant::now() + Duration::from_millis(2500);
+    let until = Until::counted(Duration::from_millis(2500));
     let worked = std::thread::scope(|scope| {
         let churn = scope.spawn(|| sim.churn(until));
         let worked = work(&sim, workers, until);
         churn.join().map_err(|_| "an arrival or departure failed".to_owned()).and(worked)
     });
-    let done = sim.done.load(Ordering::Relaxed);
+    let done = sim.count();
     let checked = worked.and_then(|()| check_all(&sim, workers));
     sim.bury();
     checked.map(|()| done)
 }
 
 /// Work until the power is cut.
-fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<usize, String> {
+fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<Count, String> {
     let sim = Sim::new(disk.clone(), 3, seed ^ 0xffff, canary);
     let history = disk.record();
     workers.iter_mut().for_each(Worker::forget_past);
     let mut random = StdRng::seed_from_u64(seed ^ 0xbeef);
     let life = Duration::from_millis(random.random_range(200..1800));
-    let until = Instant::now() + life * 3;
+    let until = Until::after(life * 3);
     let (worked, after) = std::thread::scope(|scope| {
         let sim = &sim;
         let spoiled = random.random_bool(0.3).then(|| random.random_range(0..3));
@@ -200,7 +206,7 @@ fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worke
         let worked = work(sim, workers, until);
         (worked, cut.join().expect("the cut itself cannot fail"))
     });
-    let done = sim.done.load(Ordering::Relaxed);
+    let done = sim.count();
     sim.bury();
     worked?;
     let mounted = after.snapshot();
@@ -219,7 +225,7 @@ fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worke
 }
 
 /// One seed's run.
-fn run(seed: u64, canary: Canary) -> Result<usize, String> {
+fn run(seed: u64, canary: Canary) -> Result<Count, String> {
     let disk = volume(512, 5);
     let first = Host::mount(&disk, "first").map_err(|e| e.to_string())?;
     let mut workers: Vec<Worker> = (0..WORKERS).map(|n| Worker::new(n, seed)).collect();
@@ -232,34 +238,17 @@ fn run(seed: u64, canary: Canary) -> Result<usize, String> {
     Ok(peaceful + last)
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
-}
-
-/// Run `SHOAL_SEEDS` seeds from `SHOAL_SEED` on.
-pub fn over_seeds(run: impl Fn(u64) -> Result<usize, String>) {
-    let (first, seeds) = (number("SHOAL_SEED", 1), number("SHOAL_SEEDS", 2));
-    let mut faults = Vec::new();
-    for seed in first..first + seeds {
-        let began = Instant::now();
-        match run(seed) {
-            Ok(done) => println!("seed {seed}: {done} operations in {:?}", began.elapsed()),
-            Err(e) => faults.push(e),
-        }
-    }
-    assert!(faults.is_empty(), "{} of {seeds} seeds failed:\n{}", faults.len(), faults.join("\n"));
-}
-
 #[test]
 fn random_work_of_a_cluster_in_bad_weather() {
-    over_seeds(|seed| run(seed, Canary::None));
+    over_seeds("cluster", |seed| run(seed, Canary::None));
 }
 
 /// What the simulation is for: were there such a bug, it would be found.
 #[test]
 fn planted_faults_are_found() {
-    for canary in [Canary::LostFlushes, Canary::StaleReads] {
+    for canary in Canary::ALL {
         let found = (100..110).find_map(|seed| run(seed, canary).err());
-        println!("{}", found.expect("ten seeds must find a planted fault"));
+        let found = found.unwrap_or_else(|| panic!("ten seeds must find {canary:?}"));
+        println!("{canary:?}: {found}");
     }
 }

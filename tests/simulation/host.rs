@@ -5,13 +5,14 @@ use crate::common::port::Port;
 use crate::common::simdisk::SimDisk;
 use shoal::base::{Error, Result};
 use shoal::device::probe::Identity;
-use shoal::fs::mount::{Backing, start_on};
+use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::operations::Operations;
 use shoal::fs::{
     Caller, DirEntryOut, DirSink, EntryReply, Fs, KernelCache, LookupReply, MountOptions, NewNode, NodeId,
     ReadFlags, RenameFlags, SetAttr, Statfs, WriteFlags,
 };
 use shoal::inode::FileKind;
+use shoal::lock::Demoter;
 use shoal::xattr::SetHow;
 use std::io;
 use std::sync::Arc;
@@ -169,6 +170,16 @@ impl Host {
 
     /// As [`Host::mount`]; changes are committed after `commit` at the latest.
     pub fn mount_with(disk: &Arc<SimDisk>, name: &str, commit: Duration) -> Result<Host> {
+        Host::mount_wrapped(disk, name, commit, &|demoter| demoter)
+    }
+
+    /// As [`Host::mount_with`], with something between the locks and what their loss empties.
+    pub fn mount_wrapped(
+        disk: &Arc<SimDisk>,
+        name: &str,
+        commit: Duration,
+        wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
+    ) -> Result<Host> {
         let port = Port::new(disk);
         let mut options = MountOptions::new("simulated".into());
         options.host_name = Some(name.into());
@@ -177,7 +188,7 @@ impl Host {
         options.dirty_bytes = 16 << 20;
         let identity = Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], local_filesystem: true };
         let backing = Backing { device: port.clone(), claim: port.clone(), identity };
-        let fs = start_on(backing, &options, Arc::new(NoKernel))?;
+        let fs = start_wrapped(backing, &options, Arc::new(NoKernel), wrap)?;
         Ok(Host { fs, port })
     }
 

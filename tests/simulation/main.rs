@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod canary;
 mod chaos;
 mod cluster;
 mod demotion;
@@ -14,6 +15,7 @@ mod model;
 mod orphans;
 mod points;
 mod refused;
+mod runs;
 mod space;
 mod story;
 mod tree;

@@ -5,6 +5,7 @@ use crate::cluster::Sim;
 use crate::draw::{self, Draw};
 use crate::host::How;
 use crate::model::{Content, Id, Model, Op};
+use crate::runs::Until;
 use crate::story::{check_file, execute};
 use crate::tree::{self, Entry, Found};
 use rand::rngs::StdRng;
@@ -12,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use shoal::base::Error;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How a worker's time ended.
 pub enum Ended {
@@ -64,8 +65,8 @@ impl Worker {
     }
 
     /// Operations until `until`.
-    pub fn work(&mut self, sim: &Sim, until: Instant) -> Result<Ended, String> {
-        while Instant::now() < until && !sim.down.load(Ordering::Acquire) {
+    pub fn work(&mut self, sim: &Sim, until: Until) -> Result<Ended, String> {
+        while !until.is_over(sim) && !sim.down.load(Ordering::Acquire) {
             let at = self.random.random_range(0..sim.hosts.len());
             let Some(place) = sim.hosts[at].try_read() else {
                 std::thread::sleep(Duration::from_millis(1));
