@@ -201,12 +201,13 @@ impl Core {
         }
     }
 
-    /// Attributes only never waits for pages. Repeated while the kernel has yet to see a reply of ours.
+    /// Attributes only never waits for pages. Repeated while the kernel has yet to see a reply of ours;
+    /// where lookups do not tell whether there is one, none brings attributes that may be kept.
     fn drop_attributes(&self, node: &Node, pages: bool) {
         let deadline = Instant::now() + REPLY_PENDING_MAX;
         let nodeid = self.nodeid(node.ino);
         while let Err(e) = self.kernel.inval_inode(nodeid, if pages { 0 } else { -1 }, 0) {
-            if e.kind() != std::io::ErrorKind::NotFound || node.lookups() == 0 {
+            if e.kind() != std::io::ErrorKind::NotFound || !node.is_known() {
                 break;
             }
             if Instant::now() > deadline {

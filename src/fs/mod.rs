@@ -195,13 +195,14 @@ impl Core {
 
     /// Count a lookup and make the answer from attributes at hand.
     fn entry_of(&self, ino: InodeNo, attr: Attr) -> EntryReply {
-        self.nodes.remember(ino, attr.generation);
+        let node = self.nodes.remember(ino, attr.generation);
         EntryReply {
             ino: self.nodeid(ino),
             generation: attr.generation,
             attr,
             entry_valid: self.entry_valid(),
-            attr_valid: KEEP,
+            // What an invalidation might miss on its way must not be relied on (`drop_attributes`).
+            attr_valid: if node.is_mixed() { Duration::ZERO } else { KEEP },
         }
     }
 

@@ -86,6 +86,11 @@ pub struct Node {
     pub gate: RwLock<()>,
     /// Lookups the kernel has not yet forgotten.
     lookups: AtomicU64,
+    /// Generation that the kernel was last told.
+    told: AtomicU64,
+    /// Some of these lookups may be of an inode that had the number before. The kernel keeps that one, out
+    /// of reach, while a name or a directory in use leads to it.
+    mixed: AtomicBool,
     pub opens: AtomicU32,
     pub writers: AtomicU32,
     /// The kernel may hold pages that are not known to be current: the next open drops them.
@@ -111,6 +116,8 @@ impl Node {
             state: Mutex::new(NodeState { last_txn, data_txn: last_txn, ..NodeState::default() }),
             gate: RwLock::new(()),
             lookups: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            mixed: AtomicBool::new(false),
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             stale_pages: AtomicBool::new(true),
@@ -139,6 +146,23 @@ impl Node {
     /// Lookups the kernel has not forgotten.
     pub fn lookups(&self) -> u64 {
         self.lookups.load(Ordering::Acquire)
+    }
+
+    /// Does a lookup that is not forgotten prove that the kernel has this inode, or soon will?
+    pub fn is_known(&self) -> bool {
+        self.lookups() > 0 && !self.is_mixed()
+    }
+
+    /// May lookups be of an inode that had this number before?
+    pub fn is_mixed(&self) -> bool {
+        self.mixed.load(Ordering::Acquire)
+    }
+
+    fn set_lookups(&self, lookups: u64) {
+        self.lookups.store(lookups, Ordering::Release);
+        if lookups == 0 {
+            self.mixed.store(false, Ordering::Release);
+        }
     }
 
     /// Open for writing on this host: page fills need X then, because a store into a shared mapping
@@ -181,7 +205,9 @@ impl Node {
 /// remember millions.
 struct Quiet {
     generation: u64,
+    told: u64,
     lookups: u32,
+    mixed: bool,
     stale_pages: bool,
     has_pages: bool,
 }
@@ -225,7 +251,9 @@ impl NodeTable {
         let quiet = shard.quiet.remove(&ino)?;
         let node = self.fresh(ino);
         node.generation.store(quiet.generation, Ordering::Release);
-        node.lookups.store(quiet.lookups.into(), Ordering::Release);
+        node.told.store(quiet.told, Ordering::Release);
+        node.mixed.store(quiet.mixed, Ordering::Release);
+        node.set_lookups(quiet.lookups.into());
         node.stale_pages.store(quiet.stale_pages, Ordering::Release);
         if quiet.has_pages {
             node.fills(0, u64::MAX);
@@ -246,14 +274,18 @@ impl NodeTable {
             .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone())
     }
 
-    /// Count a lookup that is about to be answered.
-    pub fn remember(&self, ino: InodeNo, generation: Generation) {
+    /// Count a lookup that is about to be answered. The node.
+    pub fn remember(&self, ino: InodeNo, generation: Generation) -> Arc<Node> {
         let mut shard = self.shard(ino).lock();
         let node = self
             .wake(&mut shard, ino)
             .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone());
         node.generation.store(generation.0, Ordering::Release);
-        node.lookups.fetch_add(1, Ordering::AcqRel);
+        let before = node.told.swap(generation.0, Ordering::AcqRel);
+        if node.lookups.fetch_add(1, Ordering::AcqRel) > 0 && before != generation.0 {
+            node.mixed.store(true, Ordering::Release);
+        }
+        node
     }
 
     /// The kernel forgets `n` lookups. Returns the node if none is left and it was not quiet.
@@ -268,7 +300,7 @@ impl NodeTable {
         }
         let node = shard.nodes.get(&ino)?;
         let left = node.lookups().saturating_sub(n);
-        node.lookups.store(left, Ordering::Release);
+        node.set_lookups(left);
         (left == 0).then(|| node.clone())
     }
 
@@ -325,10 +357,15 @@ impl NodeTable {
                 return true;
             }
             if lookups > 0 {
-                let generation = node.generation.load(Ordering::Acquire);
-                let stale_pages = node.stale_pages.load(Ordering::Acquire);
-                let has_pages = !node.filled.lock().is_empty();
-                quiet.insert(*ino, Quiet { generation, lookups, stale_pages, has_pages });
+                let known = Quiet {
+                    generation: node.generation.load(Ordering::Acquire),
+                    told: node.told.load(Ordering::Acquire),
+                    lookups,
+                    mixed: node.is_mixed(),
+                    stale_pages: node.stale_pages.load(Ordering::Acquire),
+                    has_pages: !node.filled.lock().is_empty(),
+                };
+                quiet.insert(*ino, known);
             }
             false
         });
@@ -382,6 +419,25 @@ mod tests {
         table.quieten(0);
         assert!(table.forget(ino, 1).is_none());
         assert!(table.find(ino).is_none());
+    }
+
+    #[test]
+    fn a_number_used_again_is_mixed_until_all_is_forgotten() {
+        let table = NodeTable::default();
+        let ino = known(&table, 5, 1);
+        known(&table, 5, 1);
+        assert!(table.find(ino).unwrap().is_known());
+        known(&table, 5, 2);
+        table.quieten(0);
+        assert_eq!(table.awake(), 0);
+        let node = table.find(ino).unwrap();
+        assert!(node.is_mixed() && !node.is_known());
+        assert!(table.forget(ino, 2).is_none());
+        known(&table, 5, 2);
+        assert!(node.is_mixed(), "which ones were forgotten?");
+        assert!(table.forget(ino, 2).is_some());
+        known(&table, 5, 3);
+        assert!(node.is_known() && !node.is_mixed());
     }
 
     #[test]

@@ -180,6 +180,21 @@ impl Host {
         commit: Duration,
         wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
     ) -> Result<Host> {
+        Host::mount_on(disk, name, commit, Arc::new(NoKernel), wrap)
+    }
+
+    /// As [`Host::mount`], with a kernel of one's own before it.
+    pub fn mount_before(disk: &Arc<SimDisk>, name: &str, kernel: Arc<dyn KernelCache>) -> Result<Host> {
+        Host::mount_on(disk, name, Duration::from_secs(1), kernel, &|demoter| demoter)
+    }
+
+    fn mount_on(
+        disk: &Arc<SimDisk>,
+        name: &str,
+        commit: Duration,
+        kernel: Arc<dyn KernelCache>,
+        wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
+    ) -> Result<Host> {
         let port = Port::new(disk);
         let mut options = MountOptions::new("simulated".into());
         options.host_name = Some(name.into());
@@ -188,7 +203,7 @@ impl Host {
         options.dirty_bytes = 16 << 20;
         let identity = Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], local_filesystem: true };
         let backing = Backing { device: port.clone(), claim: port.clone(), identity };
-        let fs = start_wrapped(backing, &options, Arc::new(NoKernel), wrap)?;
+        let fs = start_wrapped(backing, &options, kernel, wrap)?;
         Ok(Host { fs, port })
     }
 

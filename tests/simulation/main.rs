@@ -15,6 +15,7 @@ mod model;
 mod orphans;
 mod points;
 mod refused;
+mod reused;
 mod runs;
 mod space;
 mod story;
