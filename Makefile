@@ -12,6 +12,7 @@ DOCDIR ?= $(PREFIX)/share/doc/shoal
 RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
+DEPS_VM = user-mode-linux util-linux python3-minimal
 
 # Longer runs of the simulations: how many, from which seed on, how many at a time.
 POINTS ?= 100000
@@ -19,7 +20,7 @@ SEEDS ?= 20
 SEED ?= 1
 JOBS ?= 4
 
-.PHONY: all build demo test crash-points simulate bench install deps lint clean
+.PHONY: all build demo test test-vm deps-vm crash-points simulate bench install deps lint clean
 
 all: build
 
@@ -38,6 +39,11 @@ demo: build
 test:
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
+
+# Several kernels on one image: User-Mode Linux guests. Root; no virtualisation is needed.
+test-vm: deps-vm
+	$(CARGO) build --workspace
+	$(CARGO) test --test vm -- --test-threads=1
 
 crash-points:
 	SHOAL_POINTS=$(POINTS) SHOAL_SEED=$(SEED) \
@@ -72,6 +78,10 @@ install: build
 deps:
 	$(SUDO) apt-get update
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS)
+
+deps-vm:
+	$(SUDO) apt-get update
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS_VM)
 
 clean:
 	$(CARGO) clean
