@@ -3,9 +3,11 @@
 //! (`cargo build --workspace`); where something is missing it fails and says so.
 #![cfg(feature = "fuse")]
 
+use parking_lot::RwLock;
 use shoal::device::local;
 use shoal::device::mountinfo;
 use shoal::fuse::mount::{self, Unmount};
+use std::any::Any;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,13 +17,21 @@ use std::time::{Duration, Instant};
 /// Longest time of one command.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A new mount namespace has all mounts of its moment, those of other tests too: its test runs alone.
+static NAMESPACES: RwLock<()> = RwLock::new(());
+
 /// A volume in an image file, and a directory to mount it at.
 struct Volume {
     directory: tempfile::TempDir,
+    _turn: Box<dyn Any>,
 }
 
 impl Volume {
     fn new() -> Volume {
+        Volume::in_turn(Box::new(NAMESPACES.read()))
+    }
+
+    fn in_turn(turn: Box<dyn Any>) -> Volume {
         let mkfs = program("mkfs_shoal");
         assert!(
             Path::new("/dev/fuse").exists() && fs::metadata("/proc/self").unwrap().uid() == 0,
@@ -29,7 +39,7 @@ impl Volume {
         );
         assert!(mkfs.exists(), "{} is missing: cargo build --workspace", mkfs.display());
         let directory = tempfile::tempdir().unwrap();
-        let volume = Volume { directory };
+        let volume = Volume { directory, _turn: turn };
         fs::create_dir(volume.mountpoint()).unwrap();
         let image = volume.image();
         let made = command("mkfs_shoal", &["-q", "--timing", "test", image.to_str().unwrap(), "64M"]);
@@ -206,4 +216,33 @@ fn a_signal_unmounts_and_leaves_in_order() {
     assert_silent_success(&v.mount("rw"));
     assert_eq!(fs::read(v.mountpoint().join("f")).unwrap(), b"lasting");
     assert_silent_success(&v.umount());
+}
+
+#[test]
+fn a_mount_that_lives_on_in_another_namespace_is_named_and_not_waited_for() {
+    let volume = Volume::in_turn(Box::new(NAMESPACES.write()));
+    assert_silent_success(&volume.mount("rw"));
+    // As a container or a service with a /tmp of its own does.
+    let mut other = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sleep", "60"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    let namespace = format!("/proc/{}/ns/mnt", other.id());
+    let begun = Instant::now();
+    while fs::read_link(&namespace).is_ok_and(|n| n == own) {
+        assert!(begun.elapsed() < LIMIT, "no namespace of its own");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let daemon = volume.daemon().unwrap();
+    let out = volume.umount();
+    let said = stderr(&out);
+    let alive = !daemon.wait(Duration::from_millis(100));
+    let _ = other.kill();
+    let _ = other.wait();
+    assert!(out.status.success() && !volume.is_mounted(), "{said}");
+    assert!(said.contains("another mount namespace") && said.contains("(process "), "{said}");
+    assert!(alive, "the daemon left a mount alone");
+    assert!(daemon.wait(LIMIT), "the last unmount is the end of the daemon");
 }

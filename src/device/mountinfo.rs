@@ -23,8 +23,33 @@ pub struct MountEntry {
 /// # Errors
 /// If /proc is not mounted.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    mounts_of("self")
+}
+
+/// All mounts that process `pid` sees.
+fn mounts_of(pid: &str) -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
+}
+
+/// A process in another mount namespace (of a container, of a service) that still has filesystem
+/// `device` mounted. A process that ends meanwhile is passed over.
+pub fn elsewhere(device: (u64, u64)) -> Option<u32> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut seen = vec![namespace("self")?];
+    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some((name, pid)) =
+            entry.file_name().to_str().and_then(|n| Some((n.to_owned(), n.parse().ok()?)))
+        else {
+            continue;
+        };
+        let Some(theirs) = namespace(&name).filter(|n| !seen.contains(n)) else { continue };
+        if mounts_of(&name).is_ok_and(|mounts| mounts.iter().any(|m| m.device == device)) {
+            return Some(pid);
+        }
+        seen.push(theirs);
+    }
+    None
 }
 
 /// What is mounted at `mountpoint` (the last one, which hides those before it).

@@ -61,16 +61,25 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
     if arguments.verbose {
         println!("{} unmounted", entry.mountpoint.display());
     }
-    let limit = Duration::from_secs(arguments.wait);
-    match daemon {
-        Some(daemon) if how != Unmount::Lazy && !still_mounted(entry.device) && !daemon.wait(limit) => {
-            let pid = daemon.daemon.pid;
-            let what =
-                format!("{target}: unmounted, but the daemon (process {pid}) is not done after {limit:?}");
-            complain(name, what, FAILED)
-        }
-        _ => ExitCode::SUCCESS,
+    let Some(daemon) = daemon else { return ExitCode::SUCCESS };
+    if how == Unmount::Lazy || still_mounted(entry.device) {
+        return ExitCode::SUCCESS;
     }
+    // The kernel tells the daemon of the last unmount only.
+    if let Some(pid) = mountinfo::elsewhere(entry.device) {
+        let what = format!(
+            "{target}: unmounted here, but this host still has the volume: it is mounted in another mount \
+             namespace too (process {pid})"
+        );
+        return complain(name, what, 0);
+    }
+    let limit = Duration::from_secs(arguments.wait);
+    if daemon.wait(limit) {
+        return ExitCode::SUCCESS;
+    }
+    let pid = daemon.daemon.pid;
+    let what = format!("{target}: unmounted, but the daemon (process {pid}) is not done after {limit:?}");
+    complain(name, what, FAILED)
 }
 
 /// The mount at a directory, else the last one of a device.
