@@ -50,6 +50,10 @@ pub trait BlockDevice: Send + Sync {
     fn counts(&self) -> IoCounts {
         IoCounts::default()
     }
+    /// [`BlockDevice::counts`] as text, `name=number` each, with whatever else is counted.
+    fn report(&self) -> String {
+        self.counts().to_string()
+    }
 }
 
 /// Zeros by ordinary writes, for devices that know nothing better.

@@ -6,8 +6,10 @@
 
 mod file;
 pub mod local;
+mod meter;
 pub mod mountinfo;
 pub mod probe;
 
 pub use crate::base::{BlockDevice, IoCounts};
 pub use file::{Access, FileDevice, Medium};
+pub use meter::{Meter, Region};

@@ -8,9 +8,10 @@ use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
 use crate::cluster::{SlotClaim, StoreLease, Timing};
 use crate::device::probe::{self, Identity};
-use crate::device::{Access, BlockDevice, FileDevice};
+use crate::device::{Access, BlockDevice, FileDevice, Meter, Region};
 use crate::format::cluster::heartbeat::DeviceFile;
 use crate::format::foreign;
+use crate::format::layout::Regions;
 use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
@@ -128,6 +129,25 @@ fn extent(slot: &SlotExtents) -> (BlockNo, u64) {
     (slot.journal_start, slot.journal_blocks)
 }
 
+/// The parts of the volume whose requests are counted apart.
+fn regions(geometry: &Geometry, volume: &Volume) -> Vec<Region> {
+    let Regions { heartbeat, ballots, ledgers, inbox, lobby, end, .. } = geometry.regions();
+    let region =
+        |name, start: u64, end: u64| Region { name, start: BlockNo(start).byte(), end: BlockNo(end).byte() };
+    let mut all = vec![
+        region("heartbeat", heartbeat, ballots),
+        region("ballot", ballots, ledgers),
+        region("ledger", ledgers, inbox),
+        region("inbox", inbox, lobby),
+        region("lobby", lobby, end),
+    ];
+    let journal = |slot: &SlotExtents| {
+        region("journal", slot.journal_start.0, slot.journal_start.0 + slot.journal_blocks)
+    };
+    all.extend(volume.slots.iter().map(journal));
+    all
+}
+
 fn slot_tree(slot: SlotId, extents: &SlotExtents) -> Tree {
     Tree { ino: extents.inode, cover: LockName::Slot(slot) }
 }
@@ -175,9 +195,11 @@ pub fn start_wrapped(
     kernel: Arc<dyn KernelCache>,
     wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
 ) -> Result<Arc<Fs>> {
-    let opened = load(backing, options)?;
+    let mut opened = load(backing, options)?;
     let Superblock { geometry, format_id, .. } = opened.superblock;
-    let store = Store::new(opened.backing.device.clone(), format_id, geometry, options.cache_bytes);
+    let metered = Arc::new(Meter::new(opened.backing.device.clone(), regions(&geometry, &opened.volume)));
+    opened.backing.device = metered.clone();
+    let store = Store::new(metered, format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options)?;
     let cluster = Arc::new(cluster);
     let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel, wrap) {

@@ -22,7 +22,7 @@ impl Fs {
     ) {
         let ino = self.core.ino(nodeid);
         if ino == self.core.root && name == IO_COUNTS {
-            return reply(Ok(self.core.store.device().counts().to_string().into_bytes()));
+            return reply(Ok(self.core.store.device().report().into_bytes()));
         }
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);
