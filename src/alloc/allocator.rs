@@ -12,7 +12,7 @@ use crate::store::Store;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What a reservation is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,9 @@ pub struct Allocator {
     pub(super) handle_max: u32,
     groups: RwLock<BTreeMap<AgNo, Arc<Cell>>>,
     /// The group that served last.
-    home: AtomicU32,
+    last: AtomicU32,
+    /// The groups at home had nothing when somebody last looked.
+    home_full: AtomicBool,
 }
 
 impl Allocator {
@@ -76,7 +78,8 @@ impl Allocator {
             oracle,
             slot_lock: Arc::default(),
             groups: RwLock::default(),
-            home: AtomicU32::new(u32::MAX),
+            last: AtomicU32::new(u32::MAX),
+            home_full: AtomicBool::new(false),
         })
     }
 
@@ -84,6 +87,21 @@ impl Allocator {
     pub fn ag_granted(&self, ag: AgNo) {
         let cell = || Arc::new(Cell::new(ag, self.store.geometry().ag_start(ag)));
         self.groups.write().entry(ag).or_insert_with(cell).state.lock().demoting = false;
+        self.home_full.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether this host decides the locks of a group it holds. Where it does not, each new inode costs
+    /// a word with the host that does: [`Allocator::reserve_at_home`] leaves such groups alone.
+    pub fn set_abroad(&self, ag: AgNo, abroad: bool) {
+        if let Some(cell) = self.cell(ag) {
+            cell.abroad.store(abroad, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the groups at home have nothing any more. Forgotten when one is granted; to be withdrawn
+    /// now and then, for something may have been freed.
+    pub fn set_home_full(&self, full: bool) {
+        self.home_full.store(full, Ordering::Relaxed);
     }
 
     /// The lock is wanted elsewhere: promise nothing more in this group. Once `Ready`, release the
@@ -166,15 +184,31 @@ impl Allocator {
     /// # Errors
     /// `NeedSpace` if the groups held cannot give it; `Io`, `Halted`.
     pub fn reserve(&self, want: Want) -> Result<Reservation> {
-        let cells = self.candidates(want.near);
+        self.reserve_in(&self.candidates(want.near), want)
+    }
+
+    /// As [`Allocator::reserve`] from groups that this host decides the locks of, or from all if those
+    /// are known to be full.
+    ///
+    /// # Errors
+    /// Those of `reserve`.
+    pub fn reserve_at_home(&self, want: Want) -> Result<Reservation> {
+        let mut cells = self.candidates(want.near);
+        if !self.home_full.load(Ordering::Relaxed) {
+            cells.retain(|cell| !cell.is_abroad());
+        }
+        self.reserve_in(&cells, want)
+    }
+
+    fn reserve_in(&self, cells: &[Arc<Cell>], want: Want) -> Result<Reservation> {
         let mut got = Reservation::empty();
-        for cell in &cells {
+        for cell in cells {
             if self.gather(cell, want, Fit::Whole, &mut got)? {
-                self.home.store(cell.ag.0, Ordering::Relaxed);
+                self.last.store(cell.ag.0, Ordering::Relaxed);
                 return Ok(got);
             }
         }
-        for cell in &cells {
+        for cell in cells {
             if self.gather(cell, want, Fit::Part, &mut got)? {
                 return Ok(got);
             }
@@ -209,14 +243,16 @@ impl Allocator {
         self.cells().iter().any(|cell| cell.state.lock().group.as_ref().is_some_and(Group::has_waiting))
     }
 
-    /// The groups in the order to ask them.
+    /// The groups in the order to ask them: those at home first.
     fn candidates(&self, near: Option<AgNo>) -> Vec<Arc<Cell>> {
         let groups = self.groups.read();
-        let home = AgNo(self.home.load(Ordering::Relaxed));
+        let last = AgNo(self.last.load(Ordering::Relaxed));
         let first = near.and_then(|ag| groups.get(&ag));
-        let second = groups.get(&home).filter(|_| near != Some(home));
-        let rest = groups.iter().filter(|(ag, _)| Some(**ag) != near && **ag != home).map(|(_, c)| c);
-        first.into_iter().chain(second).chain(rest).cloned().collect()
+        let second = groups.get(&last).filter(|_| near != Some(last));
+        let rest = groups.iter().filter(|(ag, _)| Some(**ag) != near && **ag != last).map(|(_, c)| c);
+        let mut cells: Vec<_> = first.into_iter().chain(second).chain(rest).cloned().collect();
+        cells.sort_by_key(|cell| cell.is_abroad());
+        cells
     }
 
     /// Promise in one group what is missing in `got`; true if nothing is missing any more.

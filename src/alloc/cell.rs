@@ -4,6 +4,7 @@ use super::group::Group;
 use crate::base::{AgNo, BlockNo, Error, Result};
 use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A group whose lock this host holds X.
 pub(super) struct Cell {
@@ -13,6 +14,8 @@ pub(super) struct Cell {
     pub state: Mutex<CellState>,
     /// Held while chunks get a type, journal waits included; never by the holder of a handle.
     pub typing: Mutex<()>,
+    /// Another host decides the locks of the group.
+    pub abroad: AtomicBool,
 }
 
 /// What is known of the group, and who uses it.
@@ -33,7 +36,12 @@ pub(super) struct CellState {
 impl Cell {
     /// A group whose lock has just been granted.
     pub fn new(ag: AgNo, start: BlockNo) -> Cell {
-        Cell { ag, start, state: Mutex::default(), typing: Mutex::new(()) }
+        Cell { ag, start, state: Mutex::default(), typing: Mutex::new(()), abroad: AtomicBool::new(false) }
+    }
+
+    /// Does another host decide the group's locks?
+    pub fn is_abroad(&self) -> bool {
+        self.abroad.load(Ordering::Relaxed)
     }
 
     /// The group in memory, which must be loaded: for guards, whose making loaded it.

@@ -42,6 +42,7 @@ impl Demoter for Hook {
     fn granted(&self, name: LockName, mode: Mode) {
         if let (LockName::Ag(ag), Mode::X, Some(core)) = (name, mode, self.core.read().as_ref()) {
             core.alloc.ag_granted(ag);
+            core.alloc.set_abroad(ag, !core.locks.masters(name));
         }
     }
 }

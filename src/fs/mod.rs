@@ -68,6 +68,8 @@ pub struct Core {
     pub kernel: Arc<dyn KernelCache>,
     pub nodes: NodeTable,
     pub slot: SlotId,
+    /// Slots that the groups were dealt out to.
+    pub slots: u16,
     pub root: InodeNo,
     pub geometry: Geometry,
     pub read_only: bool,

@@ -264,6 +264,7 @@ fn assemble(
         kernel,
         nodes: NodeTable::default(),
         slot,
+        slots: opened.volume.slots.len() as u16,
         root: InodeNo(opened.superblock.root_inode),
         geometry,
         read_only: options.read_only,
@@ -370,6 +371,8 @@ impl Core {
             let held = self.alloc.held();
             let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
             let groups = held.len() as u64;
+            held.iter().for_each(|ag| self.alloc.set_abroad(*ag, !self.locks.masters(LockName::Ag(*ag))));
+            self.alloc.set_home_full(false);
             self.cluster.set_report(HostReport { free_data, free_meta: 0, groups });
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");

@@ -101,7 +101,7 @@ impl Op<'_> {
             meta: want.meta.saturating_sub(u32::try_from(have.meta()).unwrap_or(u32::MAX)),
             near: want.near,
         };
-        match self.core.alloc.reserve(more) {
+        match self.core.alloc.reserve_at_home(more) {
             Ok(rest) => {
                 have.merge(rest);
                 Ok(have)

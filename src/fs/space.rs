@@ -1,7 +1,8 @@
 //! Getting the right to allocate in one more group, holding nothing meanwhile.
 //!
-//! Own groups come first (their locks cost nothing), then groups of others, the emptiest first by
-//! their headers on the disk, which may be a few seconds old. When every group has been held and had
+//! Own groups come first (their locks cost nothing), then those of slots without a host, which a later
+//! mount would like to find still there, then groups of others; the emptiest first by their headers on
+//! the disk, which may be a few seconds old. When every group has been held and had
 //! nothing, what this host has unlinked is freed and what it has dirty is written (which holds more
 //! space than it turns out to need), and the other hosts get a moment for theirs: only when the groups
 //! still have nothing then, and nothing is on its way back, is the volume full.
@@ -75,8 +76,16 @@ fn is_coming_back(core: &Core) -> bool {
     looked.is_ok() && coming
 }
 
-fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, number: usize, then: Then) {
-    let Some(ag) = rest.pop() else { return nothing_left(&core, want, number, then) };
+fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, number: usize, then: Then) {
+    if rest.last().is_none_or(|(whose, _)| *whose == Whose::Others) {
+        core.alloc.set_home_full(true);
+        // What is held of others' groups comes before asking for more.
+        match core.alloc.reserve(want) {
+            Err(Error::NeedSpace) => {}
+            got => return then(got),
+        }
+    }
+    let Some((_, ag)) = rest.pop() else { return nothing_left(&core, want, number, then) };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
         locks,
@@ -95,21 +104,38 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<AgNo>, number: usize, then: T
     );
 }
 
+/// Whose a group is; the order of asking.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    Ours,
+    /// A slot's that has no host now; it is ours to take.
+    Nobodys,
+    Others,
+}
+
 /// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,
 /// and nobody answers for them until the cluster has recovered.
-fn candidates(core: &Core) -> Vec<AgNo> {
+fn candidates(core: &Core) -> Vec<(Whose, AgNo)> {
     let members = core.cluster.membership();
     let held = core.alloc.held();
+    let slots = core.slots;
     let rank = |ag: AgNo| match members.owner_of(ag).0 {
-        Owner::Master(slot) | Owner::Adopter(slot) if slot == members.me => Some(0),
-        Owner::Master(slot) | Owner::Adopter(slot) if !members.is_silent(slot) => Some(1),
+        Owner::Master(slot) if slot == members.me => Some(Whose::Ours),
+        Owner::Adopter(slot) if slot == members.me && is_dealt_to(ag, slot, slots) => Some(Whose::Ours),
+        Owner::Adopter(slot) if slot == members.me => Some(Whose::Nobodys),
+        Owner::Master(slot) | Owner::Adopter(slot) if !members.is_silent(slot) => Some(Whose::Others),
         _ => None,
     };
-    let mut groups: Vec<(u8, std::cmp::Reverse<u64>, AgNo)> = (0..core.geometry.ag_count)
+    let mut groups: Vec<(Whose, std::cmp::Reverse<u64>, AgNo)> = (0..core.geometry.ag_count)
         .map(AgNo)
         .filter(|ag| !held.contains(ag))
         .filter_map(|ag| Some((rank(ag)?, std::cmp::Reverse(core.statfs.free_hint(core, ag)), ag)))
         .collect();
     groups.sort();
-    groups.into_iter().map(|(.., ag)| ag).collect()
+    groups.into_iter().map(|(whose, _, ag)| (whose, ag)).collect()
+}
+
+/// Was the group this slot's when the volume was made?
+fn is_dealt_to(ag: AgNo, slot: SlotId, slots: u16) -> bool {
+    ag.0 % u32::from(slots.max(1)) == u32::from(slot.0)
 }

@@ -153,6 +153,11 @@ impl Holder {
         self.group(ag).map(|((_, name), l)| (*name, l.held, l.wanted())).collect()
     }
 
+    /// Is any lock of `ag` asked for?
+    pub fn wants(&self, ag: AgNo) -> bool {
+        self.group(ag).any(|(_, l)| l.wanted() != Mode::N)
+    }
+
     fn group(&self, ag: AgNo) -> impl Iterator<Item = (&Key, &Line)> {
         // No lock comes before `Freeze`.
         self.lines.range((ag, LockName::Freeze)..).take_while(move |((of, _), _)| *of == ag)

@@ -225,6 +225,11 @@ impl LockManager {
         self.hub.table().get(name).map_or(Mode::N, |held| held.told)
     }
 
+    /// Does this host decide `name`?
+    pub fn masters(&self, name: LockName) -> bool {
+        self.hub.with_desk(|desk, _| desk.masters(name))
+    }
+
     /// Number of locks held.
     pub fn cached(&self) -> usize {
         self.hub.table().len()

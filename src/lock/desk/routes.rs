@@ -35,7 +35,7 @@ impl Desk {
         self.adopting.retain(|ag| membership.owner_of(*ag).0 == Owner::Adopter(me));
         self.learned.retain(|ag, (_, token)| membership.owner_of(*ag).1 < *token);
         for ag in self.holder.groups() {
-            self.route(now, ag);
+            self.route(now, ag, self.holder.wants(ag));
         }
         for from in self.registers.keys().copied().collect::<Vec<_>>() {
             self.take_up_requests(now, from);
@@ -68,7 +68,7 @@ impl Desk {
         }
         if !done {
             self.adopting.remove(&ag);
-            self.route(now, ag); // it may be somebody else's turn now, or try again
+            self.route(now, ag, self.holder.wants(ag)); // it may be somebody else's turn now, or try again
             for from in self.registers.keys().copied().collect::<Vec<_>>() {
                 self.take_up_requests(now, from);
             }
@@ -103,7 +103,7 @@ impl Desk {
         }
         let ag = self.group_of(name);
         if self.master.token(ag).is_none() {
-            self.route(now, ag);
+            self.route(now, ag, !held.covers(want));
         }
         if self.master.token(ag).is_some() {
             self.step_master(now, MasterEvent::Own { ag, lock: name, held, want });
@@ -143,8 +143,9 @@ impl Desk {
         self.complained = now;
     }
 
-    /// Find out who decides `ag`, if we do not; open or adopt it if it is for us.
-    fn route(&mut self, now: Duration, ag: AgNo) {
+    /// Find out who decides `ag`, if we do not; open it if it is ours, adopt it if it could be and
+    /// something is `wanted` of it.
+    fn route(&mut self, now: Duration, ag: AgNo, wanted: bool) {
         if self.master.token(ag).is_some() {
             return;
         }
@@ -152,8 +153,12 @@ impl Desk {
         let (owner, token) = membership.as_ref().map_or((Owner::Nobody, Token(0)), |m| m.owner_of(ag));
         let mut to = match owner {
             Owner::Master(slot) if slot == self.me => return self.open(now, ag, token),
+            // What is merely held needs no master. Taken only when something is wanted, a group is still
+            // there for the next host of its slot.
             Owner::Adopter(slot) if slot == self.me => {
-                self.adopt(ag);
+                if wanted {
+                    self.adopt(ag);
+                }
                 None
             }
             Owner::Master(slot) | Owner::Adopter(slot) => Some((slot, token)),
@@ -235,10 +240,10 @@ impl Desk {
                     let before = self.learned.get(&ag).map_or(known, |(_, token)| *token);
                     if token > before && self.master.token(ag).is_none() {
                         self.learned.insert(ag, (from, token));
-                        self.route(now, ag);
+                        self.route(now, ag, self.holder.wants(ag));
                         learned = true;
                     } else if !self.routed.contains_key(&ag) {
-                        self.route(now, ag);
+                        self.route(now, ag, self.holder.wants(ag));
                         learned = true;
                     }
                 }
