@@ -293,7 +293,7 @@ impl Protocol {
             return Ok(self.node.clock.now() + self.node.timing.heartbeat / 10);
         }
         let poll = registers.poll_due(self.last_poll, self.node.clock.now());
-        Ok([timer, poll].into_iter().flatten().fold(self.next_beat, Duration::min))
+        Ok([timer, poll, registers.flush_due()].into_iter().flatten().fold(self.next_beat, Duration::min))
     }
 
     fn beat(&mut self) -> Result<()> {

@@ -4,8 +4,9 @@
 //! seen of each writer, so that an overlapping read or a late duplicate cannot bring an older
 //! content back; the writer writes only what differs from what it wrote last.
 
-use crate::base::{Incarnation, SlotId};
-use crate::format::cluster::{Entry, Stamp};
+use crate::base::{Incarnation, Mode, SlotId};
+use crate::format::cluster::{Entry, EntryKind, Stamp};
+use std::collections::HashMap;
 
 /// The reading half: one per mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,6 +51,36 @@ impl Inbox {
     }
 }
 
+/// How soon what a register does not say yet must be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// It says everything.
+    Nothing,
+    /// Nobody waits for it: what was understood, and what need not be said any more. It can go with the
+    /// next word.
+    Soon,
+    Now,
+}
+
+/// How soon a register that says `old` must say `new`.
+fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
+    if old == new {
+        return Urgency::Nothing;
+    }
+    let said: HashMap<_, _> = old.iter().map(|e| ((e.kind, e.lock), e)).collect();
+    let waits = |e: &Entry| {
+        let before = said.get(&(e.kind, e.lock)).filter(|b| b.token == e.token);
+        match (e.kind, before) {
+            (EntryKind::Request, Some(b)) => (b.mode, b.held) != (e.mode, e.held),
+            (EntryKind::Grant, Some(b)) => (b.mode, b.cap, b.number) != (e.mode, e.cap, e.number),
+            // Neither a grant nor a cap: a request was seen.
+            (EntryKind::Grant, None) => (e.mode, e.cap) != (Mode::N, Mode::X),
+            (_, before) => before != Some(&e),
+        }
+    };
+    if new.iter().any(waits) { Urgency::Now } else { Urgency::Soon }
+}
+
 /// What was last written for one reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Published {
@@ -85,6 +116,15 @@ impl Outbox {
         self.sequence += 1;
         *last = Published { meant_for, entries: entries.to_vec(), sequence: self.sequence, lost: false };
         Some(self.sequence)
+    }
+
+    /// How soon the register for `to` must be written if it is to say `entries`.
+    pub fn urgency(&self, to: SlotId, meant_for: Incarnation, entries: &[Entry]) -> Urgency {
+        let last = &self.published[usize::from(to.0)];
+        if last.lost || last.meant_for != meant_for && !entries.is_empty() {
+            return Urgency::Now;
+        }
+        urgency(&last.entries, entries)
     }
 
     /// The write for `to` failed or was reverted: whatever comes next is written.
@@ -130,6 +170,41 @@ mod tests {
         out.lost(to);
         assert_eq!(out.publish(to, inc, &[]), Some(4));
         assert_eq!(out.publish(to, inc, &[]), None);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_goes_with_the_next_word() {
+        let grant = |n| Entry { kind: EntryKind::Grant, mode: Mode::S, cap: Mode::X, ..entry(n) };
+        let seen = |n| Entry { mode: Mode::N, ..grant(n) };
+        let declared = Entry { kind: EntryKind::Declared, ..entry(1) };
+        let later = |e: Entry| Entry { seq: e.seq + 1, ..e };
+        let acked = |e: Entry| Entry { number: e.number + 1, ..later(e) };
+        for (old, new, expected) in [
+            (vec![entry(1)], vec![entry(1)], Urgency::Nothing),
+            (vec![entry(1)], vec![], Urgency::Soon),
+            (vec![entry(1)], vec![acked(entry(1))], Urgency::Soon),
+            (vec![entry(1)], vec![entry(2)], Urgency::Now),
+            (vec![entry(1)], vec![Entry { mode: Mode::X, ..entry(1) }], Urgency::Now),
+            (vec![entry(1)], vec![Entry { held: Mode::S, ..entry(1) }], Urgency::Now),
+            (vec![entry(1)], vec![Entry { token: Token(2), ..entry(1) }], Urgency::Now),
+            (vec![], vec![grant(1)], Urgency::Now),
+            (vec![], vec![seen(1)], Urgency::Soon),
+            (vec![], vec![Entry { cap: Mode::N, ..seen(1) }], Urgency::Now),
+            (vec![grant(1)], vec![later(grant(1))], Urgency::Soon),
+            (vec![grant(1)], vec![acked(grant(1))], Urgency::Now),
+            (vec![grant(1)], vec![Entry { cap: Mode::S, ..grant(1) }], Urgency::Now),
+            (vec![entry(1)], vec![entry(1), declared], Urgency::Now),
+        ] {
+            assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
+        }
+        let mut out = Outbox::new(2);
+        let (to, inc) = (SlotId(1), Incarnation(5));
+        assert_eq!(out.urgency(to, inc, &[]), Urgency::Nothing);
+        out.publish(to, inc, &[grant(1)]);
+        assert_eq!(out.urgency(to, inc, &[]), Urgency::Soon);
+        assert_eq!(out.urgency(to, Incarnation(6), &[grant(1)]), Urgency::Now, "a new reader");
+        out.lost(to);
+        assert_eq!(out.urgency(to, inc, &[grant(1)]), Urgency::Now);
     }
 
     #[test]

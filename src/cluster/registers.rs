@@ -2,7 +2,7 @@
 //! the lock room has changed, and now and then read an own cell back.
 
 use crate::base::{Result, SlotId};
-use crate::cluster::mailbox::{Inbox, Outbox};
+use crate::cluster::mailbox::{Inbox, Outbox, Urgency};
 use crate::cluster::node::Node;
 use crate::cluster::{LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::cluster::Stamp;
@@ -14,6 +14,12 @@ const POLL_MIN: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(100);
 /// How long after a message the row is polled at the shortest pause.
 const POLL_EAGER: Duration = Duration::from_millis(50);
+
+/// Writes for one reader keep this distance: it looks no more often than at the shortest pause, so what
+/// comes meanwhile can share one.
+const WRITE_PAUSE: Duration = Duration::from_micros(500);
+/// How long a word that nobody waits for may wait for one to go with.
+const SOON: Duration = Duration::from_millis(8);
 
 /// The pause after which the row is polled again: a tenth of the time since the last message either
 /// way, so that waiting costs at most a tenth more than it must and idleness next to nothing.
@@ -34,6 +40,10 @@ pub struct Registers {
     last_message: Duration,
     /// Whose register is read back next.
     scrub_next: usize,
+    /// By reader: when its register was last written, and since when a word waits for another.
+    written: Vec<(Duration, Option<Duration>)>,
+    /// When [`Registers::flush`] must be called again.
+    flush_due: Option<Duration>,
 }
 
 impl Registers {
@@ -46,6 +56,8 @@ impl Registers {
             told: None,
             last_message: now,
             scrub_next: 0,
+            written: vec![(Duration::ZERO, None); usize::from(slots)],
+            flush_due: None,
         }
     }
 
@@ -107,10 +119,29 @@ impl Registers {
         self.port.tick(now)
     }
 
+    /// When what has to be said to `to` is to be written: now, if that is over.
+    fn write_due(&mut self, to: SlotId, urgency: Urgency, now: Duration) -> Option<Duration> {
+        let (last, waiting) = &mut self.written[usize::from(to.0)];
+        match urgency {
+            Urgency::Nothing => {
+                *waiting = None;
+                None
+            }
+            Urgency::Soon => Some(*waiting.get_or_insert(now) + SOON),
+            Urgency::Now => Some(*last + WRITE_PAUSE),
+        }
+    }
+
+    /// When [`Registers::flush`] must be called again, if at all.
+    pub fn flush_due(&self) -> Option<Duration> {
+        self.flush_due
+    }
+
     /// Write the registers that changed. Returns `false` if the lease does not allow it: renew, then
     /// call again. Nothing is granted or given up in words that the lease does not cover.
     pub fn flush(&mut self, node: &Node) -> Result<bool> {
         let Some(members) = self.told.clone() else { return Ok(true) };
+        self.flush_due = None;
         for to in members.peers() {
             let mut entries = self.port.outgoing(to);
             if entries.len() > REGISTER_ENTRIES_MAX {
@@ -118,6 +149,13 @@ impl Registers {
                 entries.truncate(REGISTER_ENTRIES_MAX);
             }
             let Some(meant_for) = members.incarnation_of(to) else { continue };
+            let now = node.clock.now();
+            let urgency = self.outbox.urgency(to, meant_for, &entries);
+            let Some(due) = self.write_due(to, urgency, now) else { continue };
+            if due > now {
+                self.flush_due = Some(self.flush_due.map_or(due, |at| at.min(due)));
+                continue;
+            }
             let Some(sequence) = self.outbox.publish(to, meant_for, &entries) else { continue };
             if !node.groups.is_permitted() {
                 self.outbox.lost(to);
@@ -129,6 +167,7 @@ impl Registers {
                 return Err(e);
             }
             self.last_message = node.clock.now();
+            self.written[usize::from(to.0)] = (self.last_message, None);
         }
         Ok(true)
     }

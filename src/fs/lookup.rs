@@ -29,7 +29,7 @@ impl Fs {
             let Some(ino) = found else {
                 return Ok(LookupReply::Missing { entry_valid: core.entry_valid() });
             };
-            op.need_inode(ino, Mode::S)?;
+            op.need_entry(dir, ino, Mode::S)?;
             Ok(LookupReply::Found(core.entry(ino)?))
         };
         op::run(&self.core, inode(dir, Mode::S), Box::new(body), Box::new(reply));

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 mod acl;
+mod ahead;
 mod append;
 mod attr;
 mod coherence;
@@ -81,6 +82,7 @@ pub struct Core {
     slot_lock: Arc<Mutex<()>>,
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
+    ahead: ahead::Ahead,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,
@@ -254,6 +256,11 @@ impl Op<'_> {
     /// Go on only with the inode pinned.
     fn need_inode(&mut self, ino: InodeNo, mode: Mode) -> Step<()> {
         self.need(LockName::Inode(ino), mode)
+    }
+
+    /// The same for an entry of a directory, whose node's state is not locked.
+    fn need_entry(&mut self, dir: InodeNo, ino: InodeNo, mode: Mode) -> Step<()> {
+        self.need_inode(ino, mode).inspect_err(|_| self.core.missed_in(dir, ino))
     }
 }
 

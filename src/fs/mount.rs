@@ -274,6 +274,7 @@ fn assemble(
         slot_lock: Arc::default(),
         handles: handles::Handles::default(),
         reaper,
+        ahead: ahead::Ahead::default(),
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
         next_id: AtomicU64::new(1),
@@ -377,6 +378,7 @@ impl Core {
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");
             }
+            self.forget_ahead();
             if self.nodes.awake() > NODES_MAX {
                 self.nodes.quieten(NODES_MAX);
             }

@@ -162,6 +162,7 @@ impl<T: 'static> Job<T> {
 
     fn acquire(self) {
         let core = self.core.clone();
+        core.ask_ahead(&self.locks);
         core.locks.acquire(
             self.locks.clone(),
             Box::new(move |pins| match pins {

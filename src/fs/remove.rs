@@ -61,7 +61,7 @@ impl Core {
             self.load_dir(&parent, &mut state)?;
             self.dir(dir).lookup(&*self.store, name)?.ok_or(Error::NotFound)?
         };
-        op.need_inode(found.ino, Mode::X)?;
+        op.need_entry(dir, found.ino, Mode::X)?;
         let child = self.nodes.get(found.ino);
         let mut states = lock_states(&[&parent, &child]);
         if self.dir(dir).lookup(&*self.store, name)?.map(|e| e.ino) != Some(found.ino) {

@@ -106,7 +106,7 @@ pub struct Holder {
 }
 
 /// Most requests in one register, the usual setting.
-pub const REQUESTS_MAX: usize = 180;
+pub const REQUESTS_MAX: usize = 140;
 /// Most declarations in one register.
 pub const DECLARED_MAX: usize = 20;
 

@@ -16,7 +16,7 @@ use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
 use crate::cluster::{Entry, LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::layout::Geometry;
 use crate::lock::LockSet;
-use crate::lock::desk::{Closing, Desk, DeskConfig, Shed};
+use crate::lock::desk::{AHEAD_MAX, Closing, Desk, DeskConfig, Shed};
 use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
 use crate::lock::master::{ASKS_MAX, CAPS_MAX};
 use crate::lock::table::PinTable;
@@ -25,6 +25,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+const _: () = assert!(AHEAD_MAX < REQUESTS_MAX && AHEAD_MAX <= CAPS_MAX);
 // A register holds, in each direction, answers to all requests of the peer and everything of ours.
 const _: () =
     assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX <= REGISTER_ENTRIES_MAX);
@@ -233,6 +234,13 @@ impl LockManager {
     /// Number of locks held.
     pub fn cached(&self) -> usize {
         self.hub.table().len()
+    }
+
+    /// Ask for up to `most` of these locks before anybody needs them, in one message where another host
+    /// decides them; what is held or free is passed over. Nothing is pinned. Returns at once, with the
+    /// number of names looked at.
+    pub fn ask_ahead(&self, names: &[LockName], mode: Mode, most: usize) -> usize {
+        self.hub.with_desk(|desk, now| desk.ask_ahead(now, names, mode, most))
     }
 
     /// Give up the least recently used idle inode locks until about `target` locks remain. Returns

@@ -100,7 +100,7 @@ pub struct Master {
 /// Most declarations asked of one peer at a time; the register is bounded.
 pub const ASKS_MAX: usize = 20;
 /// Most unasked caps in one register, the usual setting.
-pub const CAPS_MAX: usize = 18;
+pub const CAPS_MAX: usize = 96;
 
 impl Master {
     /// A master of nothing, that tells one peer of at most `caps_max` unasked caps at a time.

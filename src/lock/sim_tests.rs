@@ -224,6 +224,11 @@ impl World {
         {
             node.tells.push_back(name);
         }
+        if self.rng.random_bool(0.3) {
+            let from = self.rng.random_range(0..self.names.len());
+            let mode = [Mode::S, Mode::X][self.rng.random_range(0..2)];
+            node.desk.ask_ahead(now, &self.names[from..], mode, self.rng.random_range(1..8));
+        }
         let ticket = node.desk.acquire(now, set);
         node.waiting.insert(ticket);
         self.after(slot);

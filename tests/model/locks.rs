@@ -141,13 +141,14 @@ struct State {
     stale: bool,
     lates: u8,
     exits: u8,
+    aheads: u8,
 }
 
 /// Sequence numbers of registers are only compared: which comparison holds is the state.
 impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.hosts, &self.dead, &self.view, &self.ledgers, self.owner, self.changes).hash(state);
-        (self.on_disk, self.truth, self.stale, self.lates, self.exits).hash(state);
+        (self.on_disk, self.truth, self.stale, self.lates, self.exits, self.aheads).hash(state);
         for ((from, to), r) in self.registers.iter().chain(&self.late) {
             (from, to, r.stamp.incarnation, r.meant_for, &r.entries).hash(state);
             let host = |slot: &SlotId| self.hosts[usize::from(slot.0)].as_ref();
@@ -160,6 +161,8 @@ impl Hash for State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Start(usize),
+    /// Ask for the lock in X though no operation waits for it.
+    Ahead(usize),
     End(usize),
     Tell(usize),
     Demote(usize),
@@ -190,6 +193,8 @@ struct Locks {
     /// Slot 0 may do this.
     exit: Option<Exit>,
     lates: u8,
+    /// How often hosts ask ahead.
+    aheads: u8,
     /// Grants are told to the file system in a step of their own.
     slow_tells: bool,
     mutant: Option<Mutant>,
@@ -225,6 +230,10 @@ impl Model for Locks {
                 let ticket = h.desk.acquire(NOW, LockSet::one(lock(), mode));
                 h.waiting.insert(ticket, mode);
             }),
+            Step::Ahead(slot) => {
+                s.aheads -= 1;
+                self.act(s, slot, |h, _| _ = h.desk.ask_ahead(NOW, &[lock()], Mode::X, 1));
+            }
             Step::End(slot) => self.act(s, slot, |h, s| h.end(s)),
             Step::Tell(slot) => self.act(s, slot, |h, _| {
                 let name = h.tells.pop_front().expect("offered");
@@ -291,7 +300,7 @@ impl Protocol for Locks {
 
 fn locks(scripts: [&[Mode]; 3]) -> Locks {
     let scripts = scripts.iter().map(|s| s.to_vec()).collect();
-    Locks { scripts, exit: None, lates: 0, slow_tells: false, mutant: None }
+    Locks { scripts, exit: None, lates: 0, aheads: 0, slow_tells: false, mutant: None }
 }
 
 const S: &[Mode] = &[Mode::S];
@@ -306,6 +315,7 @@ fn operations_of_three_hosts_get_through() {
     holds("locks, S and X beside X", locks([NONE, SX, X]));
     holds("locks, X and X, slow tells", Locks { slow_tells: true, ..locks([NONE, X, X]) });
     holds("locks, X X and X, 1 late register", Locks { lates: 1, ..locks([XX, X, NONE]) });
+    holds("locks, S and X, 1 asked ahead", Locks { aheads: 1, ..locks([NONE, S, X]) });
 }
 
 #[test]
@@ -313,6 +323,8 @@ fn a_master_may_leave_or_die() {
     if is_full_run() {
         holds("locks, the master leaves, 3 hosts", Locks { exit: Some(Exit::Leave), ..locks([NONE, X, X]) });
     }
+    let asking = Locks { exit: Some(Exit::Leave), aheads: 1, ..locks([NONE, X, NONE]) };
+    holds("locks, the master leaves, 1 asked ahead", asking);
     holds("locks, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([X, X, NONE]) });
     holds("locks, the master dies", Locks { exit: Some(Exit::Death), ..locks([X, X, NONE]) });
 }

@@ -21,6 +21,8 @@ pub enum Shed {
 #[derive(Clone, Hash)]
 pub(super) struct Case {
     pub waiters: VecDeque<(TicketNo, Mode)>,
+    /// Asked for although no operation waits for it yet.
+    pub ahead: Mode,
     /// The mode the master wants us to come down to; `X` = none.
     pub cap: Mode,
     /// We want to give it up ourselves.
@@ -44,6 +46,7 @@ impl Default for Case {
     fn default() -> Case {
         Case {
             waiters: VecDeque::new(),
+            ahead: Mode::N,
             cap: Mode::X,
             shed: Shed::No,
             telling: 0,
@@ -71,15 +74,16 @@ impl Case {
     /// What to ask for: the strongest mode that an operation waits for. An exclusive want of an
     /// `IOpen` may stand for ever, so a shared one goes first there.
     pub fn wanted(&self, name: LockName, held: Mode) -> Mode {
-        let shared = self.waiters.iter().any(|(_, mode)| *mode == Mode::S);
-        if matches!(name, LockName::IOpen(_)) && shared && !held.covers(Mode::S) {
+        let modes = || self.waiters.iter().map(|(_, mode)| *mode).chain([self.ahead]);
+        if matches!(name, LockName::IOpen(_)) && modes().any(|m| m == Mode::S) && !held.covers(Mode::S) {
             return Mode::S;
         }
-        self.waiters.iter().fold(Mode::N, |a, (_, mode)| if a.covers(*mode) { a } else { *mode })
+        modes().fold(Mode::N, |a, mode| if a.covers(mode) { a } else { mode })
     }
 
     fn is_over(&self) -> bool {
         self.waiters.is_empty()
+            && self.ahead == Mode::N
             && self.cap == Mode::X
             && self.shed == Shed::No
             && self.telling == 0
@@ -98,6 +102,9 @@ impl Desk {
         let held = self.table.get(name).unwrap_or_default();
         if held.mode == Mode::N || case.shed == Shed::Idle && (held.pins() > 0 || !case.waiters.is_empty()) {
             case.shed = Shed::No;
+        }
+        if held.mode.covers(case.ahead) {
+            case.ahead = Mode::N;
         }
         let due = case.goal(held.mode);
         // Shared pins of an `IOpen` may stay for ever, and new ones pass an exclusive want.
@@ -159,6 +166,8 @@ impl Desk {
             self.set_timer(name, at);
         } else if held.pins_above(goal) == 0 {
             (case.demoting, case.idle_mark) = (Some((goal, held.late_pins)), None);
+            // Wanted elsewhere: no operation of ours has shown to need it.
+            case.ahead = Mode::N;
             self.tell_lowering(name);
             self.effects.push_back(Effect::Demote(DemoteJob { name, from: held.mode, to: goal }));
         }

@@ -14,6 +14,7 @@
 //! - `IOpen` stays open for new shared pins while there is one: an exclusive want waits for the
 //!   last one without stopping the next.
 
+mod ahead;
 mod case;
 mod fork;
 mod routes;
@@ -25,6 +26,7 @@ use crate::lock::holder::Holder;
 use crate::lock::master::{Master, unshared};
 use crate::lock::table::PinTable;
 use crate::lock::{DemoteAnswer, DemoteJob, LockSet};
+pub use ahead::AHEAD_MAX;
 use case::Case;
 pub use case::Shed;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -284,6 +286,7 @@ impl Desk {
     /// From now on refuse new requests for these classes.
     pub fn close(&mut self, what: Closing) {
         self.closing = self.closing.max(what);
+        self.forget_ahead();
     }
 
     /// Answer all waiting operations with an error, and take part in nothing any more. The

@@ -104,6 +104,7 @@ impl Locks {
             stale: false,
             lates: self.lates,
             exits: u8::from(self.exit.is_some()),
+            aheads: self.aheads,
         };
         for slot in 0..3 {
             let table = Arc::new(PinTable::default());
@@ -304,6 +305,7 @@ impl Locks {
         let keeps = self.is(Mutant::WaiterKeepsShared) && waits_for_x;
         let offers = [
             (!h.leaving && !h.script.is_empty(), Step::Start(slot)),
+            (!h.leaving && s.aheads > 0, Step::Ahead(slot)),
             (!h.running.is_empty(), Step::End(slot)),
             (!h.tells.is_empty(), Step::Tell(slot)),
             (h.demotions.first().is_some_and(|j| !keeps || j.from != Mode::S), Step::Demote(slot)),
