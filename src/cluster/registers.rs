@@ -19,7 +19,7 @@ const POLL_EAGER: Duration = Duration::from_millis(50);
 /// comes meanwhile can share one.
 const WRITE_PAUSE: Duration = Duration::from_micros(500);
 /// How long a word that nobody waits for may wait for one to go with.
-const SOON: Duration = Duration::from_millis(8);
+const SOON: Duration = Duration::from_millis(25);
 
 /// The pause after which the row is polled again: a tenth of the time since the last message either
 /// way, so that waiting costs at most a tenth more than it must and idleness next to nothing.

@@ -90,10 +90,21 @@ struct Seen {
     dir: InodeNo,
     misses: u32,
     last: Duration,
+    /// Until then inodes are asked for in X: they were changed one after the other, and whoever changes
+    /// looks first.
+    changed_until: Duration,
     entries: Option<Entries>,
 }
 
 impl Seen {
+    /// In which mode to ask for the locks that come next, when one was missed in `mode`.
+    fn mode(&mut self, mode: Mode, now: Duration) -> Mode {
+        if mode == Mode::X {
+            self.changed_until = now + PAUSE_MAX;
+        }
+        if now < self.changed_until { Mode::X } else { mode }
+    }
+
     /// One more miss at `now`; counted from one after a pause.
     fn count(&mut self, now: Duration) {
         self.misses = if now > self.last + PAUSE_MAX { 1 } else { self.misses + 1 };
@@ -156,7 +167,7 @@ impl Ahead {
         let mut seen = self.seen.lock();
         let mut this = match seen.iter().position(|s| s.dir == dir) {
             Some(at) => seen.remove(at).expect("just found"),
-            None => Seen { dir, misses: 0, last: now, entries: None },
+            None => Seen { dir, misses: 0, last: now, changed_until: Duration::ZERO, entries: None },
         };
         this.count(now);
         let list = match &this.entries {
@@ -217,6 +228,7 @@ impl Core {
         for seen in all.iter_mut() {
             if let Some((next, most, order)) = seen.next(ino, class) {
                 let names: Vec<LockName> = next.into_iter().map(lock).collect();
+                let mode = if class == 0 { seen.mode(mode, self.clock.now()) } else { mode };
                 let looked_at = self.locks.ask_ahead(&names, mode, most);
                 seen.asked(ino, class, order, looked_at);
                 return;
@@ -243,7 +255,7 @@ mod tests {
     fn seen(count: u64) -> Seen {
         let listed = (0..count).map(|i| InodeNo(1000 + i * 7919 % count)).collect();
         let entries = Some(Entries::new(SECOND, listed));
-        Seen { dir: InodeNo(5), misses: 3, last: SECOND, entries }
+        Seen { dir: InodeNo(5), misses: 3, last: SECOND, changed_until: Duration::ZERO, entries }
     }
 
     /// Go through `order`, all locks asked for are there at once: how many misses, and how many asked.
@@ -291,6 +303,15 @@ mod tests {
         scattered.shuffle(&mut StdRng::seed_from_u64(1));
         let (misses, _) = go(&mut all, &scattered);
         assert!(misses < 150, "{misses} misses");
+    }
+
+    #[test]
+    fn after_changes_locks_are_asked_for_in_the_mode_of_changes() {
+        let mut seen = seen(10);
+        assert_eq!(seen.mode(Mode::S, SECOND), Mode::S);
+        assert_eq!(seen.mode(Mode::X, SECOND), Mode::X);
+        assert_eq!(seen.mode(Mode::S, SECOND + PAUSE_MAX / 2), Mode::X);
+        assert_eq!(seen.mode(Mode::S, SECOND * 3), Mode::S);
     }
 
     #[test]

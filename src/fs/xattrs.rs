@@ -9,7 +9,8 @@ use crate::xattr;
 pub(super) const XATTR_BLOCKS: u32 =
     4 + 2 * tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + 2 * xattr::VALUE_BLOCKS_MAX;
 
-/// On the root, for administrators: what this mount has asked of the device. Not listed, not stored.
+/// On the root, for administrators: what this mount has asked of the device, and how often operations
+/// have waited for locks. Not listed, not stored.
 const IO_COUNTS: &[u8] = b"trusted.shoal.io";
 
 impl Fs {
@@ -22,7 +23,8 @@ impl Fs {
     ) {
         let ino = self.core.ino(nodeid);
         if ino == self.core.root && name == IO_COUNTS {
-            return reply(Ok(self.core.store.device().report().into_bytes()));
+            let (io, waits) = (self.core.store.device().report(), self.core.locks.waits());
+            return reply(Ok(format!("{io} lock_waits={waits}").into_bytes()));
         }
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);

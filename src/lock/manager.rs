@@ -231,6 +231,11 @@ impl LockManager {
         self.hub.with_desk(|desk, _| desk.masters(name))
     }
 
+    /// How many sets of locks were not at hand when they were needed.
+    pub fn waits(&self) -> u64 {
+        self.hub.with_desk(|desk, _| desk.tickets_given())
+    }
+
     /// Number of locks held.
     pub fn cached(&self) -> usize {
         self.hub.table().len()
@@ -253,7 +258,12 @@ impl LockManager {
 
     /// Give this up if nobody uses it now. Returns at once.
     pub fn drop_idle(&self, name: LockName) {
-        self.hub.with_desk(|desk, now| desk.shed(now, &[name], Shed::Idle));
+        self.drop_all_idle(&[name]);
+    }
+
+    /// [`LockManager::drop_idle`] for several.
+    pub fn drop_all_idle(&self, names: &[LockName]) {
+        self.hub.with_desk(|desk, now| desk.shed(now, names, Shed::Idle));
     }
 
     /// All locks held or waited for, in no order and at no one moment.

@@ -160,6 +160,11 @@ impl Desk {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Operations that have come so far.
+    pub fn tickets_given(&self) -> u64 {
+        self.last_ticket
+    }
+
     /// Has nothing to wait for: no ticket, no demotion, no cap.
     pub fn is_quiet(&self) -> bool {
         self.tickets.is_empty() && self.cases.is_empty() && self.effects.is_empty()
