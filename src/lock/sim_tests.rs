@@ -21,10 +21,8 @@ fn names() -> Vec<LockName> {
     let mut names = vec![LockName::Freeze, LockName::Rename];
     for ag in (0..GROUPS).map(AgNo) {
         let BlockNo(start) = GEOMETRY.ag_start(ag);
-        names.push(LockName::Inode(InodeNo(start + 700)));
-        names.push(LockName::Inode(InodeNo(start + 701)));
-        names.push(LockName::IOpen(InodeNo(start + 700)));
-        names.push(LockName::Ag(ag));
+        names.extend([700, 701].map(|n| LockName::Inode(InodeNo(start + n))));
+        names.extend([LockName::IOpen(InodeNo(start + 700)), LockName::Ag(ag)]);
     }
     names.sort();
     names
@@ -224,11 +222,9 @@ impl World {
         {
             node.tells.push_back(name);
         }
-        if self.rng.random_bool(0.3) {
-            let from = self.rng.random_range(0..self.names.len());
-            let mode = [Mode::S, Mode::X][self.rng.random_range(0..2)];
-            node.desk.ask_ahead(now, &self.names[from..], mode, self.rng.random_range(1..8));
-        }
+        let (from, most) = (self.rng.random_range(0..self.names.len()), self.rng.random_range(0..8));
+        let mode = [Mode::S, Mode::X][self.rng.random_range(0..2)];
+        node.desk.ask_ahead(now, &self.names[from..], mode, most);
         let ticket = node.desk.acquire(now, set);
         node.waiting.insert(ticket);
         self.after(slot);
@@ -237,9 +233,9 @@ impl World {
     fn end_ops(&mut self, slot: SlotId) {
         let now = self.now;
         let node = self.nodes.get_mut(&slot).unwrap();
-        let (over, rest) = std::mem::take(&mut node.running).into_iter().partition(|op: &Op| op.until <= now);
+        let running = std::mem::take(&mut node.running).into_iter();
+        let (over, rest): (Vec<Op>, _) = running.partition(|op| op.until <= now);
         node.running = rest;
-        let over: Vec<Op> = over;
         let pins = over.iter().flat_map(|op| op.set.iter()).chain(std::mem::take(&mut node.late));
         for (name, mode) in pins.collect::<Vec<_>>() {
             if node.table.unpin(name, mode) {
@@ -455,8 +451,7 @@ impl World {
 }
 
 fn run(seed: u64, members: bool) -> (usize, usize) {
-    let hosts = 2 + (seed % 3) as u16;
-    let mut world = World::new(seed, hosts);
+    let mut world = World::new(seed, 2 + (seed % 3) as u16);
     for _ in 0..4000 {
         world.step(true, members);
         world.check();
