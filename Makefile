@@ -11,7 +11,10 @@ DOCDIR ?= $(PREFIX)/share/doc/shoal
 
 RELEASE = $(CARGO_TARGET_DIR)/release
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
-DEPS = ca-certificates util-linux e2fsprogs fuse2fs fio sqlite3 rsync git attr acl
+DEPS = ca-certificates util-linux e2fsprogs fuse2fs sqlite3 rsync git attr acl python3-minimal
+# The same as programs, so that a demo or a test asks for a package only where one is missing.
+TOOLS = cc:gcc mount:mount unshare:util-linux mkfs.ext4:e2fsprogs
+PROGRAMS = $(TOOLS) git:git sqlite3:sqlite3 rsync:rsync setfattr:attr setfacl:acl
 DEPS_VM = user-mode-linux util-linux python3-minimal
 
 # Longer runs of the simulations: how many, from which seed on, how many at a time.
@@ -20,7 +23,7 @@ SEEDS ?= 20
 SEED ?= 1
 JOBS ?= 4
 
-.PHONY: all build demo test test-vm deps-vm crash-points simulate bench install deps lint clean
+.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate bench install deps lint clean
 
 all: build
 
@@ -32,13 +35,21 @@ build:
 	ln -sf shoal $(RELEASE)/mount.fuse.shoal
 	ln -sf shoal $(RELEASE)/umount.fuse.shoal
 
-demo: build
+demo: tools build
 	tests/demo.sh $(RELEASE)
 
+tools:
+	tests/tools.sh $(TOOLS)
+
 # Tests that mount look for mkfs and fsck beside the program under test: build all first.
-test:
+test: tools
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
+
+# Real programs on two hosts; CARGO_TOO=cargo also builds this project there (minutes).
+programs: build
+	tests/tools.sh $(PROGRAMS)
+	tests/programs.sh $(RELEASE) $(CARGO_TOO)
 
 # Several kernels on one image: User-Mode Linux guests. Root; no virtualisation is needed.
 test-vm: deps-vm
