@@ -52,6 +52,22 @@ impl Core {
         Ok(())
     }
 
+    /// May an inode be changed whose lock is pinned X? One without a name only by a host that keeps it from
+    /// being freed: that has the file open, or removed its last name. Others would write to a block that
+    /// is perhaps another inode's already.
+    pub(super) fn check_kept(&self, node: &Node, state: &mut NodeState) -> Result<()> {
+        let attr = self.load(node, state)?;
+        let (nlink, generation) = (attr.nlink, attr.generation);
+        // An iopen lock is not given up in the middle of this: whoever waits for it needs the inode's too.
+        if nlink > 0 || node.opens.load(Ordering::Acquire) > 0 {
+            return Ok(());
+        }
+        match self.orphaned(node.ino)? == Some(generation) {
+            true => Ok(()),
+            false => Err(Error::Stale),
+        }
+    }
+
     /// One change of a file in a transaction that may free: `work` gets the transaction and the
     /// attributes, which become the inode's when it is finished.
     pub(super) fn change_file<T>(
@@ -159,6 +175,7 @@ impl Fs {
             let mut state = node.state.lock();
             let kind = core.load(&node, &mut state)?.kind;
             core.check_writable()?;
+            core.check_kept(&node, &mut state)?;
             if let Some(size) = set.size {
                 match kind {
                     FileKind::Regular => {

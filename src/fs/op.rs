@@ -101,6 +101,10 @@ impl Op<'_> {
             meta: want.meta.saturating_sub(u32::try_from(have.meta()).unwrap_or(u32::MAX)),
             near: want.near,
         };
+        // Not even a look at the groups: what we have may lie in one that is being taken from us.
+        if more.data == 0 && more.meta == 0 {
+            return Ok(have);
+        }
         match self.core.alloc.reserve_at_home(more) {
             Ok(rest) => {
                 have.merge(rest);

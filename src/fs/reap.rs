@@ -338,7 +338,7 @@ impl Core {
     }
 
     /// Which life of an inode is an orphan of ours.
-    fn orphaned(&self, ino: InodeNo) -> Result<Option<Generation>> {
+    pub(super) fn orphaned(&self, ino: InodeNo) -> Result<Option<Generation>> {
         let _slot = self.slot_lock.lock();
         let item = self.slot_tree.get(&*self.store, ItemKey::new(ItemKind::Orphan, ino.0))?;
         Ok(item.as_deref().and_then(decode_orphan))

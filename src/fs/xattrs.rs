@@ -91,6 +91,7 @@ impl Fs {
             let space = op.space(Want { data: 0, meta, near: core.group(ino) })?;
             let node = core.nodes.get(ino);
             let mut state = node.state.lock();
+            core.check_kept(&node, &mut state)?;
             state.unprivileged = false;
             let mut attr = core.load(&node, &mut state)?.clone();
             let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;

@@ -2,9 +2,9 @@
 
 use super::Pair;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,29 @@ fn the_space_of_an_unlinked_file_comes_back_after_the_last_close() {
         for at in [&pair.a, &pair.b] {
             wait_until("the space of a removed file does not come back", || free(at) + (6 << 20) >= before);
         }
+    }
+    pair.finish();
+}
+
+/// A directory that another host removed may be freed at any time, and its block be another inode's: a
+/// handle of it is no way to write there. Where it was removed it is kept.
+#[test]
+fn a_removed_directory_is_changed_by_nobody_but_the_host_that_keeps_it() {
+    let pair = Pair::new();
+    let (a, b) = (pair.a.clone(), pair.b.clone());
+    let chmod = |dir: &File| dir.set_permissions(Permissions::from_mode(0o711));
+    for round in 0..3 {
+        let name = format!("d{round}");
+        fs::create_dir(a.join(&name)).unwrap();
+        let (here, there) = (File::open(a.join(&name)).unwrap(), File::open(b.join(&name)).unwrap());
+        chmod(&there).unwrap();
+        fs::remove_dir(a.join(&name)).unwrap();
+        chmod(&here).unwrap();
+        assert_eq!(chmod(&there).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+        drop(here);
+        // The block is a new file's, sooner or later.
+        (0..30).for_each(|i| fs::write(a.join(format!("f{round}-{i}")), b"new").unwrap());
+        assert_eq!(chmod(&there).unwrap_err().raw_os_error(), Some(libc::ESTALE));
     }
     pair.finish();
 }
