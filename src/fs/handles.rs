@@ -4,6 +4,7 @@ use super::*;
 use crate::lock::Pins;
 use parking_lot::RwLock;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 
 /// How a file was opened.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,8 @@ pub struct Handle {
 #[derive(Default)]
 pub struct Handles {
     table: RwLock<HashMap<u64, Arc<Handle>>>,
+    /// The kernel is gone: it will close nothing any more.
+    closed: AtomicBool,
 }
 
 impl Handles {
@@ -94,6 +97,11 @@ impl Core {
         let direct_io = flags.append;
         let fh = self.id();
         self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, heard, dir: false });
+        // The kernel was cut off while this waited: nobody will ever close it.
+        if self.handles.closed.load(Ordering::SeqCst) {
+            self.close(fh);
+            return Err(Error::Busy("the mount is ending".into()).into());
+        }
         Ok(OpenReply { fh, direct_io, keep_cache, parallel_direct: false, cache_dir: false })
     }
 
@@ -118,6 +126,7 @@ impl Core {
     /// The kernel is gone: close what it has left open. It sends RELEASE without waiting for the
     /// answer, and unmounting throws away requests that nobody has read yet.
     pub(super) fn close_all(&self) {
+        self.handles.closed.store(true, Ordering::SeqCst);
         self.handles.all().into_iter().for_each(|fh| self.close(fh));
     }
 }

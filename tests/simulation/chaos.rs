@@ -125,7 +125,7 @@ fn run(seed: u64) -> Result<Count, String> {
     let first = Host::mount(&disk, "first").map_err(|e| e.to_string())?;
     first.mkdir("/shared").and_then(|()| first.mkdir(&draw::home(0))).map_err(|e| e.to_string())?;
     first.stop().map_err(|e| e.to_string())?;
-    let sim = Sim::new(disk, 3, seed, Canary::None);
+    let sim = Sim::new(disk, 3, seed, Canary::None).map_err(|e| format!("seed {seed}: {e}"))?;
     let history = sim.disk.record();
     // Every other time they all die in the middle of it.
     let dies = seed / 2 % 2 == 1;
@@ -135,14 +135,14 @@ fn run(seed: u64) -> Result<Count, String> {
         let sim = &sim;
         let churn = (seed % 2 == 1).then(|| scope.spawn(move || sim.churn(until)));
         let threads: Vec<_> = (0..THREADS).map(|t| scope.spawn(move || work(sim, t, seed, last))).collect();
-        let churned = churn.is_none_or(|churn| churn.join().is_ok());
+        let failed = || Err("an arrival or departure failed".to_owned());
+        let churned = churn.map_or(Ok(()), |churn| churn.join().unwrap_or_else(|_| failed()));
         let cut = dies.then(|| {
             until.wait(sim);
             sim.cut(&history)
         });
         let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into())));
         let ended: Vec<Result<(), String>> = ended.collect();
-        let churned = if churned { Ok(()) } else { Err("an arrival or departure failed".into()) };
         (ended.into_iter().chain([churned]).collect::<Result<(), String>>(), cut)
     });
     let end = || cut.map_or_else(|| compare(&sim), |disk| check_cut(&disk));

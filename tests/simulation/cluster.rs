@@ -44,7 +44,7 @@ fn requests(disk: &SimDisk) -> u64 {
 }
 
 impl Sim {
-    pub fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Sim {
+    pub fn new(disk: Arc<SimDisk>, hosts: usize, seed: u64, canary: Canary) -> Result<Sim, String> {
         let sim = Sim {
             requests: requests(&disk),
             disk,
@@ -56,22 +56,26 @@ impl Sim {
             mounts: AtomicUsize::new(0),
         };
         // The first few at once: who is first is part of what is tested.
-        std::thread::scope(|scope| {
-            sim.hosts.iter().enumerate().for_each(|(n, _)| {
-                drop(scope.spawn({
-                    let sim = &sim;
-                    move || sim.join(n)
-                }))
-            });
+        let joined: Vec<Result<(), String>> = std::thread::scope(|scope| {
+            let sim = &sim;
+            let joins: Vec<_> = (0..hosts).map(|n| scope.spawn(move || sim.join(n))).collect();
+            joins.into_iter().map(|t| t.join().expect("no panics")).collect()
         });
-        sim
+        match joined.into_iter().collect() {
+            Ok(()) => Ok(sim),
+            Err(e) => {
+                sim.bury();
+                Err(e)
+            }
+        }
     }
 
-    fn join(&self, at: usize) {
+    fn join(&self, at: usize) -> Result<(), String> {
         let mut place = self.hosts[at].write();
         let number = self.mounts.fetch_add(1, Ordering::Relaxed) as u64;
         let (name, canary) = (format!("host{at}-{number}"), self.canary);
-        let host = Host::mount_wrapped(&self.disk, &name, COMMIT, &|d| canary.wrap(d)).expect("mount");
+        let host = Host::mount_wrapped(&self.disk, &name, COMMIT, &|d| canary.wrap(d))
+            .map_err(|e| format!("mount of {name}: {e:?}"))?;
         let mut random = StdRng::seed_from_u64(self.seed ^ (number << 32));
         let weather = Weather {
             delay_us_max: [0, 200, 2000][random.random_range(0..3)],
@@ -80,6 +84,7 @@ impl Sim {
         };
         host.port.set_weather(canary.spoil(weather), random.random());
         *place = Some(host);
+        Ok(())
     }
 
     pub fn leave(&self, at: usize) {
@@ -96,7 +101,7 @@ impl Sim {
     }
 
     /// One host leaves or comes now and then.
-    pub fn churn(&self, until: Until) {
+    pub fn churn(&self, until: Until) -> Result<(), String> {
         let mut random = StdRng::seed_from_u64(self.seed ^ 0xc0c0);
         while !until.is_over(self) && !self.down.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(random.random_range(50..600)));
@@ -106,9 +111,10 @@ impl Sim {
             match present {
                 true if there > 1 => self.leave(at),
                 true => {}
-                false => self.join(at),
+                false => self.join(at)?,
             }
         }
+        Ok(())
     }
 
     /// From now on some requests of one host fail: it will halt.
@@ -171,12 +177,13 @@ fn check_all(sim: &Sim, workers: &[Worker]) -> Result<(), String> {
 /// Work in peace, with hosts that come and go, and leave.
 fn peace(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<Count, String> {
     let hosts = 3 + (seed % 3) as usize;
-    let sim = Sim::new(disk.clone(), hosts, seed, canary);
+    let sim = Sim::new(disk.clone(), hosts, seed, canary)?;
     let until = Until::counted(Duration::from_millis(2500));
     let worked = std::thread::scope(|scope| {
         let churn = scope.spawn(|| sim.churn(until));
         let worked = work(&sim, workers, until);
-        churn.join().map_err(|_| "an arrival or departure failed".to_owned()).and(worked)
+        let churned = churn.join().unwrap_or_else(|_| Err("an arrival or departure failed".into()));
+        churned.and(worked)
     });
     let done = sim.count();
     let checked = worked.and_then(|()| check_all(&sim, workers));
@@ -186,7 +193,7 @@ fn peace(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker])
 
 /// Work until the power is cut.
 fn disaster(disk: &Arc<SimDisk>, seed: u64, canary: Canary, workers: &mut [Worker]) -> Result<Count, String> {
-    let sim = Sim::new(disk.clone(), 3, seed ^ 0xffff, canary);
+    let sim = Sim::new(disk.clone(), 3, seed ^ 0xffff, canary)?;
     let history = disk.record();
     workers.iter_mut().for_each(Worker::forget_past);
     let mut random = StdRng::seed_from_u64(seed ^ 0xbeef);

@@ -3,11 +3,15 @@
 //! A run mostly waits, for its disk and for the protocol's timers: many fit beside each other. The
 //! environment says how many: `SHOAL_SEEDS` from `SHOAL_SEED` on, `SHOAL_JOBS` at a time, each with at
 //! least `SHOAL_EVENTS` events.
+//!
+//! The clocks are real ones. On a machine that lets a host stand still for as long as its lease has room for,
+//! others may rightly go on without it, and it halts: such a run says nothing and is made anew.
 
 use crate::cluster::Sim;
 use parking_lot::Mutex;
+use shoal::cluster::Timing;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How much longer a run may take than it should, to reach its number of events.
@@ -15,6 +19,10 @@ const EXTRA_MAX: Duration = Duration::from_secs(60);
 /// Failed seeds after which no further ones are begun.
 const FAULTS_MAX: usize = 5;
 const EVENTS: u64 = 5000;
+/// A pause that no host is promised to survive as a member: the guard of the lease.
+const PAUSE_MAX: Duration = Timing::TEST.guard;
+/// How often a run is made anew.
+const TRIES: u32 = 5;
 
 /// What happened in a run: operations, and with them the requests to the disk. Messages are among
 /// those: writes of one host and reads of another.
@@ -76,48 +84,116 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |n| n.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
+/// Notes when this process stood still.
+#[derive(Default)]
+struct Pauses(Mutex<Vec<(Instant, Duration)>>);
+
+impl Pauses {
+    const LOOK: Duration = Duration::from_millis(20);
+
+    fn watch(&self, done: &AtomicBool) {
+        while !done.load(Ordering::Acquire) {
+            let began = Instant::now();
+            std::thread::sleep(Pauses::LOOK);
+            let late = began.elapsed().saturating_sub(Pauses::LOOK);
+            if late > PAUSE_MAX {
+                self.0.lock().push((began, late));
+            }
+        }
+    }
+
+    fn since(&self, time: Instant) -> bool {
+        self.0.lock().iter().any(|(began, late)| *began + *late >= time)
+    }
+}
+
+/// Runs of one kind.
+struct Runs<'a> {
+    name: &'a str,
+    next: AtomicU64,
+    end: u64,
+    passed: AtomicU64,
+    least: AtomicU64,
+    total: Mutex<Count>,
+    faults: Mutex<Vec<String>>,
+    void: AtomicU64,
+    pauses: Pauses,
+}
+
+impl Runs<'_> {
+    fn work(&self, run: &(impl Fn(u64) -> Result<Count, String> + Sync)) {
+        while self.faults.lock().len() < FAULTS_MAX {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.end {
+                return;
+            }
+            for _ in 0..TRIES {
+                let began = Instant::now();
+                let ended = catch_unwind(AssertUnwindSafe(|| run(seed)));
+                let ended = ended.unwrap_or_else(|_| Err(format!("seed {seed}: it panicked")));
+                let is_void = |e: &String| e.to_lowercase().contains("halted") && self.pauses.since(began);
+                if ended.as_ref().is_err_and(is_void) {
+                    self.void.fetch_add(1, Ordering::Relaxed);
+                    println!("{}, seed {seed}: void, the machine stood still", self.name);
+                    continue;
+                }
+                self.note(seed, ended, began.elapsed());
+                break;
+            }
+        }
+    }
+
+    fn note(&self, seed: u64, ended: Result<Count, String>, took: Duration) {
+        let name = self.name;
+        match ended {
+            Ok(count) => {
+                let Count { operations, events } = count;
+                self.passed.fetch_add(1, Ordering::Relaxed);
+                self.least.fetch_min(events, Ordering::Relaxed);
+                let mut total = self.total.lock();
+                *total = *total + count;
+                println!("{name}, seed {seed}: {operations} operations, {events} events in {took:?}");
+            }
+            Err(e) => {
+                println!("{name} FAILED: {e}");
+                self.faults.lock().push(e);
+            }
+        }
+    }
+}
+
 /// Run the seeds that the environment asks for.
 pub fn over_seeds(name: &str, run: impl Fn(u64) -> Result<Count, String> + Sync) {
     let (first, seeds) = (number("SHOAL_SEED", 1), number("SHOAL_SEEDS", 2));
-    let (next, done, least) = (AtomicU64::new(first), AtomicUsize::new(0), AtomicU64::new(u64::MAX));
-    let (total, faults) = (Mutex::new(Count::default()), Mutex::new(Vec::new()));
-    let began = Instant::now();
-    let work = || {
-        while faults.lock().len() < FAULTS_MAX {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + seeds {
-                return;
-            }
-            let began = Instant::now();
-            let ended = catch_unwind(AssertUnwindSafe(|| run(seed)));
-            match ended.unwrap_or_else(|_| Err(format!("seed {seed}: it panicked"))) {
-                Ok(count) => {
-                    done.fetch_add(1, Ordering::Relaxed);
-                    least.fetch_min(count.events, Ordering::Relaxed);
-                    let mut total = total.lock();
-                    *total = *total + count;
-                    let Count { operations, events } = count;
-                    println!(
-                        "{name}, seed {seed}: {operations} operations, {events} events in {:?}",
-                        began.elapsed()
-                    );
-                }
-                Err(e) => {
-                    println!("{name} FAILED: {e}");
-                    faults.lock().push(e);
-                }
-            }
-        }
+    let runs = Runs {
+        name,
+        next: AtomicU64::new(first),
+        end: first + seeds,
+        passed: AtomicU64::new(0),
+        least: AtomicU64::new(u64::MAX),
+        total: Mutex::default(),
+        faults: Mutex::default(),
+        void: AtomicU64::new(0),
+        pauses: Pauses::default(),
     };
-    std::thread::scope(|scope| (0..number("SHOAL_JOBS", 2)).for_each(|_| drop(scope.spawn(work))));
-    let (done, total) = (done.into_inner(), total.into_inner());
+    let (began, done) = (Instant::now(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| runs.pauses.watch(&done));
+        std::thread::scope(|scope| {
+            (0..number("SHOAL_JOBS", 2)).for_each(|_| drop(scope.spawn(|| runs.work(&run))));
+        });
+        done.store(true, Ordering::Release);
+    });
+    let (passed, void, total) = (runs.passed.into_inner(), runs.void.into_inner(), runs.total.into_inner());
     println!(
-        "{name}: {done} seeds from {first} on passed, {} operations, {} events, at least {} each, in {:?}",
+        "{name}: {passed} seeds from {first} on passed, {} operations, {} events, at least {} each, in {:?}; \
+         {void} void runs",
         total.operations,
         total.events,
-        least.into_inner(),
+        runs.least.into_inner(),
         began.elapsed()
     );
-    let faults = faults.into_inner();
-    assert!(faults.is_empty(), "{} of {} seeds failed:\n{}", faults.len(), done, faults.join("\n"));
+    let faults = runs.faults.into_inner();
+    assert!(faults.is_empty(), "{} of {seeds} seeds failed:\n{}", faults.len(), faults.join("\n"));
+    assert!(passed > 0, "every run was void: nothing was tested");
 }
