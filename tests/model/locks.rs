@@ -10,7 +10,6 @@
 mod acts;
 
 use crate::check::{Protocol, catches, holds, is_full_run};
-use acts::first_life;
 use shoal::base::{AgNo, Incarnation, InodeNo, LockName, Mode, SlotId, Token};
 use shoal::cluster::ledger::Ledgers;
 use shoal::cluster::mailbox::{Inbox, Outbox};
@@ -181,8 +180,6 @@ enum Step {
     /// Give everything up; once more when that is done: gone.
     Leave(usize),
     Die(usize),
-    /// The slot's next mount joins.
-    Return(usize),
     Recover(usize),
     Late(usize, usize),
     Scrub(usize, usize),
@@ -191,8 +188,6 @@ enum Step {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Leave,
-    /// Leave, and join with a new mount.
-    Return,
     Death,
 }
 
@@ -223,8 +218,6 @@ impl Model for Locks {
                 self.steps_of(s, slot, &host.0, steps);
             } else if s.dead.contains_key(&SlotId(slot as u16)) {
                 steps.push(Step::Recover(slot));
-            } else if self.exit == Some(Exit::Return) && s.view.slots[slot].incarnation == first_life(slot) {
-                steps.push(Step::Return(slot));
             }
         }
         if s.lates > 0 {
@@ -260,7 +253,6 @@ impl Model for Locks {
             Step::Adopt(slot) => self.adopt(s, slot),
             Step::Leave(slot) => self.leave(s, slot),
             Step::Die(slot) => self.die(s, slot),
-            Step::Return(slot) => self.come_back(s, slot),
             Step::Recover(slot) => self.recover(s, slot),
             Step::Late(from, to) => {
                 let key = (SlotId(from as u16), SlotId(to as u16));
@@ -315,11 +307,6 @@ fn locks(scripts: [&[Mode]; 3]) -> Locks {
     Locks { scripts, exit: None, lates: 0, aheads: 0, slow_tells: false, mutant: None }
 }
 
-/// Slot 0 masters the lock, leaves, and its next mount, which wants X, may master it again.
-fn returning(mutant: Option<Mutant>) -> Locks {
-    Locks { exit: Some(Exit::Return), mutant, ..locks([NONE, X, NONE]) }
-}
-
 const S: &[Mode] = &[Mode::S];
 const X: &[Mode] = &[Mode::X];
 const XX: &[Mode] = &[Mode::X, Mode::X];
@@ -343,7 +330,6 @@ fn a_master_may_leave_or_die() {
     let asking = Locks { exit: Some(Exit::Leave), aheads: 1, ..locks([NONE, X, NONE]) };
     holds("locks, the master leaves, 1 asked ahead", asking);
     holds("locks, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([X, X, NONE]) });
-    holds("locks, the master's slot is taken again", returning(None));
     holds("locks, the master dies", Locks { exit: Some(Exit::Death), ..locks([X, X, NONE]) });
 }
 
@@ -372,9 +358,8 @@ fn every_rule_of_a_change_of_master_is_needed() {
 #[test]
 fn two_rules_of_locks_are_spare() {
     for mutant in [Mutant::TokenIgnored, Mutant::EarlierGrantTaken] {
-        let model = Locks { mutant: Some(mutant), ..locks([NONE, SX, X]) };
-        holds(&format!("locks, S and X beside X, {mutant:?}"), model);
-        holds(&format!("locks, the master's slot is taken again, {mutant:?}"), returning(Some(mutant)));
+        let leaves = Locks { exit: Some(Exit::Leave), mutant: Some(mutant), ..locks([X, X, NONE]) };
+        holds(&format!("locks, the master leaves, {mutant:?}"), leaves);
         let late = Locks { mutant: Some(mutant), lates: 1, ..locks([XX, X, NONE]) };
         holds(&format!("locks, X X and X, 1 late register, {mutant:?}"), late);
     }

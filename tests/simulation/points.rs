@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// Points that a run looks at unless asked otherwise.
 const POINTS: usize = 250;
 /// Runs of given operations, and of random ones with one seed, that share `SHOAL_POINTS`.
-const RUNS: usize = 18;
+const RUNS: usize = 19;
 /// Points above which there are more random runs instead of more points of each.
 const POINTS_MAX: usize = 1000;
 /// Of so many points one is mounted as well.

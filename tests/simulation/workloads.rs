@@ -353,6 +353,39 @@ fn two_hosts_take_turns() {
     sweep("two hosts", &run.finish());
 }
 
+/// Files that have lost their names while a host has them open: a crash finds them as orphans, of the host that
+/// unlinked them, which is not always the one that has them.
+#[test]
+fn unlinked_while_in_use() {
+    let mut run = Recorder::new(64, 2);
+    for round in 0..3 {
+        let name = |n: usize| format!("/u{round}-{n}");
+        for n in 0..4 {
+            run.run(n % 2, create(&name(n)));
+            run.run(n % 2, write(&name(n), 0, 30_000 * (n + 1)));
+        }
+        run.run(0, fsync(&name(2)));
+        let open = |n: usize| {
+            let host = &run.hosts[n / 2];
+            let node = host.keep(&name(n)).expect("lookup");
+            (host.open_kept(node, How::Buffered).expect("open"), node)
+        };
+        let opened: Vec<_> = (0..4).map(open).collect();
+        (0..4).for_each(|n| run.run((n + round) % 2, unlink(&name(n))));
+        run.run(round % 2, fsync("/"));
+        run.run(1, create("/other"));
+        run.run(1, write("/other", 0, 100_000));
+        for (n, (handle, node)) in opened.into_iter().enumerate() {
+            let host = &run.hosts[n / 2];
+            host.close_kept(node, handle).expect("close");
+            host.forget(node);
+        }
+        run.run(0, Op::Rest(300));
+        run.run(0, unlink("/other"));
+    }
+    sweep("unlinked while in use", &run.finish());
+}
+
 /// What one host frees the other uses.
 #[test]
 fn two_hosts_hand_blocks_to_each_other() {

@@ -2,7 +2,6 @@
 
 use super::*;
 use shoal::cluster::EntryKind;
-use shoal::format::cluster::SlotView;
 use shoal::lock::desk::{DeskConfig, Effect, Shed};
 
 impl Frozen {
@@ -87,7 +86,8 @@ impl Locks {
         let mut ledgers = Ledgers::new(3);
         for slot in 0..3u16 {
             let entry = &mut view.slots[usize::from(slot)];
-            (entry.state, entry.incarnation) = (SlotState::Live { former: None }, first_life(slot.into()));
+            (entry.state, entry.incarnation) =
+                (SlotState::Live { former: None }, Incarnation(1 + u64::from(slot)));
             ledgers.set_one(SlotId(slot), AgNo(slot.into()), LedgerEntry::Own(Token(2)));
         }
         let mut s = State {
@@ -106,60 +106,41 @@ impl Locks {
             exits: u8::from(self.exit.is_some()),
             aheads: self.aheads,
         };
-        for slot in 0..3usize {
-            let host = self.new_host(&s, slot);
-            s.hosts[slot] = Some(Frozen::new(host));
-            self.learn(&mut s, slot);
+        for slot in 0..3 {
+            let table = Arc::new(PinTable::default());
+            let zero = Duration::ZERO;
+            let times = DeskConfig {
+                hold_min: zero,
+                hold_max: zero,
+                idle: zero,
+                busy_retry: zero,
+                requests_max: 4,
+                caps_max: 3,
+            };
+            let host = Host {
+                incarnation: Incarnation(1 + slot),
+                desk: Desk::new(GEOMETRY, SlotId(slot as u16), times, table.clone()),
+                table,
+                membership: self.membership(&s, slot as usize),
+                inbox: Inbox::new(3),
+                outbox: Outbox::new(3),
+                unsent: vec![],
+                known: 0,
+                heard: BTreeMap::new(),
+                tells: VecDeque::new(),
+                demotions: vec![],
+                adoptions: vec![],
+                script: self.scripts[slot as usize].iter().copied().collect(),
+                waiting: BTreeMap::new(),
+                running: VecDeque::new(),
+                cache: None,
+                owed: None,
+                leaving: false,
+            };
+            s.hosts[slot as usize] = Some(Frozen::new(host));
+            self.learn(&mut s, slot as usize);
         }
         s
-    }
-
-    /// A mount that has done nothing yet.
-    fn new_host(&self, s: &State, slot: usize) -> Host {
-        let table = Arc::new(PinTable::default());
-        let zero = Duration::ZERO;
-        let times = DeskConfig {
-            hold_min: zero,
-            hold_max: zero,
-            idle: zero,
-            busy_retry: zero,
-            requests_max: 4,
-            caps_max: 3,
-        };
-        Host {
-            incarnation: s.view.slots[slot].incarnation,
-            desk: Desk::new(GEOMETRY, SlotId(slot as u16), times, table.clone()),
-            table,
-            membership: self.membership(s, slot),
-            inbox: Inbox::new(3),
-            outbox: Outbox::new(3),
-            unsent: vec![],
-            known: 0,
-            heard: BTreeMap::new(),
-            tells: VecDeque::new(),
-            demotions: vec![],
-            adoptions: vec![],
-            script: self.scripts[slot].iter().copied().collect(),
-            waiting: BTreeMap::new(),
-            running: VecDeque::new(),
-            cache: None,
-            owed: None,
-            leaving: false,
-        }
-    }
-
-    /// The next mount of a slot that was left.
-    pub fn come_back(&self, s: &mut State, slot: usize) {
-        let view = Arc::make_mut(&mut s.view);
-        view.epoch.0 += 1;
-        view.slots[slot] = SlotView {
-            state: SlotState::Live { former: Some(SlotId(1)) },
-            incarnation: Incarnation(first_life(slot).0 + 10),
-        };
-        s.changes += 1;
-        let script = VecDeque::from([Mode::X]);
-        s.hosts[slot] = Some(Frozen::new(Host { script, ..self.new_host(s, slot) }));
-        self.learn(s, slot);
     }
 
     /// The members and owners as they are now.
@@ -239,8 +220,6 @@ impl Locks {
     /// What a mutant makes of what was read.
     fn bend(&self, h: &Host, from: SlotId, mut entries: Vec<Entry>) -> Vec<Entry> {
         let ours = h.desk.master().token(GROUP);
-        let theirs =
-            h.desk.holder().master_of(GROUP).filter(|(slot, _)| *slot == from).map(|(_, token)| token);
         if self.is(Mutant::HeldBelievedUnacked) {
             let requests = entries.iter_mut().filter(|e| e.kind == EntryKind::Request);
             requests.for_each(|e| e.number = u64::MAX);
@@ -249,10 +228,11 @@ impl Locks {
             entries.push(declared(token));
         }
         if self.is(Mutant::TokenIgnored) {
+            let theirs = h.desk.holder().master_of(GROUP).filter(|(slot, _)| *slot == from);
             let present = |e: &Entry| match e.kind {
                 EntryKind::Request | EntryKind::Declared => ours,
                 // A higher one is how a new master is learnt of.
-                _ => theirs.filter(|token| e.token < *token),
+                _ => theirs.map(|(_, token)| token).filter(|token| e.token < *token),
             };
             entries.iter_mut().for_each(|e| e.token = present(e).unwrap_or(e.token));
         }
@@ -374,19 +354,12 @@ impl Locks {
         }
         if slot == 0 && s.exits > 0 {
             match self.exit {
-                Some(Exit::Leave | Exit::Return) if idle && h.script.is_empty() => {
-                    steps.push(Step::Leave(slot))
-                }
+                Some(Exit::Leave) if idle && h.script.is_empty() => steps.push(Step::Leave(slot)),
                 Some(Exit::Death) => steps.push(Step::Die(slot)),
                 _ => {}
             }
         }
     }
-}
-
-/// The first mount of a slot.
-pub fn first_life(slot: usize) -> Incarnation {
-    Incarnation(1 + slot as u64)
 }
 
 fn declared(token: Token) -> Entry {
