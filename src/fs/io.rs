@@ -260,7 +260,8 @@ impl Fs {
         reply(writer.map_or(Ok(()), |handle| node.state.lock().write_errors.tell(Some(&handle.heard))));
     }
 
-    /// Make an inode's data durable, and unless `data_only` its attributes as well.
+    /// Make an inode's data durable, and unless `data_only` its attributes as well, whichever host has
+    /// changed them: one that did must write back and commit before there can be a lock here.
     pub fn fsync(
         &self,
         node: NodeId,
@@ -275,11 +276,16 @@ impl Fs {
             let state = node.state.lock();
             state.is_clean() || (data_only && !state.is_data_dirty())
         };
-        if clean {
+        if clean && let Some(pins) = core.locks.try_pin(&inode(ino, Mode::S)) {
+            drop(pins);
             return reply(core.commit_node(ino, fh));
         }
         // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
+        let mode = if clean { Mode::S } else { Mode::X };
         let body = move |op: &mut Op<'_>| -> Step<()> {
+            if clean {
+                return Ok(());
+            }
             let node = op.core.nodes.get(ino);
             let flushed = if data_only { op.core.flush_data(&node) } else { op.core.flush_node(&node) };
             Ok(flushed?)
@@ -288,7 +294,7 @@ impl Fs {
             let committed = core.commit_node(ino, fh);
             reply(flushed.and(committed));
         };
-        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(finish));
+        op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(finish));
     }
 }
 

@@ -92,3 +92,29 @@ fn data_that_could_not_be_written_is_written_by_the_next_fsync() {
     b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
+
+/// One host writes, another has the file open and calls fsync: what was written, and the names of the
+/// directory that it syncs, are durable, as if one machine had done both.
+#[test]
+fn fsync_covers_what_another_host_has_changed() {
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    b.create("/f").expect("create");
+    let (file, root) = (a.keep("/f").expect("lookup"), a.keep("/").expect("the root"));
+    let handle = a.open_kept(file, How::Buffered).expect("open");
+    b.write("/f", 0, &[3; 100_000], How::Buffered).expect("write");
+    a.fsync_kept(file, handle).expect("fsync");
+    b.create("/g").expect("create");
+    a.fsync_kept(root, 0).expect("fsync of the directory");
+    // As if all power were cut now.
+    let c = Host::mount(&disk.snapshot(), "c").expect("mount");
+    assert!(c.read("/f").expect("read") == [3; 100_000], "the data is not there");
+    c.stat("/g").expect("the name is there");
+    c.stop().expect("a clean leave");
+    a.close_kept(file, handle).expect("close");
+    a.forget(file);
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
