@@ -16,6 +16,9 @@ use std::ops::ControlFlow;
 
 /// Misses in a directory before it is listed.
 const MISSES_FIRST: u32 = 3;
+/// Misses anywhere, closely behind each other, after which a directory is listed at the first one: a tree
+/// is being gone through.
+const STREAK: u32 = 12;
 /// A pause between misses after which they are counted anew.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Directories looked after at a time.
@@ -112,13 +115,15 @@ impl Seen {
     }
 
     /// What is next after a miss of `ino`: the inodes, and how many of their locks to ask for.
-    fn next(&mut self, ino: InodeNo, class: usize) -> Option<(Vec<InodeNo>, usize, Order)> {
+    fn next(&mut self, ino: InodeNo, class: usize, streak: bool) -> Option<(Vec<InodeNo>, usize, Order)> {
         let misses = self.misses;
         let entries = self.entries.as_mut()?;
         let place = entries.place(ino)?;
         let in_list = entries.numbered[place].1 as usize;
         let follows = [entries.in_numbers[class].follow(place), entries.in_list[class].follow(in_list)];
-        let spread = misses >= SPREAD_MIN && misses as usize * SPREAD_FACTOR >= entries.listed.len();
+        let count = entries.listed.len();
+        let spread = misses >= SPREAD_MIN && misses as usize * SPREAD_FACTOR >= count;
+        let spread = spread || streak && count <= AHEAD_MAX;
         let (window, order) = match follows {
             [true, _] => (entries.in_numbers[class].window, Order::Numbers),
             [_, true] => (entries.in_list[class].window, Order::Listing),
@@ -126,7 +131,7 @@ impl Seen {
             _ => return None,
         };
         let window = if spread { AHEAD_MAX } else { window };
-        let look = (window * LOOK_MAX).min(entries.listed.len());
+        let look = (window * LOOK_MAX).min(count);
         let next = match order {
             Order::Numbers => entries.numbered[place..].iter().take(look).map(|(ino, _)| *ino).collect(),
             // Round and round: somebody who goes in no order has not been at the beginning either.
@@ -159,11 +164,19 @@ enum Order {
 #[derive(Default)]
 pub struct Ahead {
     seen: Mutex<VecDeque<Seen>>,
+    /// Misses behind each other in whatever directory, and when the last one was.
+    streak: Mutex<(u32, Duration)>,
 }
 
 impl Ahead {
     /// The lock of an entry of `dir` must be waited for. Is it time to list the directory?
     fn count(&self, dir: InodeNo, ino: InodeNo, now: Duration) -> bool {
+        let streak = {
+            let mut streak = self.streak.lock();
+            let behind = now <= streak.1 + PAUSE_MAX;
+            *streak = (if behind { streak.0.saturating_add(1) } else { 1 }, now);
+            streak.0 >= STREAK
+        };
         let mut seen = self.seen.lock();
         let mut this = match seen.iter().position(|s| s.dir == dir) {
             Some(at) => seen.remove(at).expect("just found"),
@@ -171,12 +184,18 @@ impl Ahead {
         };
         this.count(now);
         let list = match &this.entries {
-            None => this.misses >= MISSES_FIRST,
+            None => streak || this.misses >= MISSES_FIRST,
             Some(entries) => entries.place(ino).is_none() && now > entries.made + LIST_AGE_MIN,
         };
         seen.push_front(this);
         seen.truncate(LISTS_MAX);
         list
+    }
+
+    /// Is a tree being gone through?
+    fn is_streak(&self, now: Duration) -> bool {
+        let streak = self.streak.lock();
+        streak.0 >= STREAK && now <= streak.1 + PAUSE_MAX
     }
 
     fn list(&self, dir: InodeNo, entries: Entries) {
@@ -224,11 +243,13 @@ impl Core {
     }
 
     fn ask_ahead_of(&self, ino: InodeNo, class: usize, lock: fn(InodeNo) -> LockName, mode: Mode) {
+        let now = self.clock.now();
+        let streak = self.ahead.is_streak(now);
         let mut all = self.ahead.seen.lock();
         for seen in all.iter_mut() {
-            if let Some((next, most, order)) = seen.next(ino, class) {
+            if let Some((next, most, order)) = seen.next(ino, class, streak) {
                 let names: Vec<LockName> = next.into_iter().map(lock).collect();
-                let mode = if class == 0 { seen.mode(mode, self.clock.now()) } else { mode };
+                let mode = if class == 0 { seen.mode(mode, now) } else { mode };
                 let looked_at = self.locks.ask_ahead(&names, mode, most);
                 seen.asked(ino, class, order, looked_at);
                 return;
@@ -267,7 +288,7 @@ mod tests {
                 continue;
             }
             (misses, seen.misses) = (misses + 1, seen.misses + 1);
-            let Some((next, most, order)) = seen.next(*ino, 0) else { continue };
+            let Some((next, most, order)) = seen.next(*ino, 0, false) else { continue };
             let mut looked_at = 0;
             let mut room = most;
             for other in next {
@@ -319,6 +340,20 @@ mod tests {
         let mut large = seen(100_000);
         let few: Vec<_> = (0..40).map(|i| InodeNo(1000 + i * 2111)).collect();
         assert_eq!(go(&mut large, &few), (40, 0));
+    }
+
+    #[test]
+    fn in_a_tree_a_small_directory_is_asked_for_at_the_first_miss() {
+        let ahead = Ahead::default();
+        let now = Duration::from_secs(10);
+        for dir in 0..u64::from(STREAK) - 1 {
+            assert!(!ahead.count(InodeNo(dir), InodeNo(77), now), "directory {dir}");
+        }
+        assert!(ahead.count(InodeNo(90), InodeNo(77), now) && ahead.is_streak(now));
+        assert!(!ahead.is_streak(now + PAUSE_MAX * 2));
+        let (next, most, _) = seen(10).next(InodeNo(1005), 0, true).unwrap();
+        assert_eq!((next.len(), most, next[0]), (10, AHEAD_MAX, InodeNo(1005)));
+        assert!(seen(1000).next(InodeNo(1500), 0, true).is_none(), "a large one");
     }
 
     #[test]
