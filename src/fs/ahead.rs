@@ -33,6 +33,8 @@ const GAP_MAX: usize = 24;
 const WINDOW_FIRST: usize = 8;
 /// Names looked at for each lock asked for: many are held already.
 const LOOK_MAX: usize = 8;
+/// Inode numbers looked at behind one that is opened.
+const OPENS_REACH: u64 = 512;
 /// Misses in no order after which a directory counts as gone through, and how many times as many
 /// entries it may have.
 const SPREAD_MIN: u32 = 16;
@@ -114,6 +116,10 @@ impl Seen {
         self.last = now;
     }
 
+    fn has(&self, ino: InodeNo) -> bool {
+        self.entries.as_ref().is_some_and(|entries| entries.place(ino).is_some())
+    }
+
     /// What is next after a miss of `ino`: the inodes, and how many of their locks to ask for.
     fn next(&mut self, ino: InodeNo, class: usize, streak: bool) -> Option<(Vec<InodeNo>, usize, Order)> {
         let misses = self.misses;
@@ -166,6 +172,29 @@ pub struct Ahead {
     seen: Mutex<VecDeque<Seen>>,
     /// Misses behind each other in whatever directory, and when the last one was.
     streak: Mutex<(u32, Duration)>,
+    opens: Mutex<Opens>,
+}
+
+/// Inodes that were opened one after the other, with nothing known of their directory: the kernel had
+/// their names.
+#[derive(Default)]
+struct Opens {
+    last: InodeNo,
+    at: Duration,
+    window: usize,
+}
+
+impl Opens {
+    /// One that is not far above the last one goes on with the sequence: how many to ask for.
+    fn follow(&mut self, ino: InodeNo, now: Duration) -> usize {
+        let near = ino.0 > self.last.0 && ino.0 - self.last.0 <= OPENS_REACH;
+        let window = match near && now <= self.at + PAUSE_MAX {
+            true => (self.window * 2).clamp(WINDOW_FIRST, AHEAD_MAX),
+            false => 0,
+        };
+        *self = Opens { last: ino, at: now, window };
+        window
+    }
 }
 
 impl Ahead {
@@ -254,6 +283,15 @@ impl Core {
                 seen.asked(ino, class, order, looked_at);
                 return;
             }
+        }
+        let known = class == 1 && !all.iter().any(|seen| seen.has(ino));
+        drop(all);
+        let window = if known { self.ahead.opens.lock().follow(ino, now) } else { 0 };
+        if window > 0 {
+            // Those that the kernel knows are inodes, and likely to be opened as this one is.
+            let near = (ino.0..=ino.0 + OPENS_REACH).map(InodeNo).filter(|ino| self.nodes.knows(*ino));
+            let names: Vec<LockName> = near.map(lock).collect();
+            self.locks.ask_ahead(&names, mode, window);
         }
     }
 
@@ -354,6 +392,16 @@ mod tests {
         let (next, most, _) = seen(10).next(InodeNo(1005), 0, true).unwrap();
         assert_eq!((next.len(), most, next[0]), (10, AHEAD_MAX, InodeNo(1005)));
         assert!(seen(1000).next(InodeNo(1500), 0, true).is_none(), "a large one");
+    }
+
+    #[test]
+    fn opens_near_each_other_are_a_sequence() {
+        let mut opens = Opens::default();
+        let at = Duration::from_secs;
+        let windows: Vec<_> =
+            [5000, 5001, 5004, 5200, 9000, 9001, 8999].map(|n| opens.follow(InodeNo(n), at(10))).into();
+        assert_eq!(windows, [0, 8, 16, 32, 0, 8, 0]);
+        assert_eq!(opens.follow(InodeNo(9000), at(20)), 0, "long after");
     }
 
     #[test]

@@ -267,6 +267,12 @@ impl NodeTable {
         self.wake(&mut self.shard(ino).lock(), ino)
     }
 
+    /// Is the inode in memory, if only as one that the kernel knows?
+    pub fn knows(&self, ino: InodeNo) -> bool {
+        let shard = self.shard(ino).lock();
+        shard.nodes.contains_key(&ino) || shard.quiet.contains_key(&ino)
+    }
+
     /// The node, made if need be.
     pub fn get(&self, ino: InodeNo) -> Arc<Node> {
         let mut shard = self.shard(ino).lock();
