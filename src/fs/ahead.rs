@@ -102,12 +102,19 @@ struct Seen {
 }
 
 impl Seen {
-    /// In which mode to ask for the locks that come next, when one was missed in `mode`.
-    fn mode(&mut self, mode: Mode, now: Duration) -> Mode {
+    /// In which mode to ask for the locks that come next, when one was missed in `mode`. `tree`: the
+    /// same as `changed_until` for all directories, while a tree is gone through.
+    fn mode(&mut self, mode: Mode, now: Duration, tree: Option<&mut Duration>) -> Mode {
+        let tree = tree.map_or(Duration::ZERO, |tree| {
+            if mode == Mode::X {
+                *tree = now + PAUSE_MAX;
+            }
+            *tree
+        });
         if mode == Mode::X {
             self.changed_until = now + PAUSE_MAX;
         }
-        if now < self.changed_until { Mode::X } else { mode }
+        if now < self.changed_until.max(tree) { Mode::X } else { mode }
     }
 
     /// One more miss at `now`; counted from one after a pause.
@@ -173,6 +180,8 @@ pub struct Ahead {
     /// Misses behind each other in whatever directory, and when the last one was.
     streak: Mutex<(u32, Duration)>,
     opens: Mutex<Opens>,
+    /// See [`Seen::mode`].
+    tree_changed_until: Mutex<Duration>,
 }
 
 /// Inodes that were opened one after the other, with nothing known of their directory: the kernel had
@@ -278,7 +287,8 @@ impl Core {
         for seen in all.iter_mut() {
             if let Some((next, most, order)) = seen.next(ino, class, streak) {
                 let names: Vec<LockName> = next.into_iter().map(lock).collect();
-                let mode = if class == 0 { seen.mode(mode, now) } else { mode };
+                let mut tree = self.ahead.tree_changed_until.lock();
+                let mode = if class == 0 { seen.mode(mode, now, streak.then_some(&mut *tree)) } else { mode };
                 let looked_at = self.locks.ask_ahead(&names, mode, most);
                 seen.asked(ino, class, order, looked_at);
                 return;
@@ -367,10 +377,14 @@ mod tests {
     #[test]
     fn after_changes_locks_are_asked_for_in_the_mode_of_changes() {
         let mut seen = seen(10);
-        assert_eq!(seen.mode(Mode::S, SECOND), Mode::S);
-        assert_eq!(seen.mode(Mode::X, SECOND), Mode::X);
-        assert_eq!(seen.mode(Mode::S, SECOND + PAUSE_MAX / 2), Mode::X);
-        assert_eq!(seen.mode(Mode::S, SECOND * 3), Mode::S);
+        let mut tree = Duration::ZERO;
+        assert_eq!(seen.mode(Mode::S, SECOND, None), Mode::S);
+        assert_eq!(seen.mode(Mode::X, SECOND, Some(&mut tree)), Mode::X);
+        assert_eq!(seen.mode(Mode::S, SECOND + PAUSE_MAX / 2, None), Mode::X);
+        assert_eq!(seen.mode(Mode::S, SECOND * 3, Some(&mut tree)), Mode::S);
+        let mut other = super::Seen { changed_until: Duration::ZERO, ..seen };
+        assert_eq!(other.mode(Mode::S, SECOND + PAUSE_MAX / 2, None), Mode::S);
+        assert_eq!(other.mode(Mode::S, SECOND + PAUSE_MAX / 2, Some(&mut tree)), Mode::X, "of one tree");
     }
 
     #[test]
