@@ -9,6 +9,7 @@ mod handle;
 mod large_directory;
 mod leave;
 mod litmus;
+mod lock_traffic;
 mod matrix;
 mod model;
 mod pages;
