@@ -166,13 +166,17 @@ def cluster_rows(files):
     def make_turns(s):
         stream_write(f"{s.place}/turns", 1)
 
-    def of_other(s):
-        os.mkdir(f"{s.places[1]}/other")
-        create(f"{s.places[1]}/other", files)
+    def of_other(s, name="other"):
+        os.mkdir(f"{s.places[1]}/{name}")
+        create(f"{s.places[1]}/{name}", files)
 
     return [
         Row("stat other's", "files/s", "stat files that the other host has just made", files,
             lambda s: names(f"{s.place}/other", files, os.stat), of_other),
+        Row("unlink other's", "files/s", "unlink them", files,
+            lambda s: names(f"{s.place}/other", files, os.unlink)),
+        Row("list other's", "files/s", "list a directory that the other host has just made, and stat each entry",
+            files, lambda s: listing(f"{s.place}/other2", files), lambda s: of_other(s, "other2")),
         Row("creates, same dir", "files/s", "both hosts create in one directory", 2 * each,
             lambda s: at_once([lambda p=p, n=n: create(p, each, prefix=f"host{n}.")
                                for n, p in enumerate(both(s, "shared"))]), make_shared),
