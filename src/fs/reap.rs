@@ -23,8 +23,6 @@ use std::ops::ControlFlow;
 const LOOK: Duration = Duration::from_secs(5);
 /// How soon after a free had to be deferred: many come together.
 const LOOK_SOON: Duration = Duration::from_millis(50);
-/// How long inodes are gathered whose locks another host decides.
-const GATHER: Duration = Duration::from_millis(50);
 /// How long a squeeze waits for inodes that are being freed.
 const SQUEEZE_MAX: Duration = Duration::from_millis(500);
 /// Items handled in one pass.
@@ -188,13 +186,8 @@ impl Core {
             }
             // A read-only mount frees nothing; whoever has its slot next does.
             let ready = if self.read_only { BTreeSet::new() } else { ready };
-            let abroad = ready.iter().any(|ino| !self.locks.masters(LockName::IOpen(*ino)));
             for ino in ready {
                 self.reap_when_closed(ino);
-            }
-            if abroad && squeezes.is_empty() {
-                // What comes meanwhile is asked for in one message.
-                std::thread::sleep(GATHER);
             }
             if look
                 && !self.read_only
