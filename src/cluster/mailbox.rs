@@ -62,6 +62,9 @@ pub enum Urgency {
     Now,
 }
 
+/// So many requests are told at once that they were seen.
+const SEEN_MAX: usize = 32;
+
 /// How soon a register that says `old` must say `new`.
 fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
     if old == new {
@@ -78,7 +81,9 @@ fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
             (_, before) => before != Some(&e),
         }
     };
-    if new.iter().any(waits) { Urgency::Now } else { Urgency::Soon }
+    // Requests that were seen keep their places until that is said: others may wait for one.
+    let seen = new.iter().filter(|e| e.kind == EntryKind::Grant && said.get(&(e.kind, e.lock)) != Some(e));
+    if new.iter().any(waits) || seen.count() >= SEEN_MAX { Urgency::Now } else { Urgency::Soon }
 }
 
 /// What was last written for one reader.
@@ -197,6 +202,9 @@ mod tests {
         ] {
             assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
         }
+        let many: Vec<Entry> = (0..SEEN_MAX as u64).map(seen).collect();
+        assert_eq!(urgency(&[], &many), Urgency::Now, "their places are needed");
+        assert_eq!(urgency(&[], &many[1..]), Urgency::Soon);
         let mut out = Outbox::new(2);
         let (to, inc) = (SlotId(1), Incarnation(5));
         assert_eq!(out.urgency(to, inc, &[]), Urgency::Nothing);

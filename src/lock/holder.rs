@@ -16,6 +16,8 @@
 //!   is complete when the master has confirmed the request of each of them, so it needs no pages.
 //! - Request numbers grow over all locks and are never reused.
 
+mod places;
+
 use crate::base::{AgNo, LockName, Mode, SlotId, Token};
 use crate::format::cluster::{Entry, EntryKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,29 +205,6 @@ impl Holder {
             });
         }
         entries
-    }
-
-    /// The requests with a place in the register for `to`. If there are more than places, those come
-    /// first that a new master waits for before it grants anything, and a ninth goes to the greatest
-    /// locks: all who hold what the others ask for may be waiting for greater ones, and the greatest
-    /// of all is the one whose holders wait for nothing. A request that loses its place to such a
-    /// one loses its turn at the master, never a grant.
-    fn placed(&self, to: SlotId) -> Vec<Key> {
-        let Some(open) = self.open.get(&to) else { return Vec::new() };
-        if open.len() <= self.requests_max {
-            return open.values().copied().collect();
-        }
-        let declares = |key: &Key| {
-            let line = &self.lines[key];
-            line.held != Mode::N && !line.confirmed && self.routes[&key.0].asked
-        };
-        let reserved = (self.requests_max / 9).max(1);
-        let (mut placed, by_age): (Vec<_>, Vec<_>) = open.values().copied().partition(declares);
-        placed.extend(by_age);
-        let mut rest = placed.split_off(self.requests_max - reserved);
-        rest.sort_by_key(|(_, lock)| std::cmp::Reverse(*lock));
-        placed.extend(rest.into_iter().take(reserved));
-        placed
     }
 
     /// The declaration of a group, once each lock held in it is confirmed.

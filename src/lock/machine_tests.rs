@@ -128,3 +128,42 @@ fn nobody_passes_a_waiting_head() {
     assert_eq!(beliefs, [Mode::S, Mode::N, Mode::N]);
     assert_eq!(master.outgoing(SlotId(1))[0].cap, Mode::N);
 }
+
+#[test]
+fn wants_that_stand_for_ever_leave_places_to_others() {
+    let mut holder = Holder::new(18);
+    holder.step(HolderEvent::Route { ag: AG, to: Some((SlotId(2), TOKEN)) });
+    let mut want = |lock| holder.step(HolderEvent::Want { ag: AG, lock, want: Mode::X });
+    (0..40).for_each(|n| _ = want(LockName::IOpen(InodeNo(9000 + n))));
+    want(LOCK);
+    let said = holder.outgoing(SlotId(2));
+    assert_eq!(said.len(), 18);
+    assert!(said.iter().any(|e| e.lock == LOCK), "{said:?}");
+    assert!(said.iter().any(|e| e.lock == LockName::IOpen(InodeNo(9000))), "the oldest");
+    assert!(said.iter().any(|e| e.lock == LockName::IOpen(InodeNo(9039))), "the greatest");
+}
+
+#[test]
+fn caps_that_stand_for_ever_leave_places_to_others() {
+    let mut master = Master::new(4);
+    let peer = SlotId(2);
+    let mut step = |event| master.step(event, &|_| Mode::N);
+    step(MasterEvent::Open { ag: AG, token: TOKEN, awaited: BTreeSet::new(), own: vec![] });
+    let locks: Vec<_> = (0..9).map(|n| LockName::IOpen(InodeNo(9000 + n))).chain([LOCK]).collect();
+    let ask = |(lock, seq): (&LockName, u64)| {
+        (AG, Entry { lock: *lock, ..entry(EntryKind::Request, Mode::S, 0, seq) })
+    };
+    step(MasterEvent::Register { from: peer, entries: locks.iter().zip(1..).map(ask).collect() });
+    let done = |(lock, number): (&LockName, u64)| {
+        (AG, Entry { lock: *lock, held: Mode::S, ..entry(EntryKind::Request, Mode::N, number, 100) })
+    };
+    step(MasterEvent::Register { from: peer, entries: locks.iter().zip(1..).map(done).collect() });
+    step(MasterEvent::Register { from: peer, entries: vec![] });
+    for lock in &locks {
+        step(MasterEvent::Own { ag: AG, lock: *lock, held: Mode::N, want: Mode::X });
+    }
+    let said = master.outgoing(peer);
+    assert_eq!(said.len(), 4, "{said:?}");
+    assert!(said.iter().any(|e| e.lock == LOCK && e.cap == Mode::N), "{said:?}");
+    assert!(said.iter().any(|e| e.lock == locks[8]), "the greatest");
+}

@@ -159,9 +159,19 @@ impl Master {
         let Some(peer) = self.peers.get(&to) else { return entries };
         let answered = |lock: &&LockName| self.objects[*lock].parties[&to].present;
         entries.extend(peer.grants.iter().filter(answered).map(|lock| self.grant_entry(*lock, to)));
-        // The greatest first: whoever holds the greatest lock that is waited for waits for nothing.
-        let unasked = peer.grants.iter().rev().filter(|lock| !answered(lock)).take(self.caps_max);
-        entries.extend(unasked.map(|lock| self.grant_entry(*lock, to)));
+        // The greatest first: whoever holds the greatest lock that is waited for waits for nothing. Caps of
+        // an `IOpen` may stand for as long as files are open there; the others have half of the places.
+        let unasked: Vec<_> = peer.grants.iter().rev().filter(|lock| !answered(lock)).collect();
+        let stands = |lock: &LockName| matches!(lock, LockName::IOpen(_));
+        let shared = unasked.iter().take(self.caps_max - self.caps_max / 2);
+        let mut told: BTreeSet<LockName> = shared.map(|lock| **lock).collect();
+        let rest = unasked.iter().filter(|l| !stands(l)).chain(&unasked);
+        for lock in rest {
+            if told.len() < self.caps_max {
+                told.insert(**lock);
+            }
+        }
+        entries.extend(told.iter().rev().map(|lock| self.grant_entry(*lock, to)));
         entries
     }
 
