@@ -11,8 +11,8 @@ use std::time::Duration;
 pub struct StoreLease(pub Arc<Store>);
 
 impl LeaseSink for StoreLease {
-    fn renewed(&self, _lease_end: Duration, write_until: Duration) {
-        self.0.permit().set_deadline(write_until);
+    fn renewed(&self, lease_end: Duration, write_until: Duration) {
+        self.0.permit().set_deadlines(write_until, lease_end);
     }
 
     fn confirm(&self) -> Result<()> {

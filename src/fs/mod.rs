@@ -55,7 +55,8 @@ use node::{Node, NodeState, NodeTable};
 use op::{Op, Step, Stop};
 
 /// How long the kernel may keep entries and attributes without asking, where an invalidation can
-/// reach them. Bounded so that a stalled host does not serve them for ever.
+/// reach them, at most: as long as the lease lasts, so that a stalled host does not serve them when
+/// others may have changed them. With attributes that must be asked for end cached pages, too.
 const KEEP: Duration = Duration::from_secs(10);
 
 /// Everything a mount works with.
@@ -206,7 +207,7 @@ impl Core {
             attr,
             entry_valid: self.entry_valid(),
             // What an invalidation might miss on its way must not be relied on (`drop_attributes`).
-            attr_valid: if node.is_mixed() { Duration::ZERO } else { KEEP },
+            attr_valid: if node.is_mixed() { Duration::ZERO } else { self.keep() },
         }
     }
 
@@ -238,12 +239,17 @@ impl Core {
 
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
         let attr = self.visible(node, state)?;
-        Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: KEEP })
+        Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })
     }
 
     /// Names may be kept by the kernel only where all of them can be dropped without its locks.
     fn entry_valid(&self) -> Duration {
-        if self.kernel.supports_epoch() { KEEP } else { Duration::ZERO }
+        if self.kernel.supports_epoch() { self.keep() } else { Duration::ZERO }
+    }
+
+    /// How long what is told now may be relied on.
+    fn keep(&self) -> Duration {
+        self.store.permit().lease_left().min(KEEP)
     }
 }
 

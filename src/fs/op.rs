@@ -52,9 +52,11 @@ pub struct Op<'a> {
 }
 
 impl Op<'_> {
-    /// Run the closure, unless this host has halted: what it has in memory may be out of date then.
+    /// Run the closure, unless this host has halted: what it has in memory may be out of date then. So
+    /// may it be while the lease is over; that is waited for.
     fn run<T>(&mut self, body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>) -> Step<T> {
         self.core.store.halt().check()?;
+        self.core.store.permit().confirm()?;
         body(self)
     }
 

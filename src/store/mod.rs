@@ -184,14 +184,21 @@ impl Store {
         }
     }
 
-    /// Make everything written so far durable.
+    /// Make everything written so far durable. Returns when that is so and the lease covers saying it:
+    /// if others have taken this host for dead meanwhile, what it wrote need not count (rule R3).
     ///
     /// # Errors
     /// A failure halts the host: what it lost is not known, and a later success does not tell.
     pub fn flush(&self) -> Result<()> {
         self.halt.check()?;
         let flush = || self.device.flush();
-        self.flushes.run(flush).inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+        self.confirmed(self.flushes.run(flush))
+    }
+
+    fn confirmed(&self, flushed: Result<()>) -> Result<()> {
+        flushed.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))?;
+        let confirmed = self.permit.confirm();
+        confirmed.inspect_err(|e| self.halt.trip(format!("nothing can be promised any more: {e}")))
     }
 
     /// The present moment, for [`Store::flush_since`].
@@ -206,12 +213,9 @@ impl Store {
     /// As [`Store::flush`].
     pub fn flush_since(&self, mark: FlushMark) -> Result<()> {
         self.halt.check()?;
-        if self.flushes.cover(mark) {
-            return Ok(());
-        }
         let flush = || self.device.flush();
-        let done = self.flushes.run_since(mark, flush);
-        done.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))
+        let covered = self.flushes.cover(mark);
+        self.confirmed(if covered { Ok(()) } else { self.flushes.run_since(mark, flush) })
     }
 
     /// Data overwritten so far is durable as well before any transaction that is committed from now on.

@@ -1,4 +1,5 @@
-//! The write permit: blocks that others may come to own are written only while the lease lasts.
+//! The write permit: blocks that others may come to own are written only while the lease lasts, and
+//! nothing is told to anybody that the lease does not cover.
 
 use crate::base::{Clock, Error, Result, SystemClock};
 use parking_lot::{Condvar, Mutex};
@@ -12,11 +13,14 @@ pub const PERMIT_WAIT_MAX: Duration = Duration::from_secs(60);
 const UNLIMITED: u64 = u64::MAX;
 const REVOKED: u64 = 0;
 
-/// A deadline in time since boot (suspend included). Whoever renews the lease moves it forward and
-/// subtracts the guard time for writes that are already on their way.
+/// Two deadlines in time since boot (suspend included): writes start until a guard time before the end
+/// of the lease, for those that are already on their way; what is done counts until its end. Whoever
+/// renews the lease moves both forward.
 pub struct Permit {
     /// Nanoseconds since boot; [`UNLIMITED`] or [`REVOKED`].
     deadline: AtomicU64,
+    /// Likewise, of the lease itself.
+    lease_end: AtomicU64,
     clock: Arc<dyn Clock>,
     moved: (Mutex<()>, Condvar),
 }
@@ -30,29 +34,49 @@ impl Default for Permit {
 impl Permit {
     /// An unlimited permit (mkfs, fsck, a host that is known to be alone).
     pub fn new(clock: Arc<dyn Clock>) -> Permit {
-        Permit { deadline: AtomicU64::new(UNLIMITED), clock, moved: Default::default() }
+        Permit {
+            deadline: AtomicU64::new(UNLIMITED),
+            lease_end: AtomicU64::new(UNLIMITED),
+            clock,
+            moved: Default::default(),
+        }
     }
 
-    /// Writes may start until `boottime`.
-    pub fn set_deadline(&self, boottime: Duration) {
-        let nanos = u64::try_from(boottime.as_nanos()).unwrap_or(UNLIMITED - 1).clamp(1, UNLIMITED - 1);
-        self.set(nanos);
+    /// Writes may start until `write_until`, the lease ends at `lease_end`.
+    pub fn set_deadlines(&self, write_until: Duration, lease_end: Duration) {
+        let nanos =
+            |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(UNLIMITED - 1).clamp(1, UNLIMITED - 1);
+        self.set(nanos(write_until), nanos(lease_end));
     }
 
     /// Writes may start at any time.
     pub fn set_unlimited(&self) {
-        self.set(UNLIMITED);
+        self.set(UNLIMITED, UNLIMITED);
     }
 
     /// No write may start any more; waiting ones fail at once.
     pub fn revoke(&self) {
-        self.set(REVOKED);
+        self.set(REVOKED, REVOKED);
     }
 
-    fn set(&self, nanos: u64) {
+    fn set(&self, write_until: u64, lease_end: u64) {
         let _held = self.moved.0.lock();
-        self.deadline.store(nanos, Ordering::Release);
+        self.deadline.store(write_until, Ordering::Release);
+        self.lease_end.store(lease_end, Ordering::Release);
         self.moved.1.notify_all();
+    }
+
+    /// When the lease ends (time since boot); `None`: never. Zero once it is revoked.
+    pub fn lease_end(&self) -> Option<Duration> {
+        match self.lease_end.load(Ordering::Acquire) {
+            UNLIMITED => None,
+            at => Some(Duration::from_nanos(at)),
+        }
+    }
+
+    /// How much of the lease is left: for so long whoever is told something may rely on it.
+    pub fn lease_left(&self) -> Duration {
+        self.lease_end().map_or(Duration::MAX, |end| end.saturating_sub(self.clock.now()))
     }
 
     /// Time left; `None` if unlimited.
@@ -74,10 +98,30 @@ impl Permit {
 
     /// As [`Permit::check`] with another bound.
     pub fn wait(&self, bound: Duration) -> Result<()> {
+        self.wait_for(&self.deadline, bound)
+    }
+
+    /// Ask before anything is told that others could have made untrue: what was written is durable, what
+    /// is in memory is current. A lease that has ended says nothing by itself; one that was renewed since
+    /// says that nobody has acted on this host's death up to then (rule R3).
+    ///
+    /// # Errors
+    /// Those of [`Permit::check`].
+    #[inline]
+    pub fn confirm(&self) -> Result<()> {
+        match self.lease_end.load(Ordering::Acquire) {
+            UNLIMITED => Ok(()),
+            at if at != REVOKED && self.clock.now() <= Duration::from_nanos(at) => Ok(()),
+            _ => self.wait_for(&self.lease_end, PERMIT_WAIT_MAX),
+        }
+    }
+
+    #[cold]
+    fn wait_for(&self, which: &AtomicU64, bound: Duration) -> Result<()> {
         let give_up = self.clock.now() + bound;
         let mut held = self.moved.0.lock();
         loop {
-            let deadline = self.deadline.load(Ordering::Acquire);
+            let deadline = which.load(Ordering::Acquire);
             if deadline == REVOKED {
                 return Err(Error::Halted("the write permit was revoked".into()));
             }
@@ -104,16 +148,30 @@ mod tests {
     fn an_expired_permit_waits_for_its_renewal() {
         let permit = Arc::new(Permit::default());
         assert!(permit.check().is_ok());
-        permit.set_deadline(Duration::from_nanos(1));
+        permit.set_deadlines(Duration::from_nanos(1), Duration::from_nanos(2));
         assert!(matches!(permit.wait(Duration::ZERO), Err(Error::TimedOut(_))));
         let renew = permit.clone();
         let t = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
-            renew.set_deadline(SystemClock.now() + Duration::from_secs(100));
+            let end = SystemClock.now() + Duration::from_secs(100);
+            renew.set_deadlines(end, end);
         });
-        assert!(permit.check().is_ok());
+        assert!(permit.confirm().is_ok() && permit.check().is_ok());
         t.join().unwrap();
         permit.revoke();
         assert!(matches!(permit.check(), Err(Error::Halted(_))));
+        assert!(matches!(permit.confirm(), Err(Error::Halted(_))));
+        assert_eq!(permit.lease_left(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_done_counts_a_little_longer_than_writes_may_start() {
+        let permit = Permit::default();
+        assert_eq!((permit.lease_end(), permit.lease_left()), (None, Duration::MAX));
+        let now = SystemClock.now();
+        permit.set_deadlines(now - Duration::from_secs(1), now + Duration::from_secs(100));
+        assert!(matches!(permit.wait(Duration::ZERO), Err(Error::TimedOut(_))));
+        assert!(permit.confirm().is_ok());
+        assert!(permit.lease_left() > Duration::from_secs(90));
     }
 }
