@@ -45,6 +45,7 @@ mod serve;
 mod serving;
 mod space;
 mod statfs;
+mod takeover;
 pub mod types;
 mod writeback;
 mod xattrs;
@@ -84,6 +85,7 @@ pub struct Core {
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
     ahead: ahead::Ahead,
+    recovery: takeover::Recovery,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,
