@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How much longer a run may take than it should, to reach its number of events.
-const EXTRA_MAX: Duration = Duration::from_secs(60);
+const EXTRA_MAX: Duration = Duration::from_secs(600);
 /// Failed seeds after which no further ones are begun.
 const FAULTS_MAX: usize = 5;
 const EVENTS: u64 = 5000;
