@@ -228,7 +228,7 @@ fn replace(d: &Damaged, at: BlockNo, kind: ItemKind, change: impl FnOnce(&[u8]) 
     });
 }
 
-fn remove(d: &Damaged, at: BlockNo, kind: ItemKind) {
+pub fn remove(d: &Damaged, at: BlockNo, kind: ItemKind) {
     d.edit(at, |b| {
         let i = first_of(b, kind);
         PageMut::new(&mut b.0[ROOT_PAGE..]).remove_at(i);

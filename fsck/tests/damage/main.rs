@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::BlockNo;
 use shoal::format::BlockKind;
+use shoal::format::item::ItemKind;
 use shoal_fsck::Code;
 use std::collections::BTreeSet;
 use volume::{Damaged, blocks, crashed, replayed};
@@ -25,6 +26,17 @@ fn a_sound_volume_is_sound() {
 fn a_crashed_volume_is_sound_after_replay_into_memory() {
     let report = Damaged::of(crashed()).check();
     assert!(report.is_sound() && report.replayed.len() == 1, "{report:#?}");
+}
+
+/// A host that dies while it frees a symbolic link leaves it without a target.
+#[test]
+fn an_orphan_on_its_way_out_may_have_lost_its_target() {
+    let disk = Damaged::of(replayed());
+    cases::remove(&disk, disk.ino("short").block(), ItemKind::Symlink);
+    disk.attr("short", |a| a.nlink = 0);
+    let found = disk.check().counts;
+    assert!(!found.contains_key(&Code::SymlinkWrong), "{found:?}");
+    assert!(found.contains_key(&Code::LinkCount), "it still has its name: {found:?}");
 }
 
 #[test]
