@@ -25,8 +25,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const LISTS_MAX: usize = 8;
 /// Entries of a directory that are known of.
 const ENTRIES_MAX: usize = 1 << 18;
-/// A list is not made anew within this time.
+/// A list is not made anew within this time, nor within so many times the time it took.
 const LIST_AGE_MIN: Duration = Duration::from_secs(2);
+const LIST_PAUSE_FACTOR: u32 = 20;
+/// Longest time in which a directory is listed at once: an operation waits for it, with the directory pinned.
+/// What is left of it follows when there is another miss.
+const LIST_TIME_MAX: Duration = Duration::from_millis(50);
+/// Misses in X behind each other after which inodes of a directory are asked for in X.
+const CHANGES_FIRST: u32 = 3;
 /// Places in the order that a sequence may pass over.
 const GAP_MAX: usize = 24;
 /// The first window.
@@ -39,6 +45,9 @@ const OPENS_REACH: u64 = 512;
 /// entries it may have.
 const SPREAD_MIN: u32 = 16;
 const SPREAD_FACTOR: usize = 64;
+
+/// The cookie that all entries are behind.
+const FIRST: u64 = 2;
 
 /// How far a sequence of misses has come in one order.
 #[derive(Clone, Copy)]
@@ -70,6 +79,10 @@ impl Track {
 /// The entries of a directory, in both orders.
 struct Entries {
     made: Duration,
+    /// How long it took to list them.
+    took: Duration,
+    /// Where to go on: the cookie of the last one, or the beginning if these are all.
+    rest: u64,
     listed: Vec<InodeNo>,
     /// Ascending, with the place in `listed`.
     numbered: Vec<(InodeNo, u32)>,
@@ -82,7 +95,21 @@ impl Entries {
     fn new(made: Duration, listed: Vec<InodeNo>) -> Entries {
         let mut numbered: Vec<_> = listed.iter().copied().zip(0..).collect();
         numbered.sort_unstable();
-        Entries { made, listed, numbered, in_list: Default::default(), in_numbers: Default::default() }
+        Entries {
+            made,
+            took: Duration::ZERO,
+            rest: FIRST,
+            listed,
+            numbered,
+            in_list: Default::default(),
+            in_numbers: Default::default(),
+        }
+    }
+
+    /// May the directory be listed again, or further?
+    fn is_old(&self, now: Duration) -> bool {
+        let pause = self.took * LIST_PAUSE_FACTOR;
+        now > self.made + if self.rest == FIRST { pause.max(LIST_AGE_MIN) } else { pause }
     }
 
     fn place(&self, ino: InodeNo) -> Option<usize> {
@@ -98,10 +125,26 @@ struct Seen {
     /// Until then inodes are asked for in X: they were changed one after the other, and whoever changes
     /// looks first.
     changed_until: Duration,
+    /// Misses in X behind each other.
+    changes: u32,
+    /// Somebody is listing it.
+    listing: bool,
     entries: Option<Entries>,
 }
 
 impl Seen {
+    fn new(dir: InodeNo, now: Duration) -> Seen {
+        Seen {
+            dir,
+            misses: 0,
+            last: now,
+            changed_until: Duration::ZERO,
+            changes: 0,
+            listing: false,
+            entries: None,
+        }
+    }
+
     /// In which mode to ask for the locks that come next, when one was missed in `mode`. `tree`: the
     /// same as `changed_until` for all directories, while a tree is gone through.
     fn mode(&mut self, mode: Mode, now: Duration, tree: Option<&mut Duration>) -> Mode {
@@ -111,7 +154,9 @@ impl Seen {
             }
             *tree
         });
-        if mode == Mode::X {
+        self.changes = if mode == Mode::X { self.changes + 1 } else { 0 };
+        // One file of it that is changed now and then makes no difference to who looks at the others.
+        if self.changes >= CHANGES_FIRST {
             self.changed_until = now + PAUSE_MAX;
         }
         if now < self.changed_until.max(tree) { Mode::X } else { mode }
@@ -127,8 +172,15 @@ impl Seen {
         self.entries.as_ref().is_some_and(|entries| entries.place(ino).is_some())
     }
 
-    /// What is next after a miss of `ino`: the inodes, and how many of their locks to ask for.
-    fn next(&mut self, ino: InodeNo, class: usize, streak: bool) -> Option<(Vec<InodeNo>, usize, Order)> {
+    /// What is next after a miss of `ino`: the inodes, and how many of their locks to ask for. `removing`:
+    /// those at the beginning of the listing are perhaps gone.
+    fn next(
+        &mut self,
+        ino: InodeNo,
+        class: usize,
+        streak: bool,
+        removing: bool,
+    ) -> Option<(Vec<InodeNo>, usize, Order)> {
         let misses = self.misses;
         let entries = self.entries.as_mut()?;
         let place = entries.place(ino)?;
@@ -149,7 +201,8 @@ impl Seen {
             Order::Numbers => entries.numbered[place..].iter().take(look).map(|(ino, _)| *ino).collect(),
             // Round and round: somebody who goes in no order has not been at the beginning either.
             Order::Listing => {
-                entries.listed[in_list..].iter().chain(&entries.listed).take(look).copied().collect()
+                let again = if removing { &[][..] } else { &entries.listed };
+                entries.listed[in_list..].iter().chain(again).take(look).copied().collect()
             }
         };
         Some((next, window, order))
@@ -207,8 +260,9 @@ impl Opens {
 }
 
 impl Ahead {
-    /// The lock of an entry of `dir` must be waited for. Is it time to list the directory?
-    fn count(&self, dir: InodeNo, ino: InodeNo, now: Duration) -> bool {
+    /// The lock of an entry of `dir` must be waited for. If it is time to list the directory: behind which
+    /// cookie. [`Ahead::list`] must follow.
+    fn count(&self, dir: InodeNo, ino: InodeNo, now: Duration) -> Option<u64> {
         let streak = {
             let mut streak = self.streak.lock();
             let behind = now <= streak.1 + PAUSE_MAX;
@@ -218,16 +272,19 @@ impl Ahead {
         let mut seen = self.seen.lock();
         let mut this = match seen.iter().position(|s| s.dir == dir) {
             Some(at) => seen.remove(at).expect("just found"),
-            None => Seen { dir, misses: 0, last: now, changed_until: Duration::ZERO, entries: None },
+            None => Seen::new(dir, now),
         };
         this.count(now);
         let list = match &this.entries {
             None => streak || this.misses >= MISSES_FIRST,
-            Some(entries) => entries.place(ino).is_none() && now > entries.made + LIST_AGE_MIN,
+            Some(entries) => entries.place(ino).is_none() && entries.is_old(now),
         };
+        let list = list && !this.listing;
+        this.listing |= list;
+        let rest = this.entries.as_ref().map_or(FIRST, |entries| entries.rest);
         seen.push_front(this);
         seen.truncate(LISTS_MAX);
-        list
+        list.then_some(rest)
     }
 
     /// Is a tree being gone through?
@@ -238,7 +295,7 @@ impl Ahead {
 
     fn list(&self, dir: InodeNo, entries: Entries) {
         if let Some(seen) = self.seen.lock().iter_mut().find(|s| s.dir == dir) {
-            seen.entries = Some(entries);
+            (seen.entries, seen.listing) = (Some(entries), false);
         }
     }
 
@@ -252,19 +309,26 @@ impl Core {
     /// The lock of `ino`, an entry of `dir`, is not at hand. The directory is pinned, and the state of
     /// its node not locked.
     pub(super) fn missed_in(&self, dir: InodeNo, ino: InodeNo) {
-        if !self.ahead.count(dir, ino, self.clock.now()) {
-            return;
-        }
+        let begun = self.clock.now();
+        let Some(from) = self.ahead.count(dir, ino, begun) else { return };
         let mut listed = Vec::new();
+        let mut rest = FIRST;
         let node = self.nodes.get(dir);
         let state = node.state.lock();
         // What cannot be read here is told of where it is needed.
-        let _ = self.dir(dir).list(&*self.store, 2, &mut |e| {
+        let _ = self.dir(dir).list(&*self.store, from, &mut |e| {
             listed.push(e.ino);
-            if listed.len() < ENTRIES_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            let late = listed.len().is_multiple_of(64) && self.clock.now() > begun + LIST_TIME_MAX;
+            if listed.len() < ENTRIES_MAX && !late {
+                return ControlFlow::Continue(());
+            }
+            rest = e.cookie;
+            ControlFlow::Break(())
         });
         drop(state);
-        self.ahead.list(dir, Entries::new(self.clock.now(), listed));
+        let now = self.clock.now();
+        let entries = Entries { took: now.saturating_sub(begun), rest, ..Entries::new(now, listed) };
+        self.ahead.list(dir, entries);
     }
 
     /// An operation is about to wait for these: ask for what comes next, too.
@@ -285,10 +349,16 @@ impl Core {
         let streak = self.ahead.is_streak(now);
         let mut all = self.ahead.seen.lock();
         for seen in all.iter_mut() {
-            if let Some((next, most, order)) = seen.next(ino, class, streak) {
-                let names: Vec<LockName> = next.into_iter().map(lock).collect();
-                let mut tree = self.ahead.tree_changed_until.lock();
-                let mode = if class == 0 { seen.mode(mode, now, streak.then_some(&mut *tree)) } else { mode };
+            if !seen.has(ino) {
+                continue;
+            }
+            let mut tree = self.ahead.tree_changed_until.lock();
+            let wanted = mode;
+            let mode = if class == 0 { seen.mode(mode, now, streak.then_some(&mut *tree)) } else { mode };
+            if let Some((next, most, order)) = seen.next(ino, class, streak, mode == Mode::X) {
+                // The missed one itself is asked for as it is needed: it may be only looked at.
+                let ahead = next.into_iter().filter(|other| *other != ino || mode == wanted);
+                let names: Vec<LockName> = ahead.map(lock).collect();
                 let looked_at = self.locks.ask_ahead(&names, mode, most);
                 seen.asked(ino, class, order, looked_at);
                 return;
@@ -312,129 +382,4 @@ impl Core {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
-    use rand::seq::SliceRandom;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// Inodes in an order of listing that has nothing to do with their numbers.
-    fn seen(count: u64) -> Seen {
-        let listed = (0..count).map(|i| InodeNo(1000 + i * 7919 % count)).collect();
-        let entries = Some(Entries::new(SECOND, listed));
-        Seen { dir: InodeNo(5), misses: 3, last: SECOND, changed_until: Duration::ZERO, entries }
-    }
-
-    /// Go through `order`, all locks asked for are there at once: how many misses, and how many asked.
-    fn go(seen: &mut Seen, order: &[InodeNo]) -> (usize, usize) {
-        let mut held = std::collections::HashSet::new();
-        let (mut misses, mut asked) = (0, 0);
-        for ino in order {
-            if !held.insert(*ino) {
-                continue;
-            }
-            (misses, seen.misses) = (misses + 1, seen.misses + 1);
-            let Some((next, most, order)) = seen.next(*ino, 0, false) else { continue };
-            let mut looked_at = 0;
-            let mut room = most;
-            for other in next {
-                if room == 0 {
-                    break;
-                }
-                looked_at += 1;
-                if held.insert(other) {
-                    (room, asked) = (room - 1, asked + 1);
-                }
-            }
-            seen.asked(*ino, 0, order, looked_at);
-        }
-        (misses, asked)
-    }
-
-    #[test]
-    fn sequences_in_either_order_are_followed() {
-        let mut by_number = seen(2000);
-        let numbers: Vec<_> = (0..2000).map(|i| InodeNo(1000 + i)).collect();
-        let (misses, asked) = go(&mut by_number, &numbers);
-        assert!(misses < 40 && asked > 1900, "{misses} misses, {asked} asked for");
-        let mut by_list = seen(2000);
-        let listed = by_list.entries.as_ref().unwrap().listed.clone();
-        let (misses, asked) = go(&mut by_list, &listed);
-        assert!(misses < 40 && asked > 1900, "{misses} misses, {asked} asked for");
-    }
-
-    #[test]
-    fn a_directory_gone_through_in_any_order_is_met_in_time() {
-        let mut all = seen(2000);
-        let mut scattered: Vec<_> = (0..2000).map(|i| InodeNo(1000 + i)).collect();
-        scattered.shuffle(&mut StdRng::seed_from_u64(1));
-        let (misses, _) = go(&mut all, &scattered);
-        assert!(misses < 150, "{misses} misses");
-    }
-
-    #[test]
-    fn after_changes_locks_are_asked_for_in_the_mode_of_changes() {
-        let mut seen = seen(10);
-        let mut tree = Duration::ZERO;
-        assert_eq!(seen.mode(Mode::S, SECOND, None), Mode::S);
-        assert_eq!(seen.mode(Mode::X, SECOND, Some(&mut tree)), Mode::X);
-        assert_eq!(seen.mode(Mode::S, SECOND + PAUSE_MAX / 2, None), Mode::X);
-        assert_eq!(seen.mode(Mode::S, SECOND * 3, Some(&mut tree)), Mode::S);
-        let mut other = super::Seen { changed_until: Duration::ZERO, ..seen };
-        assert_eq!(other.mode(Mode::S, SECOND + PAUSE_MAX / 2, None), Mode::S);
-        assert_eq!(other.mode(Mode::S, SECOND + PAUSE_MAX / 2, Some(&mut tree)), Mode::X, "of one tree");
-    }
-
-    #[test]
-    fn a_few_files_of_a_large_directory_ask_for_nothing() {
-        let mut large = seen(100_000);
-        let few: Vec<_> = (0..40).map(|i| InodeNo(1000 + i * 2111)).collect();
-        assert_eq!(go(&mut large, &few), (40, 0));
-    }
-
-    #[test]
-    fn in_a_tree_a_small_directory_is_asked_for_at_the_first_miss() {
-        let ahead = Ahead::default();
-        let now = Duration::from_secs(10);
-        for dir in 0..u64::from(STREAK) - 1 {
-            assert!(!ahead.count(InodeNo(dir), InodeNo(77), now), "directory {dir}");
-        }
-        assert!(ahead.count(InodeNo(90), InodeNo(77), now) && ahead.is_streak(now));
-        assert!(!ahead.is_streak(now + PAUSE_MAX * 2));
-        let (next, most, _) = seen(10).next(InodeNo(1005), 0, true).unwrap();
-        assert_eq!((next.len(), most, next[0]), (10, AHEAD_MAX, InodeNo(1005)));
-        assert!(seen(1000).next(InodeNo(1500), 0, true).is_none(), "a large one");
-    }
-
-    #[test]
-    fn opens_near_each_other_are_a_sequence() {
-        let mut opens = Opens::default();
-        let at = Duration::from_secs;
-        let windows: Vec<_> =
-            [5000, 5001, 5004, 5200, 9000, 9001, 8999].map(|n| opens.follow(InodeNo(n), at(10))).into();
-        assert_eq!(windows, [0, 8, 16, 32, 0, 8, 0]);
-        assert_eq!(opens.follow(InodeNo(9000), at(20)), 0, "long after");
-    }
-
-    #[test]
-    fn misses_are_counted_anew_after_a_pause_and_lists_are_made_anew_in_time() {
-        let ahead = Ahead::default();
-        let dir = InodeNo(5);
-        let at = |ms: u64| Duration::from_millis(10_000 + ms);
-        assert!(!ahead.count(dir, InodeNo(1), at(0)));
-        assert!(!ahead.count(dir, InodeNo(2), at(10)));
-        assert!(!ahead.count(dir, InodeNo(3), at(2000)), "a pause");
-        assert!(!ahead.count(dir, InodeNo(4), at(2010)));
-        assert!(ahead.count(dir, InodeNo(5), at(2020)));
-        ahead.list(dir, Entries::new(at(2020), vec![InodeNo(1), InodeNo(6)]));
-        assert!(!ahead.count(dir, InodeNo(6), at(4100)), "in the list");
-        assert!(!ahead.count(dir, InodeNo(7), at(4000)), "too young");
-        assert!(ahead.count(dir, InodeNo(7), at(4100)));
-        ahead.forget_old(at(5000));
-        assert_eq!(ahead.seen.lock().len(), 1);
-        ahead.forget_old(at(60_000));
-        assert!(ahead.seen.lock().is_empty());
-    }
-}
+mod tests;
