@@ -45,7 +45,6 @@ mod serve;
 mod serving;
 mod space;
 mod statfs;
-mod takeover;
 pub mod types;
 mod writeback;
 mod xattrs;
@@ -85,7 +84,6 @@ pub struct Core {
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
     ahead: ahead::Ahead,
-    recovery: takeover::Recovery,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,

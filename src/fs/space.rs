@@ -15,10 +15,6 @@ use std::ops::ControlFlow;
 
 type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
-/// The same while groups are missing whose host is silent or dead: until it answers or is taken over from.
-/// Without an end only as far as nobody can do that.
-const MISSING_ROUNDS: usize = 240;
-const MISSING_PAUSE: Duration = Duration::from_millis(500);
 /// Pauses before the rounds after the first.
 const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
 /// More rounds, and the pauses before them, while metadata chunks are on their way to become free:
@@ -64,16 +60,8 @@ fn pause_after(core: &Core, number: usize, coming: bool) -> Option<Duration> {
         None => PAUSES.get(number).copied(),
         Some(n) if coming && n < COMING_ROUNDS => Some(COMING_PAUSE),
         Some(n) if n < DRAIN_ROUNDS && core.alloc.is_draining() => Some(DRAIN_PAUSE),
-        Some(n) if n < MISSING_ROUNDS && is_anything_missing(core) => Some(MISSING_PAUSE),
         Some(_) => None,
     }
-}
-
-/// Are there groups for which nobody answers now?
-fn is_anything_missing(core: &Core) -> bool {
-    let members = core.cluster.membership();
-    let mut owners = (0..core.geometry.ag_count).map(|ag| members.owner_of(AgNo(ag)).0);
-    owners.any(|owner| owner.slot().is_none_or(|slot| members.is_silent(slot)))
 }
 
 /// Are there unlinked files that are not open here, other frees to come, or dirty data?
@@ -125,8 +113,8 @@ enum Whose {
     Others,
 }
 
-/// Groups worth asking, best first. Those of a host that is silent or dead are left out: nobody answers
-/// for them until the cluster has recovered, and space elsewhere need not wait for that.
+/// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,
+/// and nobody answers for them until the cluster has recovered.
 fn candidates(core: &Core) -> Vec<(Whose, AgNo)> {
     let members = core.cluster.membership();
     let held = core.alloc.held();

@@ -4,7 +4,6 @@
 
 mod acl;
 mod crash;
-mod death;
 mod full;
 mod handle;
 mod large_directory;
@@ -21,4 +20,3 @@ mod rig;
 mod rig_stream;
 mod rig_xattr;
 mod set_id;
-mod torture;

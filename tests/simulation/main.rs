@@ -8,7 +8,6 @@ mod common;
 mod canary;
 mod chaos;
 mod cluster;
-mod deaths;
 mod demotion;
 mod draw;
 mod host;
