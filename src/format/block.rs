@@ -22,10 +22,10 @@ pub const MAGIC: [u8; 4] = *b"SHOL";
 /// Bytes of the header; the content of a block begins here.
 pub const HEADER_SIZE: usize = 64;
 
-/// One block in memory. Aligned to a cache line only: page alignment would double what an `Arc` of it
-/// takes, and devices bounce what the kernel refuses anyway.
+/// One block in memory. Aligned as any heap memory is: page alignment would double what an `Arc` of it
+/// takes, any other costs the allocator a detour, and devices bounce what the kernel refuses anyway.
 #[derive(Clone)]
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 pub struct Block(pub [u8; BLOCK_SIZE]);
 
 impl Block {
