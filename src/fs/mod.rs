@@ -46,6 +46,7 @@ mod serving;
 mod space;
 mod statfs;
 pub mod types;
+mod walk;
 mod writeback;
 mod xattrs;
 
@@ -195,14 +196,14 @@ impl Core {
             node.generation.store(0, Ordering::Release);
         }
         let attr = self.visible(&node, &mut state)?;
-        Ok(self.entry_of(ino, attr))
+        Ok(self.entry_of(&node, attr))
     }
 
     /// Count a lookup and make the answer from attributes at hand.
-    fn entry_of(&self, ino: InodeNo, attr: Attr) -> EntryReply {
-        let node = self.nodes.remember(ino, attr.generation);
+    fn entry_of(&self, node: &Node, attr: Attr) -> EntryReply {
+        self.nodes.remember(node, attr.generation);
         EntryReply {
-            ino: self.nodeid(ino),
+            ino: self.nodeid(node.ino),
             generation: attr.generation,
             attr,
             entry_valid: self.entry_valid(),

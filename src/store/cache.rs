@@ -10,7 +10,7 @@
 use crate::base::{BlockNo, Error, LockName, Result, TxnId, Version};
 use crate::format::{Block, BlockKind};
 use crate::store::index::{BlockHash, CoverIndex};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -117,25 +117,41 @@ impl Cache {
                 None => break,
             }
         }
-        self.load(shard, s, block, cover, load)
-    }
-
-    fn load(
-        &self,
-        shard: &Shard,
-        mut s: MutexGuard<'_, ShardState>,
-        block: BlockNo,
-        cover: LockName,
-        load: &dyn Fn() -> Result<Arc<Block>>,
-    ) -> Result<Arc<Block>> {
-        s.map.insert(block, Entry::Loading { cover, doomed: false });
-        self.covers.insert(cover, block);
+        self.announce_in(&mut s, block, cover);
         drop(s);
         let loaded = load();
+        self.loaded(block, cover, loaded.as_ref().ok());
+        loaded
+    }
+
+    /// Is the block here, or being read?
+    pub fn has(&self, block: BlockNo) -> bool {
+        self.shard(block).state.lock().map.contains_key(&block)
+    }
+
+    /// The caller is going to read this block: who wants it waits for [`Cache::loaded`]. False if it is
+    /// here or being read already.
+    pub fn announce(&self, block: BlockNo, cover: LockName) -> bool {
+        let mut s = self.shard(block).state.lock();
+        let missing = !s.map.contains_key(&block);
+        if missing {
+            self.announce_in(&mut s, block, cover);
+        }
+        missing
+    }
+
+    fn announce_in(&self, s: &mut ShardState, block: BlockNo, cover: LockName) {
+        s.map.insert(block, Entry::Loading { cover, doomed: false });
+        self.covers.insert(cover, block);
+    }
+
+    /// An announced block has been read, or could not be.
+    pub fn loaded(&self, block: BlockNo, cover: LockName, image: Option<&Arc<Block>>) {
+        let shard = self.shard(block);
         let mut s = shard.state.lock();
         let doomed = !matches!(s.map.remove(&block), Some(Entry::Loading { doomed: false, .. }));
-        match &loaded {
-            Ok(image) if !doomed => {
+        match image {
+            Some(image) if !doomed => {
                 let buffer = Buffer {
                     newest: image.clone(),
                     cover,
@@ -151,7 +167,6 @@ impl Cache {
             _ => self.covers.remove(cover, block),
         }
         shard.loaded.notify_all();
-        loaded
     }
 
     /// Change a block of transaction `txn`. `keep` says whether this handle already has an undo for

@@ -7,6 +7,7 @@
 //!
 //! File data passes through unverified and uncached.
 
+mod ahead;
 mod batch;
 mod cache;
 mod flushes;
@@ -41,6 +42,7 @@ pub struct Store {
     permit: Arc<Permit>,
     pool: batch::WritePool,
     flushes: flushes::Flushes,
+    ahead: ahead::Buffers,
 }
 
 impl Store {
@@ -60,6 +62,7 @@ impl Store {
             permit: Arc::new(Permit::default()),
             pool: Default::default(),
             flushes: Default::default(),
+            ahead: Default::default(),
         })
     }
 
@@ -109,18 +112,24 @@ impl Store {
         let into = Arc::get_mut(&mut image).expect("not shared yet");
         let mut read = || {
             self.device.read(block.byte(), &mut into.0)?;
-            into.verify(self.format_id, block, kind)
+            self.verify(into, block, kind, cover)
         };
         // Once more: a bit that flipped on the way need not have flipped on the disk.
         match read() {
             Err(Error::Corrupt { .. }) => read()?,
             other => other?,
         }
+        Ok(image)
+    }
+
+    /// Is this what must stand at `block`, and under that lock?
+    fn verify(&self, image: &Block, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
+        image.verify(self.format_id, block, kind)?;
         if image.cover() != Some(cover) {
             let found = format!("covered by {:?}", image.cover());
             return Err(Error::corrupt(block, kind, format_args!("covered by {cover:?}"), found));
         }
-        Ok(image)
+        Ok(())
     }
 
     /// Forget all clean blocks under `cover`, which is being given up. Call after the journal has
