@@ -66,9 +66,7 @@ impl Plan {
             return Err(Error::NotFound.into());
         }
         let dir = core.dir(self.dir);
-        if dir.lookup(&*core.store, &self.name)?.is_some() {
-            return Err(Error::Exists.into());
-        }
+        let vacancy = dir.vacancy(&*core.store, &self.name)?;
         if self.new.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }
@@ -84,7 +82,7 @@ impl Plan {
         if let Some(target) = &self.target {
             core.tree(ino).write_symlink(&mut txn, target)?;
         }
-        dir.insert(&mut txn, &self.name, ino, generation, self.new.kind)?;
+        dir.fill(&mut txn, vacancy, &self.name, ino, generation, self.new.kind)?;
         if self.new.kind == FileKind::Directory {
             dir_attr.nlink += 1;
         }

@@ -27,6 +27,7 @@ mod coherence;
 mod create;
 mod data;
 mod drain;
+mod free;
 mod handles;
 mod invalidation;
 mod io;

@@ -73,6 +73,11 @@ impl NodeState {
         !self.attr_dirty && !self.is_data_dirty()
     }
 
+    /// The inode is gone: nothing of it is to be kept, or written.
+    pub fn forget(&mut self) {
+        (self.attr, self.file, self.space, self.attr_dirty) = (None, None, None, false);
+    }
+
     /// Does the disk lack data, or the size that goes with it?
     pub fn is_data_dirty(&self) -> bool {
         self.file.as_ref().is_some_and(FileState::is_dirty)

@@ -16,7 +16,7 @@ const BY_NUMBER: (u64, u64) = (8, 64);
 /// An inode so far behind the expected one is still in order: not every block holds an inode.
 const SKIPPED_MAX: u64 = 16;
 /// Listed entries, with several requests: first, and most.
-const LISTED: (usize, usize) = (64, 1024);
+const LISTED: (usize, usize) = (256, 1024);
 /// Listed entries that are remembered.
 const LISTED_MAX: usize = 4096;
 
@@ -112,7 +112,7 @@ mod tests {
         // Two blocks that hold no inode lie between.
         assert_eq!(numbers(walk.miss(InodeNo(1035))), (1035..1051).collect::<Vec<_>>());
         let sizes: Vec<_> = (0..9).map(|_| walk.miss(InodeNo(walk.expected)).len()).collect();
-        assert_eq!(sizes, [32, 64, 64, 64, 64, 64, 64, 37, 64], "none goes beyond its chunk");
+        assert_eq!(sizes, [32, 64, 64, 64, 64, 64, 64, 64, 5], "none goes beyond its chunk");
         assert_eq!(numbers(walk.miss(InodeNo(500))), [500], "out of order");
     }
 
@@ -123,9 +123,9 @@ mod tests {
         walk.list(listed.iter().copied(), true);
         let first = listed.len() - LISTED_MAX;
         assert_eq!(walk.miss(listed[first]), listed[first..=first]);
-        assert_eq!(walk.miss(listed[first + 1]), listed[first + 1..first + 65]);
+        assert_eq!(walk.miss(listed[first + 1]), listed[first + 1..first + 257]);
         // Some were cached, or are not wanted.
-        assert_eq!(walk.miss(listed[first + 70]), listed[first + 70..first + 70 + 256]);
+        assert_eq!(walk.miss(listed[first + 270]), listed[first + 270..first + 270 + 1024]);
         walk.list(listed[..3].iter().copied(), true);
         assert_eq!(walk.miss(listed[1]), listed[1..2]);
         assert_eq!(walk.miss(listed[2]), listed[2..3]);
