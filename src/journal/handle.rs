@@ -25,7 +25,8 @@ pub struct Handle {
 
 impl Handle {
     pub(super) fn new(journal: Arc<Journal>, txn: TxnId, reserved: u32) -> Handle {
-        let room = reserved.min(32) as usize;
+        // Most change a few blocks, whatever they reserve.
+        let room = reserved.min(8) as usize;
         let (undo, touched) = (Vec::with_capacity(room), Vec::with_capacity(room));
         Handle { journal, txn, reserved, undo, touched, open: true }
     }

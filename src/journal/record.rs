@@ -3,7 +3,7 @@
 use crate::base::{BLOCK_SIZE, BlockNo, TxnId};
 use crate::format::block::{Block, crc32c};
 use crate::format::journal::{JournalPlace, LINE_SIZE, TxnEntry, TxnHeader};
-use crate::store::AlignedBuf;
+use crate::store::{AlignedBuf, lines_of};
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -14,17 +14,6 @@ const ENTRY_BYTES: usize = size_of::<TxnEntry>();
 pub(super) fn log_blocks_max(images: u64) -> u64 {
     let bytes = HEADER_BYTES as u64 + images * (ENTRY_BYTES + BLOCK_SIZE) as u64;
     bytes.div_ceil(BLOCK_SIZE as u64) + 1
-}
-
-/// Bit i is set if line i has a byte that is not zero. The crc of the header does not count: it is
-/// not kept in the log, but the line that holds it is never empty anyway.
-fn lines_of(image: &Block) -> u64 {
-    let mut lines = 0;
-    for (i, line) in image.0.chunks_exact(LINE_SIZE).enumerate() {
-        let any = line.chunks_exact(8).fold(0, |a, w| a | u64::from_ne_bytes(w.try_into().expect("8 bytes")));
-        lines |= u64::from(any != 0) << i;
-    }
-    lines
 }
 
 /// A transaction ready to be written.
@@ -42,6 +31,7 @@ pub(super) fn encode(
     position: u64,
     images: &[(BlockNo, Arc<Block>)],
 ) -> Stream {
+    // The crc of a header does not count: it is not kept in the log, but its line is never empty anyway.
     let lines: Vec<u64> = images.iter().map(|(_, b)| lines_of(b)).collect();
     let payload: usize = lines.iter().map(|l| l.count_ones() as usize * LINE_SIZE).sum();
     let bytes = HEADER_BYTES + images.len() * ENTRY_BYTES + payload;

@@ -4,6 +4,7 @@
 //! while this runs. What cannot be used is passed over: whoever asks for it reads it again, and hears
 //! what is wrong.
 
+use super::image::Image;
 use super::{AlignedBuf, Store};
 use crate::base::{BLOCK_SIZE, BlockNo, LockName};
 use crate::format::{Block, BlockKind};
@@ -56,16 +57,17 @@ impl Store {
         let bytes = (run[run.len() - 1].0.0 - start.0 + 1) as usize * BLOCK_SIZE;
         let buffer = &mut buffer.bytes_mut()[..bytes];
         let read = self.halt.check().and_then(|()| self.device.read(start.byte(), buffer));
+        let mut image = Arc::new(Block::zeroed());
         for (block, cover) in run {
             let at = (block.0 - start.0) as usize * BLOCK_SIZE;
-            let image = read.is_ok().then(|| {
-                let mut image = Arc::new(Block::zeroed());
-                let into = Arc::get_mut(&mut image).expect("not shared yet");
-                into.0.copy_from_slice(&buffer[at..at + BLOCK_SIZE]);
-                image
-            });
-            let sound = image.filter(|image| self.verify(image, *block, kind, *cover).is_ok());
-            self.cache.loaded(*block, *cover, sound.as_ref());
+            if Arc::strong_count(&image) > 1 {
+                // The one before is kept as it is.
+                image = Arc::new(Block::zeroed());
+            }
+            let into = Arc::get_mut(&mut image).expect("not shared");
+            into.0.copy_from_slice(&buffer[at..at + BLOCK_SIZE]);
+            let sound = read.is_ok() && self.verify(into, *block, kind, *cover).is_ok();
+            self.cache.loaded(*block, *cover, sound.then(|| Image::of(&image)));
         }
     }
 }

@@ -12,6 +12,7 @@ mod batch;
 mod cache;
 mod flushes;
 mod halt;
+mod image;
 mod index;
 mod permit;
 
@@ -22,6 +23,7 @@ pub use permit::{PERMIT_WAIT_MAX, Permit};
 
 pub(crate) use batch::Segment;
 pub(crate) use cache::{Cache, Undo};
+pub(crate) use image::lines_of;
 pub(crate) use index::BlockHash;
 
 use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result};
