@@ -39,6 +39,13 @@ impl Buffer {
     fn cost(&self) -> usize {
         if self.pins > 0 { 0 } else { BYTES_BESIDE + self.newest.bytes() }
     }
+
+    /// Pack what is mostly zeros, as a rule.
+    fn pack(&mut self) {
+        if matches!(self.newest.kind(), Some(BlockKind::Inode | BlockKind::Free)) {
+            self.newest.pack();
+        }
+    }
 }
 
 enum Entry {
@@ -80,6 +87,8 @@ pub(crate) struct Undo {
     pub cover: LockName,
     /// This change made the block a member of the running transaction.
     pub joined: bool,
+    /// It became another block altogether.
+    pub installed: bool,
     before: Option<(Arc<Block>, LockName, TxnId)>,
 }
 
@@ -219,7 +228,7 @@ impl Cache {
         let joined = b.running != txn;
         if let Some(undo) = undo {
             let before = Some((newest.clone(), b.cover, b.running));
-            undo.push(Undo { block, cover, joined, before });
+            undo.push(Undo { block, cover, joined, installed: false, before });
         } else {
             debug_assert!(!joined, "a block that the handle changed left its transaction");
         }
@@ -266,7 +275,7 @@ impl Cache {
         let joined = running != txn;
         if let Some(undo) = undo {
             let before = old.as_ref().map(|o| (o.0.clone(), o.1, o.2));
-            undo.push(Undo { block, cover, joined, before });
+            undo.push(Undo { block, cover, joined, installed: true, before });
         }
         if let Some((_, old_cover, ..)) = &old
             && *old_cover != cover
@@ -318,15 +327,25 @@ impl Cache {
 
     /// The image of a block of the sealed transaction `txn`; later changes belong to the next one.
     /// The pin stays: it is the committing transaction's now.
-    pub fn seal(&self, block: BlockNo, txn: TxnId) -> Arc<Block> {
+    pub fn seal(&self, block: BlockNo, txn: TxnId) -> Image {
         let mut s = self.shard(block).state.lock();
         match s.map.get_mut(&block) {
             Some(Entry::Ready(b)) => {
                 assert_eq!(b.running, txn, "block {block} of a sealed transaction is not its member");
                 b.running = TxnId(0);
-                b.newest.whole()
+                b.pack();
+                b.newest.clone()
             }
             _ => panic!("block {block} of a sealed transaction is not cached"),
+        }
+    }
+
+    /// A block that has just been made will not be changed again soon.
+    pub fn rest(&self, block: BlockNo) {
+        if let Some(Entry::Ready(b)) = self.shard(block).state.lock().map.get_mut(&block)
+            && b.pins > 0
+        {
+            b.pack();
         }
     }
 
@@ -335,8 +354,8 @@ impl Cache {
         let s = &mut *self.shard(block).state.lock();
         if let Some(Entry::Ready(b)) = s.map.get_mut(&block) {
             b.pins -= 1;
-            if b.pins == 0 && matches!(b.newest.kind(), Some(BlockKind::Inode | BlockKind::Free)) {
-                b.newest.pack();
+            if b.pins == 0 {
+                b.pack();
             }
             s.bytes += b.cost();
             self.enqueue_if_clean(s, block);

@@ -14,7 +14,7 @@ const PACKED_LINES_MAX: u32 = 24;
 const _: () = assert!(LINE_SIZE * 64 == BLOCK_SIZE && HEADER_SIZE <= LINE_SIZE);
 
 /// Bit i is set if line i has a byte that is not zero.
-pub(crate) fn lines_of(image: &Block) -> u64 {
+fn lines_of(image: &Block) -> u64 {
     let mut lines = 0;
     for (i, line) in image.0.chunks_exact(LINE_SIZE).enumerate() {
         let any = line.chunks_exact(8).fold(0, |a, w| a | u64::from_ne_bytes(w.try_into().expect("8 bytes")));
@@ -28,7 +28,7 @@ pub(crate) fn lines_of(image: &Block) -> u64 {
 pub(crate) enum Image {
     Whole(Arc<Block>),
     /// Which lines there are, the header's among them, and these one behind the other.
-    Packed(u64, Box<[u8]>),
+    Packed(u64, Arc<[u8]>),
 }
 
 impl Image {
@@ -97,7 +97,31 @@ impl Image {
         }
     }
 
-    fn header(&self) -> &BlockHeader {
+    /// Which lines are not all zeros.
+    pub fn lines(&self) -> u64 {
+        match self {
+            Image::Whole(block) => lines_of(block),
+            Image::Packed(lines, _) => *lines,
+        }
+    }
+
+    /// Put these lines of it, all that [`Image::lines`] told, at the front of `out`; answers with their length.
+    pub fn copy_lines(&self, lines: u64, out: &mut [u8]) -> usize {
+        match self {
+            Image::Whole(block) => {
+                let present =
+                    block.0.chunks_exact(LINE_SIZE).enumerate().filter(|(i, _)| lines & (1 << i) != 0);
+                for ((_, line), to) in present.zip(out.chunks_exact_mut(LINE_SIZE)) {
+                    to.copy_from_slice(line);
+                }
+            }
+            Image::Packed(_, bytes) => out[..bytes.len()].copy_from_slice(bytes),
+        }
+        lines.count_ones() as usize * LINE_SIZE
+    }
+
+    /// The header.
+    pub fn header(&self) -> &BlockHeader {
         match self {
             Image::Whole(block) => block.header(),
             Image::Packed(_, bytes) => {
