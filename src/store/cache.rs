@@ -40,9 +40,13 @@ impl Buffer {
         if self.pins > 0 { 0 } else { BYTES_BESIDE + self.newest.bytes() }
     }
 
-    /// Pack what is mostly zeros, as a rule.
+    /// As a rule.
+    fn is_mostly_zeros(&self) -> bool {
+        matches!(self.newest.kind(), Some(BlockKind::Inode | BlockKind::Free))
+    }
+
     fn pack(&mut self) {
-        if matches!(self.newest.kind(), Some(BlockKind::Inode | BlockKind::Free)) {
+        if self.is_mostly_zeros() {
             self.newest.pack();
         }
     }
@@ -333,8 +337,11 @@ impl Cache {
             Some(Entry::Ready(b)) => {
                 assert_eq!(b.running, txn, "block {block} of a sealed transaction is not its member");
                 b.running = TxnId(0);
-                b.pack();
-                b.newest.clone()
+                // What is changed again and again stays whole here.
+                match &b.newest {
+                    Image::Whole(block) if b.is_mostly_zeros() => Image::of(block),
+                    newest => newest.clone(),
+                }
             }
             _ => panic!("block {block} of a sealed transaction is not cached"),
         }
