@@ -137,7 +137,7 @@ impl Handle {
     /// Join the running transaction. Durable once [`Journal::durable`] has reached the result.
     pub fn finish(mut self) -> TxnId {
         self.open = false;
-        for undo in self.undo.iter().filter(|undo| undo.installed) {
+        for undo in self.undo.iter().filter(|undo| undo.rests) {
             self.journal.store().cache().rest(undo.block);
         }
         self.journal.join(&self.undo, self.reserved);

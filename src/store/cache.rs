@@ -91,8 +91,8 @@ pub(crate) struct Undo {
     pub cover: LockName,
     /// This change made the block a member of the running transaction.
     pub joined: bool,
-    /// It became another block altogether.
-    pub installed: bool,
+    /// It is new, or nobody had used it for long: it will rest again when the handle is finished.
+    pub rests: bool,
     before: Option<(Arc<Block>, LockName, TxnId)>,
 }
 
@@ -228,11 +228,12 @@ impl Cache {
         };
         is_block(&b.newest, block, kind, cover)?;
         s.bytes -= b.cost();
+        let rests = matches!(b.newest, Image::Packed(..));
         let newest = b.newest.unpacked();
         let joined = b.running != txn;
         if let Some(undo) = undo {
             let before = Some((newest.clone(), b.cover, b.running));
-            undo.push(Undo { block, cover, joined, installed: false, before });
+            undo.push(Undo { block, cover, joined, rests, before });
         } else {
             debug_assert!(!joined, "a block that the handle changed left its transaction");
         }
@@ -279,7 +280,7 @@ impl Cache {
         let joined = running != txn;
         if let Some(undo) = undo {
             let before = old.as_ref().map(|o| (o.0.clone(), o.1, o.2));
-            undo.push(Undo { block, cover, joined, installed: true, before });
+            undo.push(Undo { block, cover, joined, rests: true, before });
         }
         if let Some((_, old_cover, ..)) = &old
             && *old_cover != cover
@@ -347,7 +348,7 @@ impl Cache {
         }
     }
 
-    /// A block that has just been made will not be changed again soon.
+    /// A block that has been changed will not be changed again soon.
     pub fn rest(&self, block: BlockNo) {
         if let Some(Entry::Ready(b)) = self.shard(block).state.lock().map.get_mut(&block)
             && b.pins > 0
@@ -461,3 +462,7 @@ fn version_falls(block: BlockNo, image: &Block, old: Version) -> Error {
     let kind = image.kind().map_or_else(|| "block".to_string(), |k| k.to_string());
     Error::corrupt(block, kind, format_args!("a version above {old}"), image.version())
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;
