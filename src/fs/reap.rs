@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How soon after a free had to be deferred: many come together.
 const LOOK_SOON: Duration = Duration::from_millis(50);
 /// Others come soon after the first; they are freed together.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(3);
 /// How long a squeeze waits for inodes that are being freed.
 const SQUEEZE_MAX: Duration = Duration::from_millis(500);
 /// Items handled in one pass.
