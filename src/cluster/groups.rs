@@ -165,6 +165,8 @@ impl Groups {
             tracing::warn!(page, "an own ledger page is not as we wrote it; writing it again");
             let (ownership, sequences) = (&state.ownership, &mut state.sequences);
             self.write(page, &mut sequences[page as usize], ownership.page(page))?;
+            // Somebody who passed us over while we were silent may have read what stood there.
+            self.sequence.fetch_add(1, Ordering::AcqRel);
         }
         Ok(())
     }

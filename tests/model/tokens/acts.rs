@@ -151,7 +151,10 @@ impl Tokens {
                 mount.doing = Doing::Scrubbing(page.clone(), false);
                 self.write(s, slot, page);
             }
-            Doing::Scrubbing(_, false) => self.install(s, slot, false),
+            Doing::Scrubbing(_, false) => {
+                mount.writes += 1;
+                self.install(s, slot, false);
+            }
         }
     }
 
