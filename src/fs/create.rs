@@ -54,7 +54,7 @@ impl Plan {
 
     /// Insert the inode and its name in one transaction.
     /// With `open` its iopen lock comes along: once the name is in, nothing may be missing any more.
-    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(Arc<Node>, Attr, Option<Pins>)> {
+    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(InodeNo, Attr, Option<Pins>)> {
         check_name(&self.name)?;
         let core = op.core.clone();
         let node = core.nodes.get(self.dir);
@@ -66,7 +66,9 @@ impl Plan {
             return Err(Error::NotFound.into());
         }
         let dir = core.dir(self.dir);
-        let vacancy = dir.vacancy(&*core.store, &self.name)?;
+        if dir.lookup(&*core.store, &self.name)?.is_some() {
+            return Err(Error::Exists.into());
+        }
         if self.new.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }
@@ -82,7 +84,7 @@ impl Plan {
         if let Some(target) = &self.target {
             core.tree(ino).write_symlink(&mut txn, target)?;
         }
-        dir.fill(&mut txn, vacancy, &self.name, ino, generation, self.new.kind)?;
+        dir.insert(&mut txn, &self.name, ino, generation, self.new.kind)?;
         if self.new.kind == FileKind::Directory {
             dir_attr.nlink += 1;
         }
@@ -92,20 +94,19 @@ impl Plan {
         state.attr = Some(dir_attr);
         state.last_txn = id;
         drop(state);
-        Ok((core.adopt_new(ino, attr.clone(), id), attr, iopen))
+        core.adopt_new(ino, attr.clone(), id);
+        Ok((ino, attr, iopen))
     }
 }
 
 impl Core {
     /// A fresh inode enters memory with its attributes known.
-    fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) -> Arc<Node> {
+    fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
         node.generation.store(attr.generation.0, Ordering::Release);
         node.stale_pages.store(true, Ordering::Release);
         *state = NodeState { attr: Some(attr), last_txn: txn, ..NodeState::default() };
-        drop(state);
-        node
     }
 }
 
@@ -113,8 +114,8 @@ impl Fs {
     fn make(&self, plan: Plan, reply: impl FnOnce(Result<EntryReply>) + Send + 'static) {
         let locks = inode(plan.dir, Mode::X);
         let body = move |op: &mut Op<'_>| -> Step<EntryReply> {
-            let (node, attr, _) = plan.execute(op, false)?;
-            Ok(op.core.entry_of(&node, attr))
+            let (ino, attr, _) = plan.execute(op, false)?;
+            Ok(op.core.entry_of(ino, attr))
         };
         op::run(&self.core, locks, Box::new(body), Box::new(reply));
     }
@@ -170,19 +171,19 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<(EntryReply, OpenReply)> {
             let core = op.core.clone();
             // Locks that opening needs come before anything is changed.
-            let (node, attr, iopen) = match plan.execute(op, true) {
+            let (ino, attr, iopen) = match plan.execute(op, true) {
                 Err(Stop::Fail(Error::Exists)) if flags & libc::O_EXCL == 0 => {
                     let found = core.dir(dir).lookup(&*core.store, &plan.name)?;
                     let ino = found.ok_or(Stop::Again)?.ino;
                     op.need_inode(ino, Mode::X)?;
                     let node = core.nodes.get(ino);
                     let attr = core.visible(&node, &mut node.state.lock())?;
-                    (node, attr, None)
+                    (ino, attr, None)
                 }
                 other => other?,
             };
-            let open = core.open_handle(op, node.clone(), OpenFlags::new(flags), iopen)?;
-            Ok((core.entry_of(&node, attr), open))
+            let open = core.open_handle(op, ino, OpenFlags::new(flags), iopen)?;
+            Ok((core.entry_of(ino, attr), open))
         };
         op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));
     }

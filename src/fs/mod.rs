@@ -27,7 +27,6 @@ mod coherence;
 mod create;
 mod data;
 mod drain;
-mod free;
 mod handles;
 mod invalidation;
 mod io;
@@ -47,7 +46,6 @@ mod serving;
 mod space;
 mod statfs;
 pub mod types;
-mod walk;
 mod writeback;
 mod xattrs;
 
@@ -197,14 +195,14 @@ impl Core {
             node.generation.store(0, Ordering::Release);
         }
         let attr = self.visible(&node, &mut state)?;
-        Ok(self.entry_of(&node, attr))
+        Ok(self.entry_of(ino, attr))
     }
 
     /// Count a lookup and make the answer from attributes at hand.
-    fn entry_of(&self, node: &Node, attr: Attr) -> EntryReply {
-        self.nodes.remember(node, attr.generation);
+    fn entry_of(&self, ino: InodeNo, attr: Attr) -> EntryReply {
+        let node = self.nodes.remember(ino, attr.generation);
         EntryReply {
-            ino: self.nodeid(node.ino),
+            ino: self.nodeid(ino),
             generation: attr.generation,
             attr,
             entry_valid: self.entry_valid(),

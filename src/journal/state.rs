@@ -2,8 +2,10 @@
 
 use super::ring::{Mark, Ring};
 use crate::base::{BlockNo, LockName, TxnId};
-use crate::store::{BlockHash, Image};
+use crate::format::Block;
+use crate::store::BlockHash;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The transaction that handles join now.
@@ -29,7 +31,7 @@ struct Dirty {
     /// The newest transaction it belongs to.
     newest: TxnId,
     /// The newest durable image, not yet in place.
-    logged: Option<(TxnId, Image)>,
+    logged: Option<(TxnId, Arc<Block>)>,
     /// Locks that have covered it since it was last clean; nearly always one.
     covers: Vec<LockName>,
 }
@@ -38,7 +40,7 @@ struct Dirty {
 pub(super) struct InPlace {
     pub block: BlockNo,
     pub txn: TxnId,
-    pub image: Image,
+    pub image: Arc<Block>,
 }
 
 pub(super) struct State {
@@ -104,7 +106,7 @@ impl State {
     }
 
     /// The images of `txn` are durable. Returns blocks whose older logged image is not needed now.
-    pub fn became_durable(&mut self, txn: TxnId, images: Vec<(BlockNo, Image)>) -> Vec<BlockNo> {
+    pub fn became_durable(&mut self, txn: TxnId, images: Vec<(BlockNo, Arc<Block>)>) -> Vec<BlockNo> {
         debug_assert_eq!(txn.0, self.durable.0 + 1);
         self.durable = txn;
         let mut replaced = Vec::new();

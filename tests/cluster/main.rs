@@ -11,7 +11,6 @@ mod leave;
 mod litmus;
 mod lock_traffic;
 mod matrix;
-mod metadata;
 mod model;
 mod pages;
 mod privileges;
