@@ -17,6 +17,9 @@ TOOLS = cc:gcc mount:mount unshare:util-linux mkfs.ext4:e2fsprogs
 PROGRAMS = $(TOOLS) git:git sqlite3:sqlite3 rsync:rsync setfattr:attr setfacl:acl
 DEPS_VM = user-mode-linux util-linux python3-minimal
 
+# What cargo-deny checks; `make lint DENY="bans licenses sources"` where its database cannot be fetched.
+DENY ?= all
+
 # Longer runs of the simulations: how many, from which seed on, how many at a time.
 POINTS ?= 100000
 SEEDS ?= 20
@@ -73,6 +76,8 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --test house
+	@command -v cargo-deny >/dev/null || { echo "missing here: cargo install --locked cargo-deny" >&2; exit 1; }
+	$(CARGO) deny check $(DENY)
 
 install: build
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(BINDIR) $(DESTDIR)$(DOCDIR)
