@@ -379,7 +379,6 @@ impl Core {
                 tracing::warn!("looking after chunks: {e}");
             }
             self.forget_ahead();
-            self.give_up_freed();
             if self.nodes.awake() > NODES_MAX {
                 self.nodes.quieten(NODES_MAX);
             }

@@ -40,8 +40,6 @@ struct State {
     ready: BTreeSet<InodeNo>,
     /// Being reaped or waited for.
     busy: BTreeSet<InodeNo>,
-    /// Locks of inodes that do not exist any more, decided elsewhere.
-    freed: Vec<LockName>,
     /// Frees have been deferred since the last look.
     deferred: bool,
     /// To run when everything that can be freed has been.
@@ -120,12 +118,6 @@ impl Queue {
             state.deferred = false;
         }
         Some((ready, squeezes, look))
-    }
-
-    fn freed(&self, core: &Core, ino: InodeNo) {
-        if !core.locks.masters(LockName::Inode(ino)) {
-            self.state.lock().freed.extend([LockName::Inode(ino), LockName::IOpen(ino)]);
-        }
     }
 
     fn done(&self, ino: InodeNo) {
@@ -376,15 +368,7 @@ impl Core {
         drop((state, gate));
         drop(node);
         self.nodes.shed(ino);
-        self.reaper.freed(self, ino);
         Ok(())
-    }
-
-    /// Give up the locks of inodes freed in groups that another host decides the locks of: it would have
-    /// to ask for each before it can use the number again. Many at a time, for it takes a commit.
-    pub(super) fn give_up_freed(&self) {
-        let freed = std::mem::take(&mut self.reaper.state.lock().freed);
-        self.locks.drop_all_idle(&freed);
     }
 
     /// Free everything the inode contains, in bounded transactions.

@@ -258,12 +258,7 @@ impl LockManager {
 
     /// Give this up if nobody uses it now. Returns at once.
     pub fn drop_idle(&self, name: LockName) {
-        self.drop_all_idle(&[name]);
-    }
-
-    /// [`LockManager::drop_idle`] for several.
-    pub fn drop_all_idle(&self, names: &[LockName]) {
-        self.hub.with_desk(|desk, now| desk.shed(now, names, Shed::Idle));
+        self.hub.with_desk(|desk, now| desk.shed(now, &[name], Shed::Idle));
     }
 
     /// All locks held or waited for, in no order and at no one moment.
