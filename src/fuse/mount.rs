@@ -14,7 +14,7 @@ use std::path::Path;
 pub use crate::device::mountinfo::FS_TYPE;
 
 /// KiB that the kernel reads ahead: four READs of the largest size, so that several threads answer them while
-/// the program takes what has come (a fifth faster than one at a time on two CPUs; more brought nothing).
+/// the program takes what has come.
 const READ_AHEAD_KB: u32 = 4096;
 
 /// The control filesystem's usual place.
