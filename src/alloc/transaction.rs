@@ -138,33 +138,21 @@ impl Transaction {
         self.pending.push(pending);
     }
 
-    /// A new inode block, near `near`: header and zeroed body.
-    ///
-    /// # Errors
-    /// `NoSpace` if the reservation is used up; `Corrupt`, `Io`, `Halted`, `ChangeTooLarge`.
-    pub fn alloc_inode(&mut self, near: BlockNo) -> Result<(InodeNo, Generation)> {
-        let (at, block) = self.take_meta(near)?;
-        self.create_inode(at, block)
-    }
-
-    /// As [`Transaction::alloc_inode`] with a number picked before.
+    /// The block of a new inode, header and zeroed body. Its lock is held X by now, from before the number
+    /// was sure: what is cached under a lock that is being given up must not change.
     ///
     /// # Errors
     /// `Corrupt`, `Halted`, `ChangeTooLarge`.
-    pub fn use_inode(&mut self, mut picked: PickedInode) -> Result<(InodeNo, Generation)> {
+    pub fn use_inode(&mut self, mut picked: PickedInode) -> Result<Generation> {
         let at = self.pin(&picked.cell);
         let block = picked.block.take().expect("a pick is used once");
-        self.create_inode(at, block)
-    }
-
-    fn create_inode(&mut self, at: usize, block: BlockNo) -> Result<(InodeNo, Generation)> {
-        let ino = InodeNo(block.0);
+        let ino = picked.ino();
         let version = self.create(at, block, BlockKind::Inode, ino, LockName::Inode(ino))?;
-        Ok((ino, Generation(version.0)))
+        Ok(Generation(version.0))
     }
 
     /// A reserved metadata block becomes busy; the group's place in `pinned`.
-    fn take_meta(&mut self, near: BlockNo) -> Result<(usize, BlockNo)> {
+    pub(super) fn take_meta(&mut self, near: BlockNo) -> Result<(usize, BlockNo)> {
         if self.emergency && self.res.meta() == 0 {
             self.draw_emergency();
         }
@@ -190,7 +178,7 @@ impl Transaction {
     }
 
     /// Write the header of a block that has just become busy.
-    fn create(
+    pub(super) fn create(
         &mut self,
         at: usize,
         block: BlockNo,

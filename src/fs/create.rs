@@ -61,7 +61,7 @@ impl Plan {
         let mut state = node.state.lock();
         let mut dir_attr = core.load_dir(&node, &mut state)?.clone();
         let inherited = Inherited::new(&self.new, core.default_acl(self.dir, &mut state)?.as_deref());
-        let space = op.space(self.want(&core, &inherited))?;
+        let mut space = op.space(self.want(&core, &inherited))?;
         if dir_attr.nlink == 0 {
             return Err(Error::NotFound.into());
         }
@@ -73,10 +73,14 @@ impl Plan {
             return Err(Error::TooManyLinks.into());
         }
         let blocks = 4 + tree_costs::LOG_BLOCKS + tree_costs::NEW_BLOCKS + inherited.blocks();
-        let mut txn = core.change(space, blocks)?;
-        let (ino, generation) = txn.alloc_inode(self.dir.block())?;
+        let picked = core.alloc.pick_inode(&mut space, self.dir.block())?;
+        let ino = picked.ino();
+        // Before there is a block for it: the lock of one that had the number may be on its way out, and
+        // what is cached under it with it.
         op.need_inode(ino, Mode::X)?;
         let iopen = if open { Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?) } else { None };
+        let mut txn = core.change(space, blocks)?;
+        let generation = txn.use_inode(picked)?;
         let now = core.now();
         let attr = Attr { ino, generation, ..self.attr(inherited.mode, &dir_attr, now) };
         core.tree(ino).create(&mut txn, &attr)?;

@@ -53,11 +53,16 @@ pub struct Op<'a> {
 
 impl Op<'_> {
     /// Run the closure, unless this host has halted: what it has in memory may be out of date then. So
-    /// may it be while the lease is over; that is waited for.
+    /// may it be while the lease is over; that is waited for. Before its result goes anywhere as well: a
+    /// read may have hung for so long that what it brings is another file's by now.
     fn run<T>(&mut self, body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>) -> Step<T> {
         self.core.store.halt().check()?;
         self.core.store.permit().confirm()?;
-        body(self)
+        let outcome = body(self);
+        if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
+            self.core.store.permit().confirm()?;
+        }
+        outcome
     }
 
     /// Go on only with `name` pinned in at least `mode`.

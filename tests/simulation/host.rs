@@ -391,6 +391,12 @@ impl Host {
         ask("open", |r| Operations::open(&*self.fs, node, how.flags(), caller, r)).map(|open| open.fh)
     }
 
+    /// Bytes from the beginning of a node that is kept, with one request.
+    pub fn read_kept(&self, node: NodeId, fh: u64, bytes: u32) -> Result<Vec<u8>> {
+        let flags = ReadFlags { fills_cache: true, open: 0 };
+        ask("read", |r| Operations::read(&*self.fs, node, fh, 0, bytes, flags, r)).map(|part| part.to_vec())
+    }
+
     pub fn fsync_kept(&self, node: NodeId, fh: u64) -> Result<()> {
         ask("fsync", |r| Operations::fsync(&*self.fs, node, fh, false, r))
     }

@@ -11,6 +11,7 @@ mod cluster;
 mod demotion;
 mod draw;
 mod host;
+mod lapsed;
 mod leaving;
 mod model;
 mod orphans;

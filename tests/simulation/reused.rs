@@ -4,7 +4,7 @@ use crate::host::Host;
 use crate::story::volume;
 use crate::tree;
 use shoal::base::InodeNo;
-use shoal::fs::{KernelCache, NodeId};
+use shoal::fs::{KernelCache, NodeId, SetAttr};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +79,74 @@ fn a_number_used_again_does_not_hold_up_its_lock() {
     assert!(took < QUICK, "the other host waited {took:?} for a reply that nobody waits for");
     assert_eq!(a.stat(&name).expect("stat").mode & 0o777, 0o600);
     kept.into_iter().for_each(|node| a.forget(node));
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// One host makes and removes files, in several directories at once; the other asks for inodes by the
+/// numbers that these had before, as for those that its kernel remembers. So the lock of a number is on its
+/// way out again and again while a new file is about to get that number: nothing of the file may be in the
+/// cache before its lock is held.
+#[test]
+fn a_number_is_given_to_a_new_file_while_another_host_asks_for_its_lock() {
+    const MAKERS: usize = 6;
+    const ASKERS: usize = 3;
+    const TIME: Duration = Duration::from_secs(3);
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    for maker in 0..MAKERS {
+        a.mkdir(&format!("/{maker}")).expect("mkdir");
+    }
+    let path = |maker: usize, n: usize| format!("/{maker}/{n}");
+    let kept: Vec<NodeId> = (0..MAKERS * 30)
+        .map(|n| {
+            let name = path(n % MAKERS, n);
+            a.create(&name).expect("create");
+            let node = b.keep(&name).expect("lookup");
+            a.unlink(&name).expect("unlink");
+            node
+        })
+        .collect();
+    let begun = Instant::now();
+    let (made, asked) = std::thread::scope(|scope| {
+        let (a, b, kept) = (&a, &b, &kept);
+        let makers: Vec<_> = (0..MAKERS)
+            .map(|maker| {
+                scope.spawn(move || {
+                    let mut made = 0;
+                    while begun.elapsed() < TIME {
+                        a.create(&path(maker, made)).expect("create");
+                        a.unlink(&path(maker, made)).expect("unlink");
+                        made += 1;
+                    }
+                    made
+                })
+            })
+            .collect();
+        let askers: Vec<_> = (0..ASKERS)
+            .map(|asker| {
+                scope.spawn(move || {
+                    let mut asked = 0;
+                    while begun.elapsed() < TIME {
+                        for node in kept.iter().skip(asker).step_by(ASKERS) {
+                            let _ = b.set_kept(*node, SetAttr { perm: Some(0o600), ..SetAttr::default() });
+                            asked += 1;
+                        }
+                    }
+                    asked
+                })
+            })
+            .collect();
+        let sum = |threads: Vec<std::thread::ScopedJoinHandle<'_, usize>>| -> usize {
+            threads.into_iter().map(|t| t.join().expect("a worker")).sum()
+        };
+        (sum(makers), sum(askers))
+    });
+    println!("{made} files made, {asked} times asked");
+    assert!(made > 20 && asked > 20, "{made} files made, {asked} times asked: a host starves");
+    kept.into_iter().for_each(|node| b.forget(node));
     a.stop().expect("a clean leave");
     b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");

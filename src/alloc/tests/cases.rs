@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::Error;
+use crate::txn::BlockSource;
 
 #[test]
 fn what_is_finished_is_used_and_what_is_freed_is_free() {
@@ -79,7 +80,9 @@ fn guards_give_back_what_they_hold() {
     assert_ne!(picked.ino(), other.ino());
     let ino = picked.ino();
     let mut txn = rig.alloc.begin(m, 1).unwrap();
-    assert_eq!(txn.use_inode(picked).unwrap().0, ino);
+    let generation = txn.use_inode(picked).unwrap();
+    let image = txn.read(ino.block(), BlockKind::Inode, LockName::Inode(ino)).unwrap();
+    assert_eq!(image.version().0, generation.0);
     txn.finish().unwrap();
     drop(other);
     assert_eq!(rig.alloc.totals(), Counts { free_meta: counts.free_meta - 1, ..counts });

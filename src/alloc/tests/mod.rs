@@ -6,7 +6,7 @@ mod model;
 mod retyping;
 
 use super::*;
-use crate::base::{AgNo, BLOCK_SIZE, BlockNo, InodeNo, LockName, Result, SlotId, Version};
+use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Generation, InodeNo, LockName, Result, SlotId, Version};
 use crate::device::BlockDevice;
 use crate::format::group::{self, ChunkEntry, ChunkKind, ChunkPage, GroupHeader};
 use crate::format::journal::JournalPlace;
@@ -21,6 +21,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const FORMAT: u64 = 0x5ea1;
+
+impl Transaction {
+    /// A new inode without cluster locks.
+    fn alloc_inode(&mut self, near: BlockNo) -> Result<(InodeNo, Generation)> {
+        let (at, block) = self.take_meta(near)?;
+        let ino = InodeNo(block.0);
+        let version = self.create(at, block, BlockKind::Inode, ino, LockName::Inode(ino))?;
+        Ok((ino, Generation(version.0)))
+    }
+}
 
 /// Sparse memory, with a log of what was done to it.
 #[derive(Default)]
