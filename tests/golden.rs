@@ -234,7 +234,7 @@ fn journals() {
     holds("journal_txn_header", &p.txn_header(TxnId(8), 7, 5000, 2));
     holds("journal_commit", &p.commit_block(TxnId(8), 7, 0xdead_beef).0);
     let image = Block::init(ID, BlockNo(1100), BlockKind::Inode, 1100, LockName::Slot(SlotId(2)), Version(6));
-    holds("journal_txn_entry", TxnEntry::of(&image, 0x8000_0000_0000_0001).as_bytes());
+    holds("journal_txn_entry", TxnEntry::of(image.header(), 0x8000_0000_0000_0001).as_bytes());
 }
 
 fn view() -> View {

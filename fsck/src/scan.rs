@@ -102,7 +102,7 @@ impl Scan<'_> {
             let used = chunk.is_marked(i);
             let block = if whole {
                 let bytes = &buf.bytes()[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
-                Ok(Block(bytes.try_into().expect("a block")))
+                Ok(Block::new(bytes.try_into().expect("a block")))
             } else {
                 // Something in the chunk cannot be read: find out what.
                 self.image.read(at)

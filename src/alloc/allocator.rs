@@ -184,7 +184,10 @@ impl Allocator {
     /// # Errors
     /// `NeedSpace` if the groups held cannot give it; `Io`, `Halted`.
     pub fn reserve(&self, want: Want) -> Result<Reservation> {
-        self.reserve_in(&self.candidates(want.near), want)
+        match self.reserve_near(want, false)? {
+            Some(got) => Ok(got),
+            None => self.reserve_in(&self.candidates(want.near), want),
+        }
     }
 
     /// As [`Allocator::reserve`] from groups that this host decides the locks of, or from all if those
@@ -193,11 +196,30 @@ impl Allocator {
     /// # Errors
     /// Those of `reserve`.
     pub fn reserve_at_home(&self, want: Want) -> Result<Reservation> {
+        let at_home = !self.home_full.load(Ordering::Relaxed);
+        if let Some(got) = self.reserve_near(want, at_home)? {
+            return Ok(got);
+        }
         let mut cells = self.candidates(want.near);
-        if !self.home_full.load(Ordering::Relaxed) {
+        if at_home {
             cells.retain(|cell| !cell.is_abroad());
         }
         self.reserve_in(&cells, want)
+    }
+
+    /// All of it in the group that was asked for: mostly that one is held and has it, and there may be
+    /// thousands of others.
+    fn reserve_near(&self, want: Want, at_home: bool) -> Result<Option<Reservation>> {
+        let Some(cell) = want.near.and_then(|ag| self.cell(ag)) else { return Ok(None) };
+        if at_home && cell.is_abroad() {
+            return Ok(None);
+        }
+        let mut got = Reservation::empty();
+        let whole = self.gather(&cell, want, Fit::Whole, &mut got)?;
+        if whole {
+            self.last.store(cell.ag.0, Ordering::Relaxed);
+        }
+        Ok(whole.then_some(got))
     }
 
     fn reserve_in(&self, cells: &[Arc<Cell>], want: Want) -> Result<Reservation> {

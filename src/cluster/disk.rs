@@ -124,7 +124,7 @@ impl Disk {
         for attempt in 1.. {
             let copy = |i: usize| {
                 let bytes = &pair[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
-                decode(i as u8, &Block(bytes.try_into().expect("a block")))
+                decode(i as u8, &Block::new(bytes.try_into().expect("a block")))
             };
             match (copy(0), copy(1)) {
                 (Ok(a), Ok(b)) => return Ok(if a.1 > b.1 { a } else { b }),

@@ -35,6 +35,10 @@ pub struct Directory<'a> {
     pub seed: &'a [u8; 16],
 }
 
+/// Where a new name goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Vacancy(u64);
+
 /// An entry with its key, if it is there, and the first key that its hash has free.
 type Found = (Option<(u64, DirEntry)>, Option<u64>);
 
@@ -102,14 +106,54 @@ impl Directory<'_> {
         if !is_possible_name(name) {
             return Err(Error::Invalid("a name that no directory can hold"));
         }
-        match self.find(txn, name)? {
+        let vacancy = self.vacancy(txn, name)?;
+        self.fill(txn, vacancy, name, ino, generation, kind)
+    }
+
+    /// Where a new name goes.
+    ///
+    /// # Errors
+    /// `Exists`; `NoSpace` as for [`Directory::insert`].
+    pub fn vacancy(&self, src: &dyn BlockSource, name: &[u8]) -> Result<Vacancy> {
+        match self.find(src, name)? {
             (Some(_), _) => Err(Error::Exists),
             (None, None) => Err(Error::NoSpace),
-            (None, Some(id)) => self.tree.insert(
-                txn,
-                ItemKey::new(ItemKind::Dirent, id),
-                &Dirent::encode(ino, generation, kind, name),
-            ),
+            (None, Some(id)) => Ok(Vacancy(id)),
+        }
+    }
+
+    /// [`Directory::insert`] at a vacancy for that name, found since the directory was locked.
+    ///
+    /// # Errors
+    /// Those of [`Directory::insert`].
+    pub fn fill(
+        &self,
+        txn: &mut dyn BlockTxn,
+        vacancy: Vacancy,
+        name: &[u8],
+        ino: InodeNo,
+        generation: Generation,
+        kind: FileKind,
+    ) -> Result<()> {
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        if !is_possible_name(name) {
+            return Err(Error::Invalid("a name that no directory can hold"));
+        }
+        let entry = Dirent::encode(ino, generation, kind, name);
+        self.tree.insert(txn, ItemKey::new(ItemKind::Dirent, vacancy.0), &entry)
+    }
+
+    /// Remove an entry found since the directory was locked.
+    ///
+    /// # Errors
+    /// `Damaged` if it is not there.
+    pub fn remove_entry(&self, txn: &mut dyn BlockTxn, entry: &DirEntry) -> Result<()> {
+        let key = ItemKey::new(ItemKind::Dirent, entry.cookie - COOKIE_BASE);
+        match self.tree.remove(txn, key)? {
+            true => Ok(()),
+            false => Err(self.damaged("an entry that was there is not".into())),
         }
     }
 

@@ -37,6 +37,16 @@ impl Span {
         self.first + self.blocks
     }
 
+    /// The blocks of the volume behind it, if it is not a hole.
+    pub fn run(&self) -> Option<BlockRun> {
+        match self.backing {
+            Backing::Hole => None,
+            Backing::Written(start) | Backing::Unwritten(start) => {
+                Some(BlockRun { start, blocks: self.blocks })
+            }
+        }
+    }
+
     fn of(extent: &Extent) -> Span {
         let backing = match extent.unwritten {
             true => Backing::Unwritten(extent.physical),

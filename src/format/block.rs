@@ -14,6 +14,7 @@
 //! | 51 | 13 | zero |
 
 use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, Version};
+use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -22,16 +23,36 @@ pub const MAGIC: [u8; 4] = *b"SHOL";
 /// Bytes of the header; the content of a block begins here.
 pub const HEADER_SIZE: usize = 64;
 
-/// One block in memory. Aligned to a cache line only: page alignment would double what an `Arc` of it
-/// takes, and devices bounce what the kernel refuses anyway.
-#[derive(Clone)]
-#[repr(C, align(64))]
-pub struct Block(pub [u8; BLOCK_SIZE]);
+/// One block in memory. Aligned as any heap memory is: page alignment would double what an `Arc` of it
+/// takes, any other costs the allocator a detour, and devices bounce what the kernel refuses anyway.
+#[repr(C, align(8))]
+pub struct Block(pub [u8; BLOCK_SIZE], AtomicBool);
 
 impl Block {
+    /// Of these bytes.
+    pub fn new(bytes: [u8; BLOCK_SIZE]) -> Block {
+        Block(bytes, AtomicBool::new(false))
+    }
+
     /// All zeros.
     pub fn zeroed() -> Block {
-        Block([0; BLOCK_SIZE])
+        Block::new([0; BLOCK_SIZE])
+    }
+
+    /// Has somebody found the item page in this image to be sound? A copy, to be changed, begins anew.
+    pub fn is_sound(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+
+    /// The item page in this image is sound. Whoever changes it in place leaves a sound one.
+    pub fn set_sound(&self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Block {
+        Block::new(self.0)
     }
 }
 

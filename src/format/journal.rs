@@ -22,7 +22,7 @@
 //! The crc of an image's own header is not kept (0 in the log): whoever writes it in place seals it.
 
 use crate::base::{BLOCK_SIZE, BlockNo, LockName, SlotId, TxnId, Version};
-use crate::format::block::{Block, BlockKind, crc32c};
+use crate::format::block::{Block, BlockHeader, BlockKind, crc32c};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -270,9 +270,8 @@ impl JournalPlace {
 }
 
 impl TxnEntry {
-    /// The entry of an image as it stands (its header says block, version, cover and kind).
-    pub fn of(image: &Block, lines: u64) -> TxnEntry {
-        let h = image.header();
+    /// The entry of an image with this header.
+    pub fn of(h: &BlockHeader, lines: u64) -> TxnEntry {
         TxnEntry {
             block: h.block,
             version: h.version,

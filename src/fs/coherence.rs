@@ -39,6 +39,10 @@ impl Demoter for Hook {
         }
     }
 
+    fn hears_of(&self, name: LockName) -> bool {
+        matches!(name, LockName::Ag(_))
+    }
+
     fn granted(&self, name: LockName, mode: Mode) {
         if let (LockName::Ag(ag), Mode::X, Some(core)) = (name, mode, self.core.read().as_ref()) {
             core.alloc.ag_granted(ag);

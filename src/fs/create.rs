@@ -54,7 +54,7 @@ impl Plan {
 
     /// Insert the inode and its name in one transaction.
     /// With `open` its iopen lock comes along: once the name is in, nothing may be missing any more.
-    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(InodeNo, Attr, Option<Pins>)> {
+    fn execute(&self, op: &mut Op<'_>, open: bool) -> Step<(Arc<Node>, Attr, Option<Pins>)> {
         check_name(&self.name)?;
         let core = op.core.clone();
         let node = core.nodes.get(self.dir);
@@ -66,9 +66,7 @@ impl Plan {
             return Err(Error::NotFound.into());
         }
         let dir = core.dir(self.dir);
-        if dir.lookup(&*core.store, &self.name)?.is_some() {
-            return Err(Error::Exists.into());
-        }
+        let vacancy = dir.vacancy(&*core.store, &self.name)?;
         if self.new.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }
@@ -88,7 +86,7 @@ impl Plan {
         if let Some(target) = &self.target {
             core.tree(ino).write_symlink(&mut txn, target)?;
         }
-        dir.insert(&mut txn, &self.name, ino, generation, self.new.kind)?;
+        dir.fill(&mut txn, vacancy, &self.name, ino, generation, self.new.kind)?;
         if self.new.kind == FileKind::Directory {
             dir_attr.nlink += 1;
         }
@@ -98,19 +96,20 @@ impl Plan {
         state.attr = Some(dir_attr);
         state.last_txn = id;
         drop(state);
-        core.adopt_new(ino, attr.clone(), id);
-        Ok((ino, attr, iopen))
+        Ok((core.adopt_new(ino, attr.clone(), id), attr, iopen))
     }
 }
 
 impl Core {
     /// A fresh inode enters memory with its attributes known.
-    fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) {
+    fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) -> Arc<Node> {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
         node.generation.store(attr.generation.0, Ordering::Release);
         node.stale_pages.store(true, Ordering::Release);
         *state = NodeState { attr: Some(attr), last_txn: txn, ..NodeState::default() };
+        drop(state);
+        node
     }
 }
 
@@ -118,8 +117,8 @@ impl Fs {
     fn make(&self, plan: Plan, reply: impl FnOnce(Result<EntryReply>) + Send + 'static) {
         let locks = inode(plan.dir, Mode::X);
         let body = move |op: &mut Op<'_>| -> Step<EntryReply> {
-            let (ino, attr, _) = plan.execute(op, false)?;
-            Ok(op.core.entry_of(ino, attr))
+            let (node, attr, _) = plan.execute(op, false)?;
+            Ok(op.core.entry_of(&node, attr))
         };
         op::run(&self.core, locks, Box::new(body), Box::new(reply));
     }
@@ -175,19 +174,19 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<(EntryReply, OpenReply)> {
             let core = op.core.clone();
             // Locks that opening needs come before anything is changed.
-            let (ino, attr, iopen) = match plan.execute(op, true) {
+            let (node, attr, iopen) = match plan.execute(op, true) {
                 Err(Stop::Fail(Error::Exists)) if flags & libc::O_EXCL == 0 => {
                     let found = core.dir(dir).lookup(&*core.store, &plan.name)?;
                     let ino = found.ok_or(Stop::Again)?.ino;
                     op.need_inode(ino, Mode::X)?;
                     let node = core.nodes.get(ino);
                     let attr = core.visible(&node, &mut node.state.lock())?;
-                    (ino, attr, None)
+                    (node, attr, None)
                 }
                 other => other?,
             };
-            let open = core.open_handle(op, ino, OpenFlags::new(flags), iopen)?;
-            Ok((core.entry_of(ino, attr), open))
+            let open = core.open_handle(op, node.clone(), OpenFlags::new(flags), iopen)?;
+            Ok((core.entry_of(&node, attr), open))
         };
         op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::lock::Pins;
+use crate::store::BlockHash;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -35,7 +36,7 @@ pub struct Handle {
 /// All handles of a mount.
 #[derive(Default)]
 pub struct Handles {
-    table: RwLock<HashMap<u64, Arc<Handle>>>,
+    table: RwLock<HashMap<u64, Arc<Handle>, BlockHash>>,
     /// The kernel is gone: it will close nothing any more.
     closed: AtomicBool,
 }
@@ -65,16 +66,15 @@ impl Core {
     pub(super) fn open_handle(
         &self,
         op: &mut Op<'_>,
-        ino: InodeNo,
+        node: Arc<Node>,
         flags: OpenFlags,
         iopen: Option<Pins>,
     ) -> Step<OpenReply> {
-        let node = self.nodes.get(ino);
         let mut held = node.iopen.lock();
         let fresh = match (&*held, iopen) {
             (Some(_), _) => None,
             (None, Some(pins)) => Some(pins),
-            (None, None) => Some(op.pin_apart(LockName::IOpen(ino), Mode::S)?),
+            (None, None) => Some(op.pin_apart(LockName::IOpen(node.ino), Mode::S)?),
         };
         let mut state = node.state.lock();
         let attr = self.load(&node, &mut state)?;
@@ -144,7 +144,7 @@ impl Fs {
         let mode = if flags.write { Mode::X } else { Mode::S };
         let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
             let core = op.core.clone();
-            core.open_handle(op, ino, flags, None)
+            core.open_handle(op, core.nodes.get(ino), flags, None)
         };
         op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
     }

@@ -48,7 +48,7 @@ impl Fs {
                 state.last_txn = id;
             }
             let visible = core.visible(&child, state_of(&mut states, ino))?;
-            Ok(core.entry_of(ino, visible))
+            Ok(core.entry_of(&child, visible))
         };
         op::run(&self.core, locks, Box::new(body), Box::new(reply));
     }

@@ -30,6 +30,7 @@ impl Fs {
                 return Ok(LookupReply::Missing { entry_valid: core.entry_valid() });
             };
             op.need_entry(dir, ino, Mode::S)?;
+            core.read_ahead(&node, ino);
             Ok(LookupReply::Found(core.entry(ino)?))
         };
         op::run(&self.core, inode(dir, Mode::S), Box::new(body), Box::new(reply));

@@ -27,6 +27,7 @@ mod coherence;
 mod create;
 mod data;
 mod drain;
+mod free;
 mod handles;
 mod invalidation;
 mod io;
@@ -46,6 +47,7 @@ mod serving;
 mod space;
 mod statfs;
 pub mod types;
+mod walk;
 mod writeback;
 mod xattrs;
 
@@ -195,14 +197,14 @@ impl Core {
             node.generation.store(0, Ordering::Release);
         }
         let attr = self.visible(&node, &mut state)?;
-        Ok(self.entry_of(ino, attr))
+        Ok(self.entry_of(&node, attr))
     }
 
     /// Count a lookup and make the answer from attributes at hand.
-    fn entry_of(&self, ino: InodeNo, attr: Attr) -> EntryReply {
-        let node = self.nodes.remember(ino, attr.generation);
+    fn entry_of(&self, node: &Node, attr: Attr) -> EntryReply {
+        self.nodes.remember(node, attr.generation);
         EntryReply {
-            ino: self.nodeid(ino),
+            ino: self.nodeid(node.ino),
             generation: attr.generation,
             attr,
             entry_valid: self.entry_valid(),

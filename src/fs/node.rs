@@ -9,9 +9,11 @@ use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
+use crate::fs::walk::Walk;
 use crate::fs::writeback::WriteErrors;
 use crate::inode::Attr;
 use crate::lock::Pins;
+use crate::store::BlockHash;
 use crate::xattr::acl::Acl;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -71,6 +73,11 @@ impl NodeState {
         !self.attr_dirty && !self.is_data_dirty()
     }
 
+    /// The inode is gone: nothing of it is to be kept, or written.
+    pub fn forget(&mut self) {
+        (self.attr, self.file, self.space, self.attr_dirty) = (None, None, None, false);
+    }
+
     /// Does the disk lack data, or the size that goes with it?
     pub fn is_data_dirty(&self) -> bool {
         self.file.as_ref().is_some_and(FileState::is_dirty)
@@ -102,6 +109,8 @@ pub struct Node {
     pub filled: Mutex<Range<u64>>,
     /// The lock, kept for the rest of an appending write.
     pub append: Mutex<Option<Held>>,
+    /// Of a directory: how its entries are looked up.
+    pub walk: Mutex<Option<Box<Walk>>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
     /// Asked for since the table was last gone through.
@@ -125,6 +134,7 @@ impl Node {
             parked: Mutex::new(Vec::new()),
             filled: Mutex::new(0..0),
             append: Mutex::default(),
+            walk: Mutex::default(),
             iopen: Mutex::new(None),
             used: AtomicBool::new(true),
         }
@@ -214,8 +224,8 @@ struct Quiet {
 
 #[derive(Default)]
 struct Shard {
-    nodes: HashMap<InodeNo, Arc<Node>>,
-    quiet: HashMap<InodeNo, Quiet>,
+    nodes: HashMap<InodeNo, Arc<Node>, BlockHash>,
+    quiet: HashMap<InodeNo, Quiet, BlockHash>,
 }
 
 /// The nodes by inode number.
@@ -280,18 +290,15 @@ impl NodeTable {
             .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone())
     }
 
-    /// Count a lookup that is about to be answered. The node.
-    pub fn remember(&self, ino: InodeNo, generation: Generation) -> Arc<Node> {
-        let mut shard = self.shard(ino).lock();
-        let node = self
-            .wake(&mut shard, ino)
-            .unwrap_or_else(|| shard.nodes.entry(ino).or_insert_with(|| self.fresh(ino)).clone());
+    /// Count a lookup that is about to be answered. The node stays in its table while somebody has it.
+    pub fn remember(&self, node: &Node, generation: Generation) {
+        // Not beside a forgetting.
+        let _shard = self.shard(node.ino).lock();
         node.generation.store(generation.0, Ordering::Release);
         let before = node.told.swap(generation.0, Ordering::AcqRel);
         if node.lookups.fetch_add(1, Ordering::AcqRel) > 0 && before != generation.0 {
             node.mixed.store(true, Ordering::Release);
         }
-        node
     }
 
     /// The kernel forgets `n` lookups. Returns the node if none is left and it was not quiet.
@@ -397,7 +404,7 @@ mod tests {
 
     fn known(table: &NodeTable, ino: u64, generation: u64) -> InodeNo {
         let ino = InodeNo(ino);
-        table.remember(ino, Generation(generation));
+        table.remember(&table.get(ino), Generation(generation));
         ino
     }
 

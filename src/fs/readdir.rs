@@ -6,6 +6,9 @@ use std::ops::ControlFlow;
 /// Entries collected for one request at most; the kernel asks again.
 const ENTRIES_MAX: usize = 1024;
 
+/// The cookie of `..`, the last that does not come from the directory's items.
+const DOT_DOT: u64 = 2;
+
 /// An entry on its way.
 struct Found {
     ino: InodeNo,
@@ -23,6 +26,7 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<Vec<Found>> { Ok(op.core.collect(ino, offset)?) };
         let reply = move |found: Result<Vec<Found>>| {
             let result = found.map(|entries| {
+                let mut given = 0;
                 for e in &entries {
                     let out = DirEntryOut {
                         ino: core.nodeid(e.ino),
@@ -34,7 +38,10 @@ impl Fs {
                     if !sink.add(&out) {
                         break;
                     }
+                    given += 1;
                 }
+                let real = entries[..given].iter().filter(|e| e.cookie > DOT_DOT);
+                core.note_listed(ino, real.map(|e| e.ino), offset == 0);
             });
             sink.done(result);
         };
@@ -56,10 +63,10 @@ impl Core {
         if offset < 1 {
             entries.push(dot(ino, 1, b"."));
         }
-        if offset < 2 {
-            entries.push(dot(attr.parent, 2, b".."));
+        if offset < DOT_DOT {
+            entries.push(dot(attr.parent, DOT_DOT, b".."));
         }
-        self.dir(ino).list(&*self.store, offset.max(2), &mut |e| {
+        self.dir(ino).list(&*self.store, offset.max(DOT_DOT), &mut |e| {
             entries.push(Found { ino: e.ino, cookie: e.cookie, kind: e.kind, name: e.name });
             if entries.len() < ENTRIES_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;

@@ -5,16 +5,13 @@
 //! only with the inode's iopen lock held exclusively, that is, open nowhere. It first waits for
 //! that lock alone, holding nothing, so that a reader elsewhere is not locked out of the inode.
 
-use super::attr::{STEP, STEP_BLOCKS};
+use super::attr::STEP_BLOCKS;
 use super::*;
 use crate::alloc::{DeferredFree, DeferredFrees};
 use crate::cluster::{Membership, Owner};
-use crate::file::Progress;
-use crate::format::BlockKind;
-use crate::format::value::{decode_orphan, encode_orphan};
+use crate::format::value::encode_orphan;
 use crate::inode::{ItemKey, ItemKind, tree_costs};
 use crate::txn::BlockTxn;
-use crate::xattr;
 use parking_lot::Condvar;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -23,6 +20,8 @@ use std::ops::ControlFlow;
 const LOOK: Duration = Duration::from_secs(5);
 /// How soon after a free had to be deferred: many come together.
 const LOOK_SOON: Duration = Duration::from_millis(50);
+/// Others come soon after the first; they are freed together.
+const GATHER: Duration = Duration::from_millis(3);
 /// How long a squeeze waits for inodes that are being freed.
 const SQUEEZE_MAX: Duration = Duration::from_millis(500);
 /// Items handled in one pass.
@@ -57,7 +56,8 @@ impl Queue {
     /// The last name or handle of an orphan is gone on this host.
     pub fn push(&self, ino: InodeNo) {
         let mut state = self.state.lock();
-        if !state.busy.contains(&ino) && state.ready.insert(ino) {
+        let first = state.ready.is_empty();
+        if !state.busy.contains(&ino) && state.ready.insert(ino) && first {
             self.wake.notify_one();
         }
     }
@@ -106,6 +106,10 @@ impl Queue {
         if state.ready.is_empty() && state.squeezes.is_empty() && !state.stop {
             let pause = if state.deferred { LOOK_SOON } else { LOOK };
             self.wake.wait_for(&mut state, pause);
+        }
+        if !state.ready.is_empty() {
+            let mut none_waits = |s: &mut State| s.squeezes.is_empty() && !s.stop;
+            self.wake.wait_while_for(&mut state, &mut none_waits, GATHER);
         }
         if state.stop {
             return None;
@@ -178,8 +182,9 @@ impl Core {
             }
             // A read-only mount frees nothing; whoever has its slot next does.
             let ready = if self.read_only { BTreeSet::new() } else { ready };
-            for ino in ready {
-                self.reap_when_closed(ino);
+            let ready: Vec<InodeNo> = ready.into_iter().collect();
+            for batch in ready.chunks(self.free_together_max()) {
+                self.reap_batch(batch);
             }
             if look
                 && !self.read_only
@@ -304,6 +309,31 @@ impl Core {
         change.txn.finish().map(|_| ())
     }
 
+    /// Free what can be freed at once, all in one transaction; the others as soon as they can be.
+    fn reap_batch(self: &Arc<Self>, batch: &[InodeNo]) {
+        let (mut nodes, mut pins) = (Vec::new(), Vec::new());
+        for ino in batch {
+            let both = LockSet::one(LockName::IOpen(*ino), Mode::X).with(LockName::Inode(*ino), Mode::X);
+            if let Some(pinned) = self.locks.try_pin(&both) {
+                pins.push(pinned);
+                nodes.push(self.nodes.get(*ino));
+            }
+        }
+        let freed = self.free_together(&nodes).unwrap_or_else(|e| {
+            tracing::debug!("freeing inodes one by one: {e}");
+            Vec::new()
+        });
+        drop((nodes, pins));
+        for ino in batch {
+            if freed.contains(ino) {
+                self.nodes.shed(*ino);
+                self.reaper.done(*ino);
+            } else {
+                self.reap_when_closed(*ino);
+            }
+        }
+    }
+
     /// Reap as soon as the inode is open nowhere; waits holding nothing.
     fn reap_when_closed(self: &Arc<Self>, ino: InodeNo) {
         let core = self.clone();
@@ -327,86 +357,6 @@ impl Core {
                 );
             }),
         );
-    }
-
-    /// Which life of an inode is an orphan of ours.
-    pub(super) fn orphaned(&self, ino: InodeNo) -> Result<Option<Generation>> {
-        let _slot = self.slot_lock.lock();
-        let item = self.slot_tree.get(&*self.store, ItemKey::new(ItemKind::Orphan, ino.0))?;
-        Ok(item.as_deref().and_then(decode_orphan))
-    }
-
-    /// Free an orphan. The inode and its iopen lock are pinned X.
-    ///
-    /// Only with our item for it: an inode without a link may be the orphan of another host, which
-    /// has perhaps emptied it already and waits for the group to free its block. Freed twice, the
-    /// block could be somebody else's in between.
-    fn reap(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
-        let node = self.nodes.get(ino);
-        if node.is_open() || node.lookups() > 0 {
-            return Ok(());
-        }
-        let gate = node.gate.write();
-        let mut state = node.state.lock();
-        let Some(generation) = self.orphaned(ino)? else { return Ok(()) };
-        node.generation.store(0, Ordering::Release);
-        let found = match self.load(&node, &mut state) {
-            Ok(attr) => (attr.generation == generation).then_some((attr.kind, attr.nlink)),
-            Err(Error::Stale) => None,
-            Err(e) => return Err(e),
-        };
-        let Some((kind, 0)) = found else {
-            drop((state, gate));
-            return self.drop_orphan(ino);
-        };
-        self.empty_inode(&node, &mut state, kind)?;
-        let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-        self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::Orphan, ino.0))?;
-        change.txn.free_block(ino.block(), BlockKind::Inode, LockName::Inode(ino))?;
-        change.txn.finish()?;
-        (state.attr, state.file, state.space, state.attr_dirty) = (None, None, None, false);
-        drop((state, gate));
-        drop(node);
-        self.nodes.shed(ino);
-        Ok(())
-    }
-
-    /// Free everything the inode contains, in bounded transactions.
-    fn empty_inode(&self, node: &Node, state: &mut NodeState, kind: FileKind) -> Result<()> {
-        let tree = self.tree(node.ino);
-        if kind == FileKind::Regular {
-            if let Some(file) = &mut state.file {
-                file.abandon();
-            }
-            let mut progress = Progress::More;
-            while progress == Progress::More {
-                self.file(node, state)?;
-                progress =
-                    self.change_file(state, None, |file, txn, attr| file.truncate_apply(txn, attr, 0, STEP))?;
-                self.file(node, state)?.truncate_done(0, progress);
-            }
-            state.space = None;
-        }
-        let mut done = false;
-        while !done {
-            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-            tree.free_symlink(&mut change.txn)?;
-            done = xattr::free_one_long(&tree, &mut change.txn)?;
-            state.last_txn = change.txn.finish()?;
-        }
-        done = false;
-        while !done {
-            let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-            done = tree.free_pages(&mut change.txn, 16)?;
-            state.last_txn = change.txn.finish()?;
-        }
-        Ok(())
-    }
-
-    fn drop_orphan(&self, ino: InodeNo) -> Result<()> {
-        let mut change = self.change_freeing(None, STEP_BLOCKS)?;
-        self.slot_tree.remove(&mut change.txn, ItemKey::new(ItemKind::Orphan, ino.0))?;
-        change.txn.finish().map(|_| ())
     }
 
     /// Take over the orphans and deferred frees of another slot whose journal is replayed and which

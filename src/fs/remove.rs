@@ -56,17 +56,26 @@ impl Core {
         // The orphan's item may need a block.
         let space = op.space_if_any(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: self.group(dir) })?;
         let parent = self.nodes.get(dir);
-        let found = {
-            let mut state = parent.state.lock();
-            self.load_dir(&parent, &mut state)?;
-            self.dir(dir).lookup(&*self.store, name)?.ok_or(Error::NotFound)?
-        };
-        op.need_entry(dir, found.ino, Mode::X)?;
-        let child = self.nodes.get(found.ino);
-        let mut states = lock_states(&[&parent, &child]);
-        if self.dir(dir).lookup(&*self.store, name)?.map(|e| e.ino) != Some(found.ino) {
-            return Err(Stop::Again);
+        let mut state = parent.state.lock();
+        self.load_dir(&parent, &mut state)?;
+        let found = self.dir(dir).lookup(&*self.store, name)?.ok_or(Error::NotFound)?;
+        if let Err(stop) = op.need_inode(found.ino, Mode::X) {
+            drop(state);
+            self.missed_in(dir, found.ino);
+            return Err(stop);
         }
+        let child = self.nodes.get(found.ino);
+        let mut states = if dir < found.ino {
+            // In order already.
+            vec![(dir, state), (found.ino, child.state.lock())]
+        } else {
+            drop(state);
+            let states = lock_states(&[&parent, &child]);
+            if self.dir(dir).lookup(&*self.store, name)?.as_ref() != Some(&found) {
+                return Err(Stop::Again);
+            }
+            states
+        };
         let mut child_attr = self.load(&child, state_of(&mut states, found.ino))?.clone();
         match (directory, child_attr.kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
@@ -79,7 +88,7 @@ impl Core {
         let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();
         let now = self.now();
         let mut change = self.change_freeing(space, REMOVE_BLOCKS)?;
-        self.dir(dir).remove(&mut change.txn, name)?;
+        self.dir(dir).remove_entry(&mut change.txn, &found)?;
         self.drop_link(&mut change, &mut child_attr, now)?;
         if directory {
             count_subdirectories(&mut dir_attr, -1)?;

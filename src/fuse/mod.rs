@@ -11,6 +11,7 @@
 //! | options | the table of mount options |
 //! | mount | mount(2), umount2(2), /proc/self/mountinfo |
 //! | daemon | from the command to a served mount: fork, readiness, signals, end |
+//! | heap | the daemon's memory for cached blocks |
 //! | log | where the daemon's log goes |
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
 
@@ -21,6 +22,7 @@ mod convert;
 pub mod daemon;
 mod directory;
 pub mod errno;
+pub mod heap;
 mod log;
 pub mod mount;
 pub mod notify;

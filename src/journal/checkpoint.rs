@@ -54,7 +54,7 @@ impl Journal {
         if batch.is_empty() {
             return Ok(());
         }
-        let blocks: Vec<(BlockNo, Arc<Block>)> = batch.iter().map(|w| (w.block, w.image.clone())).collect();
+        let blocks: Vec<(BlockNo, Arc<Block>)> = batch.iter().map(|w| (w.block, w.image.whole())).collect();
         self.store().write_blocks(&blocks)?;
         let mut s = self.state.lock();
         // Under the lock: a block that is not dirty here is never seen pinned in the cache.

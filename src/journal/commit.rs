@@ -4,8 +4,7 @@ use super::record::{Stream, encode};
 use super::state::{Running, State};
 use super::{DIRTY_BLOCKS, Journal};
 use crate::base::{BLOCK_SIZE, BlockNo, Result, TxnId};
-use crate::format::Block;
-use crate::store::Segment;
+use crate::store::{Image, Segment};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::time::Instant;
@@ -96,7 +95,7 @@ impl Journal {
     /// never happened. It can only be the last one, since the next is written after this flush.
     ///
     /// Returns the ring blocks used.
-    fn log(&self, txn: TxnId, position: u64, images: &[(BlockNo, Arc<Block>)]) -> Result<u64> {
+    fn log(&self, txn: TxnId, position: u64, images: &[(BlockNo, Image)]) -> Result<u64> {
         let stream = encode(&self.place, txn, position, images);
         let blocks = stream.blocks + 1;
         self.store().flush_ordered()?;

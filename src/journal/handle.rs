@@ -25,7 +25,8 @@ pub struct Handle {
 
 impl Handle {
     pub(super) fn new(journal: Arc<Journal>, txn: TxnId, reserved: u32) -> Handle {
-        let room = reserved.min(32) as usize;
+        // Most change a few blocks, whatever they reserve.
+        let room = reserved.min(8) as usize;
         let (undo, touched) = (Vec::with_capacity(room), Vec::with_capacity(room));
         Handle { journal, txn, reserved, undo, touched, open: true }
     }
@@ -136,6 +137,9 @@ impl Handle {
     /// Join the running transaction. Durable once [`Journal::durable`] has reached the result.
     pub fn finish(mut self) -> TxnId {
         self.open = false;
+        for undo in self.undo.iter().filter(|undo| undo.rests) {
+            self.journal.store().cache().rest(undo.block);
+        }
         self.journal.join(&self.undo, self.reserved);
         self.txn
     }

@@ -3,8 +3,7 @@
 use crate::base::{BLOCK_SIZE, BlockNo, TxnId};
 use crate::format::block::{Block, crc32c};
 use crate::format::journal::{JournalPlace, LINE_SIZE, TxnEntry, TxnHeader};
-use crate::store::AlignedBuf;
-use std::sync::Arc;
+use crate::store::{AlignedBuf, Image as Sealed};
 use zerocopy::{FromBytes, IntoBytes};
 
 const HEADER_BYTES: usize = size_of::<TxnHeader>();
@@ -14,17 +13,6 @@ const ENTRY_BYTES: usize = size_of::<TxnEntry>();
 pub(super) fn log_blocks_max(images: u64) -> u64 {
     let bytes = HEADER_BYTES as u64 + images * (ENTRY_BYTES + BLOCK_SIZE) as u64;
     bytes.div_ceil(BLOCK_SIZE as u64) + 1
-}
-
-/// Bit i is set if line i has a byte that is not zero. The crc of the header does not count: it is
-/// not kept in the log, but the line that holds it is never empty anyway.
-fn lines_of(image: &Block) -> u64 {
-    let mut lines = 0;
-    for (i, line) in image.0.chunks_exact(LINE_SIZE).enumerate() {
-        let any = line.chunks_exact(8).fold(0, |a, w| a | u64::from_ne_bytes(w.try_into().expect("8 bytes")));
-        lines |= u64::from(any != 0) << i;
-    }
-    lines
 }
 
 /// A transaction ready to be written.
@@ -40,9 +28,10 @@ pub(super) fn encode(
     place: &JournalPlace,
     txn: TxnId,
     position: u64,
-    images: &[(BlockNo, Arc<Block>)],
+    images: &[(BlockNo, Sealed)],
 ) -> Stream {
-    let lines: Vec<u64> = images.iter().map(|(_, b)| lines_of(b)).collect();
+    // The crc of a header does not count: it is not kept in the log, but its line is never empty anyway.
+    let lines: Vec<u64> = images.iter().map(|(_, b)| b.lines()).collect();
     let payload: usize = lines.iter().map(|l| l.count_ones() as usize * LINE_SIZE).sum();
     let bytes = HEADER_BYTES + images.len() * ENTRY_BYTES + payload;
     let blocks = bytes.div_ceil(BLOCK_SIZE);
@@ -52,15 +41,10 @@ pub(super) fn encode(
     let (entries, payload) = out[HEADER_BYTES..].split_at_mut(images.len() * ENTRY_BYTES);
     let mut at = 0;
     for (i, ((_, image), lines)) in images.iter().zip(&lines).enumerate() {
-        let entry = TxnEntry::of(image, *lines);
+        let entry = TxnEntry::of(image.header(), *lines);
         entries[i * ENTRY_BYTES..][..ENTRY_BYTES].copy_from_slice(entry.as_bytes());
         let first = at;
-        for (n, line) in image.0.chunks_exact(LINE_SIZE).enumerate() {
-            if lines & (1 << n) != 0 {
-                payload[at..at + LINE_SIZE].copy_from_slice(line);
-                at += LINE_SIZE;
-            }
-        }
+        at += image.copy_lines(*lines, &mut payload[at..]);
         if *lines & 1 != 0 {
             payload[first + 4..first + 8].fill(0);
         }
@@ -122,6 +106,7 @@ mod tests {
     use crate::base::{InodeNo, LockName, SlotId, Version};
     use crate::format::BlockKind;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     const PLACE: JournalPlace =
         JournalPlace { format_id: 5, slot: SlotId(0), start: BlockNo(100), blocks: 4098 };
@@ -140,7 +125,10 @@ mod tests {
                 }
                 (BlockNo(*no), Arc::new(b))
             }).collect();
-            let s = encode(&PLACE, TxnId(3), 77, &images);
+            let sealed: Vec<_> = images.iter().enumerate().map(|(i, (no, b))| {
+                (*no, if i % 2 == 0 { Sealed::of(b) } else { Sealed::Whole(b.clone()) })
+            }).collect();
+            let s = encode(&PLACE, TxnId(3), 77, &sealed);
             prop_assert!(s.blocks < log_blocks_max(images.len() as u64));
             let h = PLACE.read_txn_header(s.buf.bytes(), 77).unwrap();
             prop_assert_eq!(u64::from(h.stream_blocks.get()), s.blocks);
@@ -152,7 +140,7 @@ mod tests {
             for (image, (no, original)) in back.iter().zip(&images) {
                 prop_assert_eq!(image.entry.block.get(), no.0);
                 prop_assert!(image.block().0 == original.0);
-                prop_assert!(image.lines.len() == lines_of(original).count_ones() as usize * LINE_SIZE);
+                prop_assert!(image.lines.len() == Sealed::of(original).lines().count_ones() as usize * LINE_SIZE);
             }
         }
 

@@ -2,10 +2,8 @@
 
 use super::ring::{Mark, Ring};
 use crate::base::{BlockNo, LockName, TxnId};
-use crate::format::Block;
-use crate::store::BlockHash;
+use crate::store::{BlockHash, Image};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// The transaction that handles join now.
@@ -31,7 +29,7 @@ struct Dirty {
     /// The newest transaction it belongs to.
     newest: TxnId,
     /// The newest durable image, not yet in place.
-    logged: Option<(TxnId, Arc<Block>)>,
+    logged: Option<(TxnId, Image)>,
     /// Locks that have covered it since it was last clean; nearly always one.
     covers: Vec<LockName>,
 }
@@ -40,7 +38,7 @@ struct Dirty {
 pub(super) struct InPlace {
     pub block: BlockNo,
     pub txn: TxnId,
-    pub image: Arc<Block>,
+    pub image: Image,
 }
 
 pub(super) struct State {
@@ -106,7 +104,7 @@ impl State {
     }
 
     /// The images of `txn` are durable. Returns blocks whose older logged image is not needed now.
-    pub fn became_durable(&mut self, txn: TxnId, images: Vec<(BlockNo, Arc<Block>)>) -> Vec<BlockNo> {
+    pub fn became_durable(&mut self, txn: TxnId, images: Vec<(BlockNo, Image)>) -> Vec<BlockNo> {
         debug_assert_eq!(txn.0, self.durable.0 + 1);
         self.durable = txn;
         let mut replaced = Vec::new();

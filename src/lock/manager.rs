@@ -91,6 +91,11 @@ pub trait Demoter: Send + Sync {
     /// wait for locks or for anything that a holder of pins may do.
     fn granted(&self, name: LockName, mode: Mode);
 
+    /// Must it be told of grants of `name`? Those that it need not hear of are had faster.
+    fn hears_of(&self, _name: LockName) -> bool {
+        true
+    }
+
     /// A demotion that was `Busy` is not needed any more; told before new pins are given.
     fn kept(&self, _name: LockName, _mode: Mode) {}
 }
@@ -189,6 +194,15 @@ impl LockManager {
             }
         }
         Some(Pins::new(self.hub.clone(), set.clone()))
+    }
+
+    /// Pin what can be had now out of many locks; all of them or none. Only for locks whose grants the
+    /// file system does not hear of.
+    pub fn try_pin_each(&self, names: impl Iterator<Item = LockName>, mode: Mode) -> Pins {
+        let mut set: Vec<_> = names.map(|name| (name, mode)).collect();
+        set.sort_unstable_by_key(|(name, _)| *name);
+        self.hub.pin_each(&mut set);
+        Pins::new(self.hub.clone(), set.into_iter().collect())
     }
 
     /// Pin the set, however long that takes; `then` runs on a pool thread. Locks are taken in the

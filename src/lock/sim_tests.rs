@@ -216,11 +216,11 @@ impl World {
         if node.leaving || node.waiting.len() > 6 {
             return;
         }
-        if self.rng.random_bool(0.3)
-            && let Some((name, mode)) = set.iter().next()
-            && node.desk.claim(name, mode).is_some()
-        {
-            node.tells.push_back(name);
+        let (name, mode) = set.as_slice()[0];
+        match self.rng.random_range(0..7) {
+            0..=1 if node.desk.claim(name, mode).is_some() => node.tells.push_back(name),
+            2 if node.desk.claim_pinned(name, mode) => node.late.push((name, mode)),
+            _ => {}
         }
         let (from, most) = (self.rng.random_range(0..self.names.len()), self.rng.random_range(0..8));
         let mode = [Mode::S, Mode::X][self.rng.random_range(0..2)];

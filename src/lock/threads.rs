@@ -142,10 +142,33 @@ impl Hub {
         if self.table.pin(name, mode) {
             return true;
         }
+        if !self.demoter.hears_of(name) {
+            return self.with_desk(|desk, _| desk.claim_pinned(name, mode));
+        }
         let Some(grant) = self.with_desk(|desk, _| desk.claim(name, mode)) else { return false };
         self.demoter.granted(name, grant);
         self.with_desk(|desk, now| desk.told(now, name));
         self.table.pin(name, mode)
+    }
+
+    /// Pin as many of these as can be had without waiting; the others are taken out.
+    pub fn pin_each(self: &Arc<Hub>, wanted: &mut Vec<(LockName, Mode)>) {
+        let mut missing = false;
+        let mut pinned: Vec<bool> = Vec::with_capacity(wanted.len());
+        for (name, mode) in wanted.iter() {
+            let got = self.table.pin(*name, *mode);
+            missing |= !got;
+            pinned.push(got);
+        }
+        if missing {
+            self.with_desk(|desk, _| {
+                for ((name, mode), got) in wanted.iter().zip(&mut pinned).filter(|(_, got)| !**got) {
+                    *got = !self.demoter.hears_of(*name) && desk.claim_pinned(*name, *mode);
+                }
+            });
+        }
+        let mut pinned = pinned.into_iter();
+        wanted.retain(|_| pinned.next() == Some(true));
     }
 
     pub fn unpin(self: &Arc<Hub>, pinned: &[(LockName, Mode)]) {

@@ -3,25 +3,27 @@
 //! A buffer is *pinned* once per reason for which its image must not be forgotten: it belongs to the
 //! running transaction, to one whose log is being written, or it is in the log but not yet in place.
 //! The journal keeps the older images it still needs itself (they are shared, copied on change).
-//! Unpinned buffers are forgotten by the CLOCK rule when the cache is full.
+//! Unpinned buffers are packed where that saves much (`image`), and forgotten by the CLOCK rule when
+//! they take more than their share.
 //!
 //! Cached images of changed blocks do not have a valid crc: it is set in the copy that is written.
 
-use crate::base::{BlockNo, Error, LockName, Result, TxnId, Version};
+use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, TxnId, Version};
 use crate::format::{Block, BlockKind};
+use crate::store::image::Image;
 use crate::store::index::{BlockHash, CoverIndex};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 const SHARDS: usize = 64;
-/// What one cached block takes: image, reference counts, entry, index.
-const BYTES_PER_BUFFER: usize = 4096 + 384;
-/// A shard holds at least so many clean buffers, whatever the limit.
+/// What one cached block takes beside its image: reference counts, entry, index.
+const BYTES_BESIDE: usize = 384;
+/// A shard holds at least so many clean whole buffers, whatever the limit.
 const SHARD_BUFFERS_MIN: usize = 16;
 
 pub(crate) struct Buffer {
-    newest: Arc<Block>,
+    newest: Image,
     cover: LockName,
     /// The running transaction that `newest` belongs to; 0 if it has not been changed in it.
     running: TxnId,
@@ -30,6 +32,24 @@ pub(crate) struct Buffer {
     used: bool,
     /// In the clock queue.
     queued: bool,
+}
+
+impl Buffer {
+    /// Bytes that count against the limit: pinned ones do not.
+    fn cost(&self) -> usize {
+        if self.pins > 0 { 0 } else { BYTES_BESIDE + self.newest.bytes() }
+    }
+
+    /// As a rule.
+    fn is_mostly_zeros(&self) -> bool {
+        matches!(self.newest.kind(), Some(BlockKind::Inode | BlockKind::Free))
+    }
+
+    fn pack(&mut self) {
+        if self.is_mostly_zeros() {
+            self.newest.pack();
+        }
+    }
 }
 
 enum Entry {
@@ -45,6 +65,17 @@ enum Entry {
 struct ShardState {
     map: HashMap<BlockNo, Entry, BlockHash>,
     clock: VecDeque<BlockNo>,
+    /// What the unpinned buffers cost.
+    bytes: usize,
+}
+
+impl ShardState {
+    /// Take a buffer out.
+    fn remove(&mut self, block: BlockNo) {
+        if let Some(Entry::Ready(b)) = self.map.remove(&block) {
+            self.bytes -= b.cost();
+        }
+    }
 }
 
 #[derive(Default)]
@@ -60,16 +91,18 @@ pub(crate) struct Undo {
     pub cover: LockName,
     /// This change made the block a member of the running transaction.
     pub joined: bool,
+    /// It is new, or nobody had used it for long: it will rest again when the handle is finished.
+    pub rests: bool,
     before: Option<(Arc<Block>, LockName, TxnId)>,
 }
 
 pub(crate) struct Cache {
     shards: Vec<Shard>,
     covers: CoverIndex,
-    buffers_per_shard_max: usize,
+    shard_bytes_max: usize,
 }
 
-fn is_block(image: &Block, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
+fn is_block(image: &Image, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
     if image.kind() != Some(kind) {
         let found = image.kind().map_or_else(|| "unknown kind".to_string(), |k| k.to_string());
         return Err(Error::corrupt(block, kind, kind, found));
@@ -86,7 +119,7 @@ impl Cache {
         Cache {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             covers: CoverIndex::default(),
-            buffers_per_shard_max: (bytes_max / BYTES_PER_BUFFER / SHARDS).max(SHARD_BUFFERS_MIN),
+            shard_bytes_max: (bytes_max / SHARDS).max(SHARD_BUFFERS_MIN * (BLOCK_SIZE + BYTES_BESIDE)),
         }
     }
 
@@ -105,45 +138,60 @@ impl Cache {
         load: &dyn Fn() -> Result<Arc<Block>>,
     ) -> Result<Arc<Block>> {
         let shard = self.shard(block);
-        let mut s = shard.state.lock();
+        let mut guard = shard.state.lock();
         loop {
+            let s = &mut *guard;
             match s.map.get_mut(&block) {
                 Some(Entry::Ready(b)) => {
                     is_block(&b.newest, block, kind, cover)?;
+                    let before = b.cost();
+                    // One look is mostly the only one; what is looked at again stays whole.
+                    let image = if b.used { b.newest.unpacked().clone() } else { b.newest.whole() };
+                    s.bytes = s.bytes - before + b.cost();
                     b.used = true;
-                    return Ok(b.newest.clone());
+                    return Ok(image);
                 }
-                Some(Entry::Loading { .. }) => shard.loaded.wait(&mut s),
+                Some(Entry::Loading { .. }) => shard.loaded.wait(&mut guard),
                 None => break,
             }
         }
-        self.load(shard, s, block, cover, load)
+        self.announce_in(&mut guard, block, cover);
+        drop(guard);
+        let loaded = load();
+        self.loaded(block, cover, loaded.as_ref().ok().map(Image::of));
+        loaded
     }
 
-    fn load(
-        &self,
-        shard: &Shard,
-        mut s: MutexGuard<'_, ShardState>,
-        block: BlockNo,
-        cover: LockName,
-        load: &dyn Fn() -> Result<Arc<Block>>,
-    ) -> Result<Arc<Block>> {
+    /// Is the block here, or being read?
+    pub fn has(&self, block: BlockNo) -> bool {
+        self.shard(block).state.lock().map.contains_key(&block)
+    }
+
+    /// The caller is going to read this block: who wants it waits for [`Cache::loaded`]. False if it is
+    /// here or being read already.
+    pub fn announce(&self, block: BlockNo, cover: LockName) -> bool {
+        let mut s = self.shard(block).state.lock();
+        let missing = !s.map.contains_key(&block);
+        if missing {
+            self.announce_in(&mut s, block, cover);
+        }
+        missing
+    }
+
+    fn announce_in(&self, s: &mut ShardState, block: BlockNo, cover: LockName) {
         s.map.insert(block, Entry::Loading { cover, doomed: false });
         self.covers.insert(cover, block);
-        drop(s);
-        let loaded = load();
+    }
+
+    /// An announced block has been read, or could not be.
+    pub fn loaded(&self, block: BlockNo, cover: LockName, image: Option<Image>) {
+        let shard = self.shard(block);
         let mut s = shard.state.lock();
         let doomed = !matches!(s.map.remove(&block), Some(Entry::Loading { doomed: false, .. }));
-        match &loaded {
-            Ok(image) if !doomed => {
-                let buffer = Buffer {
-                    newest: image.clone(),
-                    cover,
-                    running: TxnId(0),
-                    pins: 0,
-                    used: false,
-                    queued: true,
-                };
+        match image {
+            Some(newest) if !doomed => {
+                let buffer = Buffer { newest, cover, running: TxnId(0), pins: 0, used: false, queued: true };
+                s.bytes += buffer.cost();
                 s.map.insert(block, Entry::Ready(buffer));
                 s.clock.push_back(block);
                 self.evict(&mut s);
@@ -151,7 +199,6 @@ impl Cache {
             _ => self.covers.remove(cover, block),
         }
         shard.loaded.notify_all();
-        loaded
     }
 
     /// Change a block of transaction `txn`. `keep` says whether this handle already has an undo for
@@ -169,28 +216,28 @@ impl Cache {
         change: &mut dyn FnMut(&mut Block),
     ) -> Result<()> {
         let shard = self.shard(block);
-        let mut s = shard.state.lock();
-        let b = loop {
-            // Looked up twice for the borrow checker's sake; the miss path reads the device anyway.
-            if let Some(Entry::Ready(_)) = s.map.get(&block) {
-                match s.map.get_mut(&block) {
-                    Some(Entry::Ready(b)) => break b,
-                    _ => unreachable!("found just before under the same lock"),
-                }
-            }
-            drop(s);
+        let mut guard = shard.state.lock();
+        while !matches!(guard.map.get(&block), Some(Entry::Ready(_))) {
+            drop(guard);
             self.get(block, kind, cover, load)?;
-            s = shard.state.lock();
+            guard = shard.state.lock();
+        }
+        let s = &mut *guard;
+        let Some(Entry::Ready(b)) = s.map.get_mut(&block) else {
+            unreachable!("found just before under the same lock")
         };
         is_block(&b.newest, block, kind, cover)?;
+        s.bytes -= b.cost();
+        let rests = matches!(b.newest, Image::Packed(..));
+        let newest = b.newest.unpacked();
         let joined = b.running != txn;
         if let Some(undo) = undo {
-            let before = Some((b.newest.clone(), b.cover, b.running));
-            undo.push(Undo { block, cover, joined, before });
+            let before = Some((newest.clone(), b.cover, b.running));
+            undo.push(Undo { block, cover, joined, rests, before });
         } else {
             debug_assert!(!joined, "a block that the handle changed left its transaction");
         }
-        let image = Arc::make_mut(&mut b.newest);
+        let image = Arc::make_mut(newest);
         if joined {
             let version = image.version().0 + 1;
             image.header_mut().version.set(version);
@@ -198,6 +245,7 @@ impl Cache {
             b.pins += 1;
         }
         b.used = true;
+        debug_assert!(b.pins > 0, "a member of a transaction is pinned");
         let header = *image.header();
         change(image);
         // The header is the transaction's alone: whatever the change did to it is taken back.
@@ -220,7 +268,7 @@ impl Cache {
             shard.loaded.wait(&mut s);
         }
         let old = match s.map.get(&block) {
-            Some(Entry::Ready(b)) => Some((b.newest.clone(), b.cover, b.running, b.pins, b.queued)),
+            Some(Entry::Ready(b)) => Some((b.newest.whole(), b.cover, b.running, b.pins, b.queued)),
             _ => None,
         };
         if let Some((o, ..)) = &old
@@ -232,7 +280,7 @@ impl Cache {
         let joined = running != txn;
         if let Some(undo) = undo {
             let before = old.as_ref().map(|o| (o.0.clone(), o.1, o.2));
-            undo.push(Undo { block, cover, joined, before });
+            undo.push(Undo { block, cover, joined, rests: true, before });
         }
         if let Some((_, old_cover, ..)) = &old
             && *old_cover != cover
@@ -241,7 +289,10 @@ impl Cache {
         }
         self.covers.insert(cover, block);
         let pins = pins + u32::from(joined);
-        let buffer = Buffer { newest: Arc::new(image), cover, running: txn, pins, used: true, queued };
+        let newest = Image::Whole(Arc::new(image));
+        let buffer = Buffer { newest, cover, running: txn, pins, used: true, queued };
+        s.remove(block);
+        s.bytes += buffer.cost();
         s.map.insert(block, Entry::Ready(buffer));
         Ok(())
     }
@@ -250,26 +301,30 @@ impl Cache {
     pub fn undo(&self, undo: Undo) {
         let shard = self.shard(undo.block);
         let mut s = shard.state.lock();
-        let Some(Entry::Ready(b)) = s.map.get_mut(&undo.block) else {
+        let state = &mut *s;
+        let Some(Entry::Ready(b)) = state.map.get_mut(&undo.block) else {
             debug_assert!(false, "a block of a running transaction left the cache");
             return;
         };
+        state.bytes -= b.cost();
         b.pins -= u32::from(undo.joined);
         let now_cover = b.cover;
         match undo.before {
             Some((image, cover, running)) => {
-                b.newest = image;
+                b.newest = Image::Whole(image);
                 b.cover = cover;
                 b.running = running;
+                state.bytes += b.cost();
                 if cover != now_cover {
                     self.covers.remove(now_cover, undo.block);
                     self.covers.insert(cover, undo.block);
                 }
-                self.enqueue_if_clean(&mut s, undo.block);
+                self.enqueue_if_clean(state, undo.block);
             }
             None => {
                 debug_assert_eq!(b.pins, 0, "a block that was not cached was dirty");
-                s.map.remove(&undo.block);
+                state.bytes += b.cost();
+                state.remove(undo.block);
                 self.covers.remove(now_cover, undo.block);
             }
         }
@@ -277,24 +332,41 @@ impl Cache {
 
     /// The image of a block of the sealed transaction `txn`; later changes belong to the next one.
     /// The pin stays: it is the committing transaction's now.
-    pub fn seal(&self, block: BlockNo, txn: TxnId) -> Arc<Block> {
+    pub fn seal(&self, block: BlockNo, txn: TxnId) -> Image {
         let mut s = self.shard(block).state.lock();
         match s.map.get_mut(&block) {
             Some(Entry::Ready(b)) => {
                 assert_eq!(b.running, txn, "block {block} of a sealed transaction is not its member");
                 b.running = TxnId(0);
-                b.newest.clone()
+                // What is changed again and again stays whole here.
+                match &b.newest {
+                    Image::Whole(block) if b.is_mostly_zeros() => Image::of(block),
+                    newest => newest.clone(),
+                }
             }
             _ => panic!("block {block} of a sealed transaction is not cached"),
         }
     }
 
+    /// A block that has been changed will not be changed again soon.
+    pub fn rest(&self, block: BlockNo) {
+        if let Some(Entry::Ready(b)) = self.shard(block).state.lock().map.get_mut(&block)
+            && b.pins > 0
+        {
+            b.pack();
+        }
+    }
+
     /// One reason less to keep the block.
     pub fn unpin(&self, block: BlockNo) {
-        let mut s = self.shard(block).state.lock();
+        let s = &mut *self.shard(block).state.lock();
         if let Some(Entry::Ready(b)) = s.map.get_mut(&block) {
             b.pins -= 1;
-            self.enqueue_if_clean(&mut s, block);
+            if b.pins == 0 {
+                b.pack();
+            }
+            s.bytes += b.cost();
+            self.enqueue_if_clean(s, block);
         }
     }
 
@@ -305,14 +377,14 @@ impl Cache {
         {
             b.queued = true;
             s.clock.push_back(block);
-            self.evict(s);
         }
+        self.evict(s);
     }
 
     /// Forget clean blocks until the shard is within its limit. Pinned ones leave the queue; they
     /// come back when they are clean.
     fn evict(&self, s: &mut ShardState) {
-        while s.clock.len() > self.buffers_per_shard_max {
+        while s.bytes > self.shard_bytes_max {
             let Some(block) = s.clock.pop_front() else { return };
             let Some(Entry::Ready(b)) = s.map.get_mut(&block) else { continue };
             if b.pins > 0 {
@@ -322,7 +394,7 @@ impl Cache {
                 s.clock.push_back(block);
             } else {
                 let cover = b.cover;
-                s.map.remove(&block);
+                s.remove(block);
                 self.covers.remove(cover, block);
             }
         }
@@ -351,7 +423,7 @@ impl Cache {
                     return false;
                 }
                 let (cover, queued) = (b.cover, b.queued);
-                s.map.remove(&block);
+                s.remove(block);
                 self.covers.remove(cover, block);
                 if queued {
                     trim_queue(&mut s);
@@ -390,3 +462,7 @@ fn version_falls(block: BlockNo, image: &Block, old: Version) -> Error {
     let kind = image.kind().map_or_else(|| "block".to_string(), |k| k.to_string());
     Error::corrupt(block, kind, format_args!("a version above {old}"), image.version())
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

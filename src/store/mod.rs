@@ -7,10 +7,12 @@
 //!
 //! File data passes through unverified and uncached.
 
+mod ahead;
 mod batch;
 mod cache;
 mod flushes;
 mod halt;
+mod image;
 mod index;
 mod permit;
 
@@ -21,6 +23,7 @@ pub use permit::{PERMIT_WAIT_MAX, Permit};
 
 pub(crate) use batch::Segment;
 pub(crate) use cache::{Cache, Undo};
+pub(crate) use image::Image;
 pub(crate) use index::BlockHash;
 
 use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result};
@@ -41,6 +44,7 @@ pub struct Store {
     permit: Arc<Permit>,
     pool: batch::WritePool,
     flushes: flushes::Flushes,
+    ahead: ahead::Buffers,
 }
 
 impl Store {
@@ -60,6 +64,7 @@ impl Store {
             permit: Arc::new(Permit::default()),
             pool: Default::default(),
             flushes: Default::default(),
+            ahead: Default::default(),
         })
     }
 
@@ -109,18 +114,24 @@ impl Store {
         let into = Arc::get_mut(&mut image).expect("not shared yet");
         let mut read = || {
             self.device.read(block.byte(), &mut into.0)?;
-            into.verify(self.format_id, block, kind)
+            self.verify(into, block, kind, cover)
         };
         // Once more: a bit that flipped on the way need not have flipped on the disk.
         match read() {
             Err(Error::Corrupt { .. }) => read()?,
             other => other?,
         }
+        Ok(image)
+    }
+
+    /// Is this what must stand at `block`, and under that lock?
+    fn verify(&self, image: &Block, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
+        image.verify(self.format_id, block, kind)?;
         if image.cover() != Some(cover) {
             let found = format!("covered by {:?}", image.cover());
             return Err(Error::corrupt(block, kind, format_args!("covered by {cover:?}"), found));
         }
-        Ok(image)
+        Ok(())
     }
 
     /// Forget all clean blocks under `cover`, which is being given up. Call after the journal has

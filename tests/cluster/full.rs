@@ -1,23 +1,16 @@
 //! A volume that is nearly full: what statfs promises can be had, and what was removed can be had again.
 
 use crate::rig::Cluster;
-use std::ffi::CString;
+use crate::rig_xattr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 /// Bytes that statvfs(3) says can be written.
 fn available(at: &Path) -> u64 {
-    let path = CString::new(at.as_os_str().as_bytes()).unwrap();
-    // SAFETY: a string that ends in NUL, and a plain structure to be filled in.
-    let stat = unsafe {
-        let mut stat: libc::statvfs = std::mem::zeroed();
-        assert_eq!(libc::statvfs(path.as_ptr(), &mut stat), 0, "{}", io::Error::last_os_error());
-        stat
-    };
+    let stat = rig_xattr::statvfs(at);
     stat.f_bavail * stat.f_frsize
 }
 

@@ -11,6 +11,7 @@ mod leave;
 mod litmus;
 mod lock_traffic;
 mod matrix;
+mod metadata;
 mod model;
 mod pages;
 mod privileges;

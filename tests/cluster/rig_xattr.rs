@@ -1,4 +1,4 @@
-//! Extended attributes, which std does not have.
+//! Calls that std does not have: extended attributes, statvfs(3).
 
 use std::ffi::CString;
 use std::io;
@@ -28,4 +28,14 @@ pub fn get(at: &Path, name: &str) -> io::Result<Vec<u8>> {
     }
     value.truncate(n as usize);
     Ok(value)
+}
+
+pub fn statvfs(at: &Path) -> libc::statvfs {
+    let path = CString::new(at.as_os_str().as_bytes()).unwrap();
+    // SAFETY: a string that ends in NUL, and a plain structure to be filled in.
+    unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        assert_eq!(libc::statvfs(path.as_ptr(), &mut stat), 0, "{}", io::Error::last_os_error());
+        stat
+    }
 }

@@ -203,7 +203,7 @@ pub const ALL: &[Case] = &[
 ];
 
 fn smash(d: &Damaged, at: BlockNo) {
-    d.put(at, &Block([0xa5; 4096]));
+    d.put(at, &Block::new([0xa5; 4096]));
 }
 
 fn first_of(b: &Block, kind: ItemKind) -> usize {

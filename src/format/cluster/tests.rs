@@ -164,7 +164,7 @@ fn what_mkfs_writes_reads_back() {
         })
         .unwrap();
         assert!(end <= crate::base::BlockNo(g.regions().end).byte());
-        let block = |no: crate::base::BlockNo| Block(disk[&no.byte()][..].try_into().unwrap());
+        let block = |no: crate::base::BlockNo| Block::new(disk[&no.byte()][..].try_into().unwrap());
         let mut owners = vec![];
         for slot in (0..4).map(SlotId) {
             for copy in [0, 1] {

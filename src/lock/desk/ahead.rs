@@ -6,7 +6,6 @@
 use super::Desk;
 use super::case::Case;
 use crate::base::{LockName, Mode};
-use crate::lock::LockSet;
 use std::time::Duration;
 
 /// Most locks asked for ahead at a time: what operations wait for must find room in the register too.
@@ -26,7 +25,7 @@ impl Desk {
             looked_at += 1;
             let free = self.master.is_free(self.group_of(*name), *name);
             let busy = self.cases.contains_key(name);
-            let refused = || self.may_ask(&LockSet::one(*name, mode)).is_err();
+            let refused = || self.may_ask(&[(*name, mode)]).is_err();
             if free || busy || self.table.mode(*name).covers(mode) || refused() {
                 continue;
             }

@@ -184,7 +184,7 @@ impl Desk {
     pub fn acquire(&mut self, now: Duration, set: LockSet) -> TicketNo {
         self.last_ticket += 1;
         let ticket = TicketNo(self.last_ticket);
-        if let Err(error) = self.may_ask(&set) {
+        if let Err(error) = self.may_ask(set.as_slice()) {
             self.effects.push_back(Effect::Complete { ticket, result: Err(error) });
             return ticket;
         }
@@ -194,15 +194,15 @@ impl Desk {
         ticket
     }
 
-    fn may_ask(&self, set: &LockSet) -> Result<()> {
+    fn may_ask(&self, set: &[(LockName, Mode)]) -> Result<()> {
         if let Some(reason) = &self.halted {
             return Err(Error::Halted(reason.clone()));
         }
-        for (name, mode) in set.iter() {
-            if mode == Mode::DW {
+        for (name, mode) in set {
+            if *mode == Mode::DW {
                 return Err(Error::Unsupported("shared direct writes"));
             }
-            if self.closing >= closing_of(name) {
+            if self.closing >= closing_of(*name) {
                 return Err(Error::Halted("unmounting".into()));
             }
         }
@@ -212,24 +212,30 @@ impl Desk {
     /// Take a lock that no other host has an interest in, for the fast path: the caller tells the
     /// file system of the mode returned and then calls [`Desk::told`].
     pub fn claim(&mut self, name: LockName, mode: Mode) -> Option<Mode> {
-        if self.cases.contains_key(&name)
-            || mode == Mode::DW
-            || self.may_ask(&LockSet::one(name, mode)).is_err()
-        {
-            return None;
-        }
-        let ag = self.group_of(name);
-        let grant = match name {
-            LockName::Slot(_) => Mode::X,
-            _ if self.master.is_free(ag, name) => unshared(name, mode),
-            _ => return None,
-        };
+        let grant = self.claimable(name, mode)?;
         if self.table.mode(name).covers(grant) {
             return None;
         }
         self.table.change(name, |held| held.mode = grant);
         self.cases.insert(name, Case { telling: 1, ..Case::default() });
         Some(grant)
+    }
+
+    /// [`Desk::claim`] for a lock whose grants the file system need not hear of: pinned in one go.
+    pub fn claim_pinned(&mut self, name: LockName, mode: Mode) -> bool {
+        self.claimable(name, mode).is_some_and(|grant| self.table.claim(name, grant, mode))
+    }
+
+    /// What may be taken of a lock about which nothing goes on here or elsewhere.
+    fn claimable(&self, name: LockName, mode: Mode) -> Option<Mode> {
+        if self.cases.contains_key(&name) || mode == Mode::DW || self.may_ask(&[(name, mode)]).is_err() {
+            return None;
+        }
+        match name {
+            LockName::Slot(_) => Some(Mode::X),
+            _ if self.master.is_free(self.group_of(name), name) => Some(unshared(name, mode)),
+            _ => None,
+        }
     }
 
     /// The file system knows of a grant.

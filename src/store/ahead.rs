@@ -1,0 +1,73 @@
+//! Reading metadata blocks before they are asked for: many with one request.
+//!
+//! They become cached blocks like any other, so the caller must hold the lock that covers each of them
+//! while this runs. What cannot be used is passed over: whoever asks for it reads it again, and hears
+//! what is wrong.
+
+use super::image::Image;
+use super::{AlignedBuf, Store};
+use crate::base::{BLOCK_SIZE, BlockNo, LockName};
+use crate::format::{Block, BlockKind};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Blocks of one request.
+const REQUEST_BLOCKS: u64 = 64;
+/// So many blocks that nobody asked for are read along rather than begin another request behind them.
+const GAP_BLOCKS: u64 = 8;
+/// Buffers that are kept.
+const BUFFERS: usize = 2;
+
+/// Buffers between two uses.
+#[derive(Default)]
+pub(super) struct Buffers(Mutex<Vec<AlignedBuf>>);
+
+impl Store {
+    /// Is the block cached, or being read?
+    pub fn has(&self, block: BlockNo) -> bool {
+        self.cache.has(block)
+    }
+
+    /// Bring blocks of one kind into the cache, each given with the lock that covers it, ascending.
+    pub fn read_ahead(&self, blocks: &[(BlockNo, LockName)], kind: BlockKind) {
+        let inside = |block: BlockNo| block.0 < self.geometry.total_blocks;
+        let missing =
+            |(block, cover): &&(BlockNo, LockName)| inside(*block) && self.cache.announce(*block, *cover);
+        let missing: Vec<_> = blocks.iter().filter(missing).copied().collect();
+        let mut buffer =
+            self.ahead.0.lock().pop().unwrap_or_else(|| AlignedBuf::new(REQUEST_BLOCKS as usize));
+        let mut rest = &missing[..];
+        while let Some(((first, _), _)) = rest.split_first() {
+            let near = |pair: &&[(BlockNo, LockName)]| {
+                pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && pair[1].0.0 < first.0 + REQUEST_BLOCKS
+            };
+            let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
+            self.read_run(run, kind, &mut buffer);
+            rest = behind;
+        }
+        let mut kept = self.ahead.0.lock();
+        if kept.len() < BUFFERS {
+            kept.push(buffer);
+        }
+    }
+
+    /// Read announced blocks that lie together.
+    fn read_run(&self, run: &[(BlockNo, LockName)], kind: BlockKind, buffer: &mut AlignedBuf) {
+        let start = run[0].0;
+        let bytes = (run[run.len() - 1].0.0 - start.0 + 1) as usize * BLOCK_SIZE;
+        let buffer = &mut buffer.bytes_mut()[..bytes];
+        let read = self.halt.check().and_then(|()| self.device.read(start.byte(), buffer));
+        let mut image = Arc::new(Block::zeroed());
+        for (block, cover) in run {
+            let at = (block.0 - start.0) as usize * BLOCK_SIZE;
+            if Arc::strong_count(&image) > 1 {
+                // The one before is kept as it is.
+                image = Arc::new(Block::zeroed());
+            }
+            let into = Arc::get_mut(&mut image).expect("not shared");
+            into.0.copy_from_slice(&buffer[at..at + BLOCK_SIZE]);
+            let sound = read.is_ok() && self.verify(into, *block, kind, *cover).is_ok();
+            self.cache.loaded(*block, *cover, sound.then(|| Image::of(&image)));
+        }
+    }
+}
