@@ -196,11 +196,12 @@ impl LockManager {
         Some(Pins::new(self.hub.clone(), set.clone()))
     }
 
-    /// Pin what can be had now out of many locks; all of them or none. Only for locks whose grants the
-    /// file system does not hear of.
+    /// Pin what can be had now out of many locks, maybe nothing. Only for locks whose grants the file system
+    /// does not hear of. One that is named several times is pinned once.
     pub fn try_pin_each(&self, names: impl Iterator<Item = LockName>, mode: Mode) -> Pins {
         let mut set: Vec<_> = names.map(|name| (name, mode)).collect();
         set.sort_unstable_by_key(|(name, _)| *name);
+        set.dedup(); // a set gives back one pin of each member
         self.hub.pin_each(&mut set);
         Pins::new(self.hub.clone(), set.into_iter().collect())
     }

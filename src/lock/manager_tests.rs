@@ -56,6 +56,8 @@ struct Cache {
     slow: AtomicU32,
     kept: AtomicU32,
     batches: AtomicU32,
+    /// It need not hear of grants; nothing is cached then.
+    deaf: AtomicBool,
 }
 
 impl Cache {
@@ -75,7 +77,7 @@ impl Cache {
         assert!(self.in_flight.lock().insert(job.name), "two demotions of one lock");
         let less = |n: u32| n.checked_sub(1);
         let busy = self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
-        if !busy {
+        if !busy && !self.deaf.load(Ordering::SeqCst) {
             let mut values = self.values.lock();
             let (mode, value) = values[&job.name];
             assert_eq!(mode, job.from);
@@ -93,6 +95,10 @@ impl Cache {
 }
 
 impl Demoter for Cache {
+    fn hears_of(&self, _name: LockName) -> bool {
+        !self.deaf.load(Ordering::SeqCst)
+    }
+
     fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
         self.batches.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst).into()));
@@ -397,4 +403,20 @@ fn own_locks_cost_no_message_and_hundreds_of_requests_fit() {
         cluster.managers[1].snapshot().iter().filter(|i| i.mode == Mode::X && !i.mastered).count(),
         600
     );
+}
+
+#[test]
+fn a_lock_named_twice_among_many_is_pinned_once() {
+    let cluster = Cluster::start(2);
+    cluster.caches[0].deaf.store(true, Ordering::SeqCst);
+    drop(cluster.managers[0].acquire_wait(LockSet::one(inode(0, 9), Mode::S)).unwrap()); // opens the group
+    // Once not held before, once held; twice and thrice by the same name, as hard links are.
+    for _ in 0..2 {
+        let names = [1, 0, 2, 0, 1, 0].map(|n| inode(0, n));
+        let pins = cluster.managers[0].try_pin_each(names.into_iter(), Mode::S);
+        assert_eq!(pins.set().len(), 3);
+    }
+    assert!(cluster.managers[0].snapshot().iter().all(|lock| lock.pins == 0));
+    let all = LockSet::from_iter([0, 1, 2].map(|n| (inode(0, n), Mode::X)));
+    assert!(ask(&cluster.managers[1], all).recv_timeout(LONG).unwrap().is_ok());
 }
