@@ -5,7 +5,8 @@
 //! the disk, which may be a few seconds old. When every group has been held and had
 //! nothing, what this host has unlinked is freed and what it has dirty is written (which holds more
 //! space than it turns out to need), and the other hosts get a moment for theirs: only when the groups
-//! still have nothing then, and nothing is on its way back, is the volume full.
+//! still have nothing then, and nothing is on its way back, here or, as the rising number of free blocks
+//! shows, from another host, is the volume full.
 
 use super::*;
 use crate::alloc::Want;
@@ -24,43 +25,78 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(500);
 /// The same while frees or dirty data of this host are on their way.
 const COMING_ROUNDS: usize = 40;
 const COMING_PAUSE: Duration = Duration::from_millis(50);
+/// Another host frees something as long as there was more free space in one of so many rounds.
+const RISING_ROUNDS: usize = 4;
+
+/// How the search has gone so far.
+#[derive(Clone, Copy, Default)]
+struct Rounds {
+    number: usize,
+    /// Of these, for what is coming back and for chunks on their way.
+    coming: usize,
+    draining: usize,
+    /// Free blocks of the volume, of any kind, as known in the last round, and the round in which it rose.
+    free: u64,
+    rose: Option<usize>,
+}
+
+impl Rounds {
+    fn after(self, free: u64) -> Rounds {
+        let rises = self.number > 0 && free > self.free;
+        Rounds { free, rose: if rises { Some(self.number) } else { self.rose }, ..self }
+    }
+
+    fn is_rising(&self) -> bool {
+        self.rose.is_some_and(|rose| self.number < rose + RISING_ROUNDS)
+    }
+}
 
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
-    round(core, want, 0, then);
+    round(core, want, Rounds::default(), then);
 }
 
 /// Ask every group once.
-fn round(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+fn round(core: &Arc<Core>, want: Want, rounds: Rounds, then: Then) {
     let mut groups = candidates(core);
     groups.reverse();
-    next(core.clone(), want, groups, number, then);
+    next(core.clone(), want, groups, rounds, then);
 }
 
 /// No group had anything in this round.
-fn nothing_left(core: &Arc<Core>, want: Want, number: usize, then: Then) {
+fn nothing_left(core: &Arc<Core>, want: Want, rounds: Rounds, then: Then) {
     if let Err(halted) = core.store.halt().check() {
         return then(Err(halted));
     }
     core.writeback.flush_all_soon();
     // Looked at first: what is free by the time of the second look was coming back at the first.
-    let coming = is_coming_back(core);
+    let groups = (0..core.geometry.ag_count).map(AgNo);
+    let mut rounds = rounds.after(groups.map(|ag| core.statfs.free_hint(core, ag)).sum());
+    let coming = is_coming_back(core) || rounds.is_rising();
     let got = core.alloc.reserve_last(want);
-    let (Err(Error::NoSpace), Some(pause)) = (&got, pause_after(core, number, coming)) else {
+    let (Err(Error::NoSpace), Some(pause)) = (&got, pause_after(core, &mut rounds, coming)) else {
         return then(got);
     };
     let again = core.clone();
-    core.reaper.squeeze(pause, Box::new(move || round(&again, want, number + 1, then)));
+    core.reaper.squeeze(pause, Box::new(move || round(&again, want, rounds, then)));
 }
 
 /// How long to wait before another round; `None`: there is no point in one.
-fn pause_after(core: &Core, number: usize, coming: bool) -> Option<Duration> {
-    let more = number.checked_sub(PAUSES.len());
-    match more {
-        None => PAUSES.get(number).copied(),
-        Some(n) if coming && n < COMING_ROUNDS => Some(COMING_PAUSE),
-        Some(n) if n < DRAIN_ROUNDS && core.alloc.is_draining() => Some(DRAIN_PAUSE),
-        Some(_) => None,
+fn pause_after(core: &Core, rounds: &mut Rounds, coming: bool) -> Option<Duration> {
+    let first = PAUSES.get(rounds.number).copied();
+    rounds.number += 1;
+    if first.is_some() {
+        return first;
+    }
+    // Each sort is counted by itself: what has come back may have to be waited for once more.
+    if coming && rounds.coming < COMING_ROUNDS {
+        rounds.coming += 1;
+        Some(COMING_PAUSE)
+    } else if rounds.draining < DRAIN_ROUNDS && core.alloc.is_draining() {
+        rounds.draining += 1;
+        Some(DRAIN_PAUSE)
+    } else {
+        None
     }
 }
 
@@ -76,7 +112,7 @@ fn is_coming_back(core: &Core) -> bool {
     looked.is_ok() && coming
 }
 
-fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, number: usize, then: Then) {
+fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, rounds: Rounds, then: Then) {
     if rest.last().is_none_or(|(whose, _)| *whose == Whose::Others) {
         core.alloc.set_home_full(true);
         // What is held of others' groups comes before asking for more.
@@ -85,7 +121,7 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, number: usize
             got => return then(got),
         }
     }
-    let Some((_, ag)) = rest.pop() else { return nothing_left(&core, want, number, then) };
+    let Some((_, ag)) = rest.pop() else { return nothing_left(&core, want, rounds, then) };
     let locks = LockSet::one(LockName::Ag(ag), Mode::X);
     core.locks.clone().acquire(
         locks,
@@ -96,7 +132,7 @@ fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, number: usize
                 drop(pins);
                 match got {
                     Ok(reservation) => then(Ok(reservation)),
-                    Err(Error::NeedSpace) => next(core, want, rest, number, then),
+                    Err(Error::NeedSpace) => next(core, want, rest, rounds, then),
                     Err(e) => then(Err(e)),
                 }
             }
@@ -138,4 +174,26 @@ fn candidates(core: &Core) -> Vec<(Whose, AgNo)> {
 /// Was the group this slot's when the volume was made?
 fn is_dealt_to(ag: AgNo, slot: SlotId, slots: u16) -> bool {
     ag.0 % u32::from(slots.max(1)) == u32::from(slot.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rounds in which free space counts as rising, given what was free in each.
+    fn rising(free: &[u64]) -> Vec<usize> {
+        let mut rounds = Rounds::default();
+        let rises = |(number, free): (usize, &u64)| {
+            rounds = Rounds { number, ..rounds }.after(*free);
+            rounds.is_rising().then_some(number)
+        };
+        free.iter().enumerate().filter_map(rises).collect()
+    }
+
+    #[test]
+    fn free_space_rises_until_there_was_not_more_for_some_rounds() {
+        assert_eq!(rising(&[70, 70, 70, 60]), [0; 0]);
+        assert_eq!(rising(&[0, 10, 10, 10, 10, 10, 10]), [1, 2, 3, 4]);
+        assert_eq!(rising(&[50, 40, 41, 41, 42, 30, 30, 30, 30]), [2, 3, 4, 5, 6, 7]);
+    }
 }
