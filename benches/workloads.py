@@ -125,6 +125,11 @@ def single_rows(files, mib):
     def at(system, name):
         return f"{system.place}/{name}"
 
+    def rested(system):
+        # What earlier rows have left to be written would be written now, on the one CPU of this row.
+        system.cold()
+        stream_write(at(system, "log"), OVERWRITTEN_MIB)
+
     return [
         Row("create", "files/s", "create empty files in one directory", files,
             lambda s: create(at(s, "d"), files), lambda s: os.mkdir(at(s, "d"))),
@@ -138,8 +143,9 @@ def single_rows(files, mib):
             lambda s: names(at(s, "d"), files, os.unlink)),
         Row("create 4 KiB", "files/s", "create, write 4 KiB, close", few,
             lambda s: create(at(s, "small"), few, b"x" * PAGE), lambda s: os.mkdir(at(s, "small"))),
-        Row("overwrite+fsync", "ops/s", f"overwrite 4 KiB at random places of {OVERWRITTEN_MIB} MiB, fsync each",
-            syncs, lambda s: overwrite(at(s, "log"), syncs), lambda s: stream_write(at(s, "log"), OVERWRITTEN_MIB)),
+        Row("overwrite+fsync", "ops/s",
+            f"overwrite 4 KiB at random places of {OVERWRITTEN_MIB} MiB, fsync each, after a remount",
+            syncs, lambda s: overwrite(at(s, "log"), syncs), rested),
         Row("stream write", "MiB/s", "write one file in 1 MiB pieces, then fsync", mib,
             lambda s: stream_write(at(s, "big"), mib), free=True),
         Row("cold read", "MiB/s", "read it after a remount", mib,
