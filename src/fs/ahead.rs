@@ -39,8 +39,8 @@ const GAP_MAX: usize = 24;
 const WINDOW_FIRST: usize = 8;
 /// Names looked at for each lock asked for: many are held already.
 const LOOK_MAX: usize = 8;
-/// Inode numbers looked at behind one that is opened.
-const OPENS_REACH: u64 = 512;
+/// Inode numbers looked at behind one whose directory says nothing.
+const REACH: u64 = 512;
 /// Misses in no order after which a directory counts as gone through, and how many times as many
 /// entries it may have.
 const SPREAD_MIN: u32 = 16;
@@ -232,29 +232,30 @@ pub struct Ahead {
     seen: Mutex<VecDeque<Seen>>,
     /// Misses behind each other in whatever directory, and when the last one was.
     streak: Mutex<(u32, Duration)>,
-    opens: Mutex<Opens>,
+    /// For inode and iopen locks.
+    known: Mutex<[Known; 2]>,
     /// See [`Seen::mode`].
     tree_changed_until: Mutex<Duration>,
 }
 
-/// Inodes that were opened one after the other, with nothing known of their directory: the kernel had
-/// their names.
+/// Inodes asked for one after the other that no list of a directory has: the kernel had their names, or the
+/// directory is too large to be listed.
 #[derive(Default)]
-struct Opens {
+struct Known {
     last: InodeNo,
     at: Duration,
     window: usize,
 }
 
-impl Opens {
+impl Known {
     /// One that is not far above the last one goes on with the sequence: how many to ask for.
     fn follow(&mut self, ino: InodeNo, now: Duration) -> usize {
-        let near = ino.0 > self.last.0 && ino.0 - self.last.0 <= OPENS_REACH;
+        let near = ino.0 > self.last.0 && ino.0 - self.last.0 <= REACH;
         let window = match near && now <= self.at + PAUSE_MAX {
             true => (self.window * 2).clamp(WINDOW_FIRST, AHEAD_MAX),
             false => 0,
         };
-        *self = Opens { last: ino, at: now, window };
+        *self = Known { last: ino, at: now, window };
         window
     }
 }
@@ -364,12 +365,12 @@ impl Core {
                 return;
             }
         }
-        let known = class == 1 && !all.iter().any(|seen| seen.has(ino));
+        let listed = all.iter().any(|seen| seen.has(ino));
         drop(all);
-        let window = if known { self.ahead.opens.lock().follow(ino, now) } else { 0 };
+        let window = if listed { 0 } else { self.ahead.known.lock()[class].follow(ino, now) };
         if window > 0 {
-            // Those that the kernel knows are inodes, and likely to be opened as this one is.
-            let near = (ino.0..=ino.0 + OPENS_REACH).map(InodeNo).filter(|ino| self.nodes.knows(*ino));
+            // Those that the kernel knows are inodes, and likely to be used as this one is.
+            let near = (ino.0..=ino.0 + REACH).map(InodeNo).filter(|ino| self.nodes.knows(*ino));
             let names: Vec<LockName> = near.map(lock).collect();
             self.locks.ask_ahead(&names, mode, window);
         }

@@ -100,13 +100,13 @@ fn in_a_tree_a_small_directory_is_asked_for_at_the_first_miss() {
 }
 
 #[test]
-fn opens_near_each_other_are_a_sequence() {
-    let mut opens = Opens::default();
+fn inodes_near_each_other_are_a_sequence() {
+    let mut known = Known::default();
     let at = Duration::from_secs;
     let windows: Vec<_> =
-        [5000, 5001, 5004, 5200, 9000, 9001, 8999].map(|n| opens.follow(InodeNo(n), at(10))).into();
+        [5000, 5001, 5004, 5200, 9000, 9001, 8999].map(|n| known.follow(InodeNo(n), at(10))).into();
     assert_eq!(windows, [0, 8, 16, 32, 0, 8, 0]);
-    assert_eq!(opens.follow(InodeNo(9000), at(20)), 0, "long after");
+    assert_eq!(known.follow(InodeNo(9000), at(20)), 0, "long after");
 }
 
 #[test]
