@@ -93,7 +93,7 @@ pub(crate) struct Undo {
     pub joined: bool,
     /// It is new, or nobody had used it for long: it will rest again when the handle is finished.
     pub rests: bool,
-    before: Option<(Arc<Block>, LockName, TxnId)>,
+    before: Option<(Image, LockName, TxnId)>,
 }
 
 pub(crate) struct Cache {
@@ -229,15 +229,15 @@ impl Cache {
         is_block(&b.newest, block, kind, cover)?;
         s.bytes -= b.cost();
         let rests = matches!(b.newest, Image::Packed(..));
-        let newest = b.newest.unpacked();
         let joined = b.running != txn;
         if let Some(undo) = undo {
-            let before = Some((newest.clone(), b.cover, b.running));
+            // As it is: what is packed need not be copied once more to be changed.
+            let before = Some((b.newest.clone(), b.cover, b.running));
             undo.push(Undo { block, cover, joined, rests, before });
         } else {
             debug_assert!(!joined, "a block that the handle changed left its transaction");
         }
-        let image = Arc::make_mut(newest);
+        let image = Arc::make_mut(b.newest.unpacked());
         if joined {
             let version = image.version().0 + 1;
             image.header_mut().version.set(version);
@@ -268,13 +268,13 @@ impl Cache {
             shard.loaded.wait(&mut s);
         }
         let old = match s.map.get(&block) {
-            Some(Entry::Ready(b)) => Some((b.newest.whole(), b.cover, b.running, b.pins, b.queued)),
+            Some(Entry::Ready(b)) => Some((b.newest.clone(), b.cover, b.running, b.pins, b.queued)),
             _ => None,
         };
         if let Some((o, ..)) = &old
-            && o.version() >= image.version()
+            && o.header().version.get() >= image.version().0
         {
-            return Err(version_falls(block, &image, o.version()));
+            return Err(version_falls(block, &image, Version(o.header().version.get())));
         }
         let (running, pins, queued) = old.as_ref().map_or((TxnId(0), 0, false), |o| (o.2, o.3, o.4));
         let joined = running != txn;
@@ -311,7 +311,7 @@ impl Cache {
         let now_cover = b.cover;
         match undo.before {
             Some((image, cover, running)) => {
-                b.newest = Image::Whole(image);
+                b.newest = image;
                 b.cover = cover;
                 b.running = running;
                 state.bytes += b.cost();
