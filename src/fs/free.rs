@@ -6,8 +6,9 @@ use super::*;
 use crate::file::{Extents, Progress};
 use crate::format::BlockKind;
 use crate::format::extent::FILE_BLOCKS_MAX;
+use crate::format::item::LEVEL_MAX;
 use crate::format::value::{Content, Xattr, decode_orphan};
-use crate::inode::{ItemKey, ItemKind, tree_costs};
+use crate::inode::{ItemKey, ItemKind};
 use crate::txn::{BlockRun, BlockTxn};
 use crate::xattr;
 use parking_lot::RwLockWriteGuard;
@@ -15,8 +16,6 @@ use std::ops::ControlFlow;
 
 /// Most inodes of one transaction.
 const TOGETHER: u32 = 16;
-/// Log blocks that each of them may take: its tombstone, and the path of the orphan's item.
-const TOGETHER_BLOCKS: u32 = 1 + tree_costs::LOG_BLOCKS;
 /// Runs of data blocks up to which an inode counts as small.
 const RUNS_MAX: usize = 4;
 
@@ -31,22 +30,31 @@ struct Doomed<'a> {
 }
 
 impl Core {
-    /// Most inodes that [`Core::free_together`] takes.
-    pub(super) fn free_together_max(&self) -> usize {
-        // The same again for what the allocator adds; the smallest journal leaves room for a few.
-        (self.journal.handle_max() / 2 / TOGETHER_BLOCKS).clamp(1, TOGETHER) as usize
+    /// Most inodes that [`Core::free_together`] takes, and the log blocks that each may take: its tombstone
+    /// and the path of the orphan's item.
+    pub(super) fn free_together_max(&self) -> (usize, u32) {
+        let level = {
+            let _slot = self.slot_lock.lock();
+            self.slot_tree.level(&*self.store)
+        };
+        // Should it be too little, because the tree has grown by two levels meanwhile, each goes by itself.
+        let each = 1 + Tree::remove_cost(level.unwrap_or(LEVEL_MAX).saturating_add(1));
+        // What a change asks for at worst must have room in the running transaction: in a small journal
+        // one that asks for much would have it committed early.
+        let together = (self.journal.handle_max() / 4 / each).clamp(1, TOGETHER);
+        (together as usize, each)
     }
 
-    /// Free those that are small and nowhere in use, in one transaction; answers with these. The inodes
-    /// and their iopen locks are pinned X. On an error none has been freed.
-    pub(super) fn free_together(&self, nodes: &[Arc<Node>]) -> Result<Vec<InodeNo>> {
+    /// Free those that are small and nowhere in use, in one transaction of `each` log blocks for each;
+    /// answers with these. The inodes and their iopen locks are pinned X. On an error none has been freed.
+    pub(super) fn free_together(&self, nodes: &[Arc<Node>], each: u32) -> Result<Vec<InodeNo>> {
         // Nothing is waited for: there is no order among gates.
         let mut doomed: Vec<Doomed<'_>> = nodes.iter().filter_map(|node| self.doom(node)).collect();
         if doomed.is_empty() {
             return Ok(Vec::new());
         }
         let mut freed = Vec::with_capacity(doomed.len());
-        let mut change = self.change_freeing(None, doomed.len() as u32 * TOGETHER_BLOCKS)?;
+        let mut change = self.change_freeing(None, doomed.len() as u32 * each)?;
         for d in &doomed {
             let key = ItemKey::new(ItemKind::Orphan, d.ino.0);
             let item = self.slot_tree.get(&change.txn, key)?;
@@ -88,11 +96,8 @@ impl Core {
     /// The data of an inode whose own block holds all else; `None` if it refers to more.
     fn small_content(&self, tree: Tree) -> Result<Option<Vec<BlockRun>>> {
         let store = &*self.store;
-        if tree.level(store)? > 0 {
-            return Ok(None);
-        }
         let (mut data, mut small) = (false, true);
-        tree.scan(store, ItemKey::new(ItemKind::Xattr, 0), None, &mut |key, value| {
+        let flat = tree.scan_flat(store, &mut |key, value| {
             let long = |content: Option<Content>| !matches!(content, Some(Content::Here(_)));
             match key.kind {
                 ItemKind::Inline => {}
@@ -103,8 +108,8 @@ impl Core {
             }
             if small { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        if !small || !data {
-            return Ok(small.then(Vec::new));
+        if !flat || !small || !data {
+            return Ok((flat && small).then(Vec::new));
         }
         let spans = Extents::new(tree, &self.geometry).map(store, 0..FILE_BLOCKS_MAX)?;
         let runs: Vec<_> = spans.iter().filter_map(|s| s.run()).collect();

@@ -183,8 +183,9 @@ impl Core {
             // A read-only mount frees nothing; whoever has its slot next does.
             let ready = if self.read_only { BTreeSet::new() } else { ready };
             let ready: Vec<InodeNo> = ready.into_iter().collect();
-            for batch in ready.chunks(self.free_together_max()) {
-                self.reap_batch(batch);
+            let (together, each) = self.free_together_max();
+            for batch in ready.chunks(together) {
+                self.reap_batch(batch, each);
             }
             if look
                 && !self.read_only
@@ -310,8 +311,12 @@ impl Core {
     }
 
     /// Free what can be freed at once, all in one transaction; the others as soon as they can be.
-    fn reap_batch(self: &Arc<Self>, batch: &[InodeNo]) {
+    fn reap_batch(self: &Arc<Self>, batch: &[InodeNo], each: u32) {
         let (mut nodes, mut pins) = (Vec::new(), Vec::new());
+        // A free in a group that is not held is put off, and done again: worth a lock that nobody wants.
+        let groups: BTreeSet<AgNo> = batch.iter().filter_map(|ino| self.group(*ino)).collect();
+        let pin = |ag| self.locks.try_pin(&LockSet::one(LockName::Ag(ag), Mode::X));
+        let held: Vec<_> = groups.into_iter().map(pin).collect();
         for ino in batch {
             let both = LockSet::one(LockName::IOpen(*ino), Mode::X).with(LockName::Inode(*ino), Mode::X);
             if let Some(pinned) = self.locks.try_pin(&both) {
@@ -319,11 +324,11 @@ impl Core {
                 nodes.push(self.nodes.get(*ino));
             }
         }
-        let freed = self.free_together(&nodes).unwrap_or_else(|e| {
+        let freed = self.free_together(&nodes, each).unwrap_or_else(|e| {
             tracing::debug!("freeing inodes one by one: {e}");
             Vec::new()
         });
-        drop((nodes, pins));
+        drop((nodes, pins, held));
         for ino in batch {
             if freed.contains(ino) {
                 self.nodes.shed(*ino);

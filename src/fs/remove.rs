@@ -6,7 +6,7 @@ use crate::alloc::Want;
 use crate::inode::tree_costs;
 
 /// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
-const REMOVE_BLOCKS: u32 = 4 + 2 * tree_costs::LOG_BLOCKS;
+const REMOVE_BLOCKS: u32 = 4 + tree_costs::REMOVE_BLOCKS + tree_costs::LOG_BLOCKS;
 
 /// A directory gains or loses subdirectories.
 ///

@@ -37,8 +37,9 @@ pub mod tree_costs {
     pub const NEW_BLOCKS: u32 = INSERT.new_blocks;
     /// Blocks that one insert or removal may change, new and freed ones included.
     pub const LOG_BLOCKS: u32 = INSERT.log_blocks;
-    // A removal changes two pages of each level below the root, and the root.
-    const _: () = assert!(LOG_BLOCKS > 2 * 4);
+    /// Blocks that one removal may change, freed ones included.
+    pub const REMOVE_BLOCKS: u32 = Tree::remove_cost(4);
+    const _: () = assert!(LOG_BLOCKS >= REMOVE_BLOCKS);
 }
 
 /// Longest inline value: leaves room for a few small attributes beside it in the inode block.
@@ -186,6 +187,29 @@ impl Tree {
         }
     }
 
+    /// Visit all items until `visit` breaks, if they lie in the inode block. `false`: they do not.
+    ///
+    /// # Errors
+    /// As for all reading.
+    pub fn scan_flat(
+        &self,
+        src: &dyn BlockSource,
+        visit: &mut dyn FnMut(ItemKey, &[u8]) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let image = self.load(src, self.ino.block())?;
+        let page = self.page(&image, self.ino.block(), None, Fence { low: Key::LOWEST, high: None })?;
+        if page.level() > 0 {
+            return Ok(false);
+        }
+        for (key, value) in page.items() {
+            let key = key.item().ok_or_else(|| self.damaged("an item of unknown kind"))?;
+            if visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
     /// Level of the root page: 0 while all items fit the inode block.
     pub fn level(&self, src: &dyn BlockSource) -> Result<u8> {
         let image = self.load(src, self.ino.block())?;
@@ -203,6 +227,12 @@ impl Tree {
         let below = if height == 0 { 1 } else { height };
         let new_blocks = inserts * below + 3 + inserts / 32;
         Cost { new_blocks, log_blocks: new_blocks + inserts * height + 1 }
+    }
+
+    /// Blocks that a removal may change in a tree whose root is at `level`: the root, and two pages of each
+    /// level below it.
+    pub const fn remove_cost(level: u8) -> u32 {
+        1 + 2 * level as u32
     }
 }
 
