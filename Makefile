@@ -25,8 +25,9 @@ POINTS ?= 100000
 SEEDS ?= 20
 SEED ?= 1
 JOBS ?= 4
+DEATHS ?= 200
 
-.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate bench install deps lint clean
+.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate torture bench install deps lint clean
 
 all: build
 
@@ -66,6 +67,11 @@ crash-points:
 simulate:
 	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) SHOAL_JOBS=$(JOBS) \
 		$(CARGO) test --release --test simulation -- --nocapture cluster chaos
+
+# Random deaths of real mounts under load, 3 to 10 s each. Needs root and /dev/fuse.
+torture: build
+	SHOAL_DEATHS=$(DEATHS) SHOAL_SEED=$(SEED) \
+		$(CARGO) test --release --test cluster torture -- --nocapture
 
 # BENCH="--rounds 1 --files 1000 --mib 64 --no-idle" takes less than a minute.
 bench: build

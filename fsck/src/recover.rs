@@ -84,6 +84,7 @@ fn options(
         device: path.display().to_string(),
         file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
         local: id.local_filesystem,
+        prove: true,
         claim: id.local_filesystem.then_some(claim),
         clock: Arc::new(SystemClock),
         lease: Arc::new(StoreLease(store.clone())),

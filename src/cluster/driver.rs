@@ -13,7 +13,7 @@ use crate::cluster::node::{HostReport, Node, Positions};
 use crate::cluster::registers::Registers;
 use crate::cluster::status::ClusterStatus;
 use crate::cluster::view::{bit, recovered};
-use crate::cluster::{LockPort, Membership, SlotClaim};
+use crate::cluster::{LockPort, Membership, SlotClaim, Successor};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
 use parking_lot::{Condvar, Mutex};
@@ -29,6 +29,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 enum Command {
     Start(Arc<dyn LockPort>),
     Recovered(u64, Sender<Result<()>>),
+    /// What was fenced could not be recovered.
+    Unrecovered,
     Leave(Sender<Result<()>>),
     /// Stop without leaving: the others see a host that fell silent.
     Abandon,
@@ -48,6 +50,7 @@ struct Shared {
     changed: Condvar,
     report: Arc<Mutex<HostReport>>,
     positions: Arc<OnceLock<Positions>>,
+    successor: Arc<OnceLock<Successor>>,
     /// The row as last read, and how many reads there have been.
     row: Mutex<(u64, Vec<Option<Heartbeat>>)>,
 }
@@ -88,6 +91,7 @@ impl Cluster {
             changed: Condvar::new(),
             report: node.report.clone(),
             positions: node.positions.clone(),
+            successor: node.takeover.successor.clone(),
             row: Mutex::new((0, node.row.clone())),
         });
         let range = node.disk.slot_range(node.slot);
@@ -143,13 +147,25 @@ impl Cluster {
         token
     }
 
-    /// The journals of `slots` (from the join report) are replayed and flushed: these slots are clean
-    /// and we adopt their groups. Returns when the view is decided.
+    /// From now on this mount takes over from hosts that die: `successor` hears whose journals it has to
+    /// replay, which it then reports by [`Cluster::recovered`], or by [`Cluster::unrecovered`] to be asked again.
+    pub fn on_fenced(&self, successor: Successor) {
+        let _ = self.shared.successor.set(successor);
+    }
+
+    /// The journals of `slots` (from the join report, or fenced since) are replayed and flushed: these slots
+    /// are clean and we adopt their groups. Returns when the view is decided.
     pub fn recovered(&self, slots: &[SlotId]) -> Result<()> {
         let mask = slots.iter().fold(0, |mask, slot| mask | bit(*slot));
         let (sender, receiver) = channel();
         self.shared.ask(Command::Recovered(mask, sender))?;
         receiver.recv().unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// What was fenced cannot be recovered now.
+    pub fn unrecovered(&self) {
+        // An error says that the thread has ended already.
+        let _ = self.shared.ask(Command::Unrecovered);
     }
 
     /// Leave for good. The caller has flushed everything, emptied its journal and gives up all locks;
@@ -235,6 +251,7 @@ struct Protocol {
 impl Protocol {
     /// Until the mount leaves, is abandoned or excluded; the answer says why.
     fn run(&mut self) -> String {
+        self.node.lease.renewed_here();
         loop {
             let commands = {
                 let mut signals = self.shared.signals.lock();
@@ -307,6 +324,7 @@ impl Protocol {
             let mut row = self.shared.row.lock();
             *row = (row.0 + 1, self.node.row.clone());
         }
+        self.node.tend_the_dead()?;
         self.lobby.attend(&mut self.node)?;
         if let Some(registers) = &mut self.registers {
             registers.scrub(&self.node)?;
@@ -329,7 +347,14 @@ impl Protocol {
                 }
                 let result = self.node.propose(&mut |view| recovered(view, me, mask));
                 self.node.ack_due = true;
+                if mask & self.node.takeover.batch != 0 {
+                    self.node.batch_over(result.is_ok());
+                }
                 let _ = done.send(result);
+                None
+            }
+            Command::Unrecovered => {
+                self.node.batch_over(false);
                 None
             }
             Command::Leave(done) => {

@@ -11,6 +11,7 @@ use crate::cluster::member::Watch;
 use crate::cluster::node::{HostReport, Node};
 use crate::cluster::ownership;
 use crate::cluster::paxos::Proposer;
+use crate::cluster::takeover::{Proofs, Takeover};
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
 use crate::cluster::{LeaseSink, SlotClaim};
@@ -45,6 +46,8 @@ pub struct JoinOptions {
     pub file: DeviceFile,
     /// The volume is an image file on a filesystem of this machine alone.
     pub local: bool,
+    /// Take for gone who is provably so, without waiting for its lease to be over.
+    pub prove: bool,
     /// Byte-range locks on that file; without them nobody is provably gone from an image.
     pub claim: Option<Arc<dyn SlotClaim>>,
     pub clock: Arc<dyn Clock>,
@@ -370,7 +373,7 @@ impl Joiner {
             usable: self.options.usable,
             joined: view.epoch,
             groups: Arc::new(groups),
-            watch: self.watch.clone(),
+            watch: self.watch.expecting_all(clock.now()),
             row: self.row.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
             positions: Arc::default(),
@@ -382,6 +385,7 @@ impl Joiner {
             leaving: false,
             ledgers_read: vec![(Incarnation(0), 0); view.slots.len()],
             last_beat: Duration::ZERO,
+            takeover: Takeover::new(Proofs::of(&self.options), view.slots.len()),
             disk: self.disk.clone(),
             clock,
             view,
@@ -398,12 +402,14 @@ impl Joiner {
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
         let unproven = self.is_own_dirty() && self.proven & bit(slot) == 0;
+        let proven = slots(&node.view).map(|(s, _)| s).filter(|s| self.proven & bit(*s) != 0);
+        proven.for_each(|s| node.takeover.fences.prove(s));
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
         self.release_others(slot)?;
         let fenced = |node: &Node| {
             let now = node.clock.now();
-            let gone = |s: SlotId| self.proven & bit(s) != 0 || node.watch.is_past_wait(s, now);
+            let gone = |s: SlotId| node.takeover.fences.is_fenced(s, &node.watch, now);
             let dead = dead_of(&node.view, slot);
             own_fence.is_none_or(|end| now >= end)
                 && slots(&node.view).all(|(s, _)| dead & bit(s) == 0 || gone(s))
@@ -457,7 +463,9 @@ fn resign(mut node: Node, why: &Error) {
 fn is_barrier_passed(node: &Node) -> bool {
     let now = node.clock.now();
     let silent = |s| node.watch.is_silent(s);
-    let past_wait = |s| node.watch.is_past_wait(s, now);
+    // Only a row that was read after we had told of the present view shows who cannot renew any more.
+    let told = node.beat.epoch >= node.view.epoch;
+    let past_wait = |s| told && node.watch.is_past_wait(s, now);
     ownership::is_barrier_passed(&node.view, node.slot, node.joined, &node.row, silent, past_wait)
 }
 

@@ -5,7 +5,8 @@
 //!   of the whole row *after* that write shows neither a newer view (the driver learns it first) nor
 //!   an exclusion mask that excludes us.
 //! - R4: a slot is silent if its cell stood still for the suspicion time of gap-free polling; a gap
-//!   in our own polling (a stall of the store, a pause) starts the count again.
+//!   in our own polling (a stall of the store, a pause) starts the count again, and so does the arrival
+//!   of a new mount, whose first heartbeat is still to come.
 //! - R6: what counts for acting on a dead slot is when the value now seen was *first* read.
 
 use crate::base::{Epoch, Incarnation, SlotId};
@@ -23,6 +24,8 @@ struct Beat {
     first_seen: Duration,
     /// Has it moved since we watch?
     moved: bool,
+    /// When its mount was first expected to write.
+    expected: Duration,
 }
 
 /// The outcome of a renewal.
@@ -78,7 +81,9 @@ impl Watch {
                 Some(beat) if beat.incarnation == seen.0 && beat.counter > seen.1 => {}
                 _ => {
                     let moved = known.is_some_and(|beat| beat.incarnation != Beat::default().incarnation);
-                    *known = Some(Beat { incarnation: seen.0, counter: seen.1, first_seen: now, moved });
+                    let expected = known.map_or(Duration::ZERO, |beat| beat.expected);
+                    let (incarnation, counter) = seen;
+                    *known = Some(Beat { incarnation, counter, first_seen: now, moved, expected });
                 }
             }
         }
@@ -93,11 +98,31 @@ impl Watch {
         self.beat(slot).is_some_and(|b| b.moved)
     }
 
-    /// R4, counted to the last poll: our own pause makes nobody silent.
+    /// A new mount has `slot` since `now`: what its cell shows of the one before says nothing of it.
+    pub fn expect(&mut self, slot: SlotId, now: Duration) {
+        if let Some(beat) = self.beats.get_mut(usize::from(slot.0)) {
+            beat.get_or_insert_default().expected = now;
+        }
+    }
+
+    /// The same for a host that has just become a member: some may be as new as it is.
+    pub fn expecting_all(&self, now: Duration) -> Watch {
+        let mut watch = self.clone();
+        (0..watch.beats.len() as u16).for_each(|slot| watch.expect(SlotId(slot), now));
+        watch
+    }
+
+    /// R4: how long the cell of `slot` has stood still, counted to the last poll: our own pause makes
+    /// nobody silent.
+    pub fn silence(&self, slot: SlotId) -> Duration {
+        let Some(last) = self.last_poll else { return Duration::ZERO };
+        let since = self.beat(slot).map_or(Duration::ZERO, |b| b.first_seen.max(b.expected));
+        last.saturating_sub(since.max(self.gap_free_since))
+    }
+
+    /// R4: for as long as makes it suspect?
     pub fn is_silent(&self, slot: SlotId) -> bool {
-        let Some(last) = self.last_poll else { return false };
-        let since = self.beat(slot).map_or(Duration::ZERO, |b| b.first_seen).max(self.gap_free_since);
-        last.saturating_sub(since) >= self.timing.suspicion
+        self.last_poll.is_some() && self.silence(slot) >= self.timing.suspicion
     }
 
     /// R6: at `now`, can no write of the mount whose cell this is land any more (if it cannot renew)?
@@ -182,6 +207,21 @@ mod tests {
         w.observe(ms(10_000), &[cell(0, 1)]);
         assert!(!w.is_silent(SlotId(0)));
         assert!(w.is_past_wait(SlotId(0), ms(10_000)), "real time has passed all the same");
+    }
+
+    #[test]
+    fn a_new_mount_is_given_time_for_its_first_beat() {
+        let mut w = Watch::new(T, 1);
+        for t in (0..=9000).step_by(100) {
+            w.observe(ms(t), &[cell(0, 1)]);
+            if t == 5000 {
+                assert!(w.is_silent(SlotId(0)));
+                w.expect(SlotId(0), ms(t));
+            }
+            assert_eq!(w.is_silent(SlotId(0)), (2200..5000).contains(&t) || t >= 7200, "{t}");
+        }
+        assert_eq!(w.silence(SlotId(0)), ms(4000));
+        assert_eq!(w.first_seen(SlotId(0)), Some(ms(0)), "no write of the one before is hidden by that");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! all on the shared device. Level 3.
 //!
 //! Pure machines (no clock, thread or I/O): [`view`] (what may follow a view), [`paxos`] (Disk
-//! Paxos), [`member`] (renewal, suspicion), [`ledger`] and [`ownership`] (who owns which group),
+//! Paxos), [`member`] (renewal, suspicion), [`fence`] (when the dead may be acted upon), [`ledger`] and [`ownership`] (who owns which group),
 //! [`mailbox`] (what is new in a register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
 //! the cells.
 //!
@@ -12,6 +12,7 @@
 
 pub mod disk;
 pub mod driver;
+pub mod fence;
 mod first_mount;
 pub mod groups;
 pub mod join;
@@ -26,6 +27,7 @@ pub mod ownership;
 pub mod paxos;
 mod registers;
 pub mod status;
+pub mod takeover;
 pub mod timing;
 pub mod view;
 
@@ -37,6 +39,7 @@ pub use lease::StoreLease;
 pub use membership::{Membership, Owner};
 pub use node::{HostReport, Positions};
 pub use status::{ClusterStatus, HostStatus, read_status};
+pub use takeover::Successor;
 pub use timing::Timing;
 
 use crate::base::{Result, SlotId};
@@ -70,6 +73,8 @@ pub trait LeaseSink: Send + Sync {
     fn confirm(&self) -> Result<()> {
         Ok(())
     }
+    /// Called on the thread that renews from now on, which must not wait behind others for a processor.
+    fn renewed_here(&self) {}
     /// This mount is no member any more, for ever.
     fn lost(&self, reason: &str);
 }

@@ -7,6 +7,7 @@ use crate::cluster::disk::{Disk, write_both};
 use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::paxos::{Action, Event, Proposer};
+use crate::cluster::takeover::Takeover;
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, is_member, leave, live, slots};
 use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
@@ -63,6 +64,7 @@ pub struct Node {
     pub ledgers_read: Vec<(Incarnation, u64)>,
     /// When the last beat was started.
     pub last_beat: Duration,
+    pub takeover: Takeover,
 }
 
 impl Node {
@@ -77,6 +79,7 @@ impl Node {
         self.write_beat()?;
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.clock.now(), &self.row);
+        self.takeover.fences.told(self.beat.epoch, self.beat.excluded);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         self.catch_up()?;
         let expired = self.lease_end.is_none_or(|end| started > end);
@@ -90,6 +93,9 @@ impl Node {
             started,
             joined: self.joined,
         };
+        if self.leaving && !is_member(&self.view, self.slot, self.incarnation) {
+            return Ok(()); // as we wished
+        }
         match self.watch.renew(&own, &self.view, &self.row) {
             Renewal::Confirmed { lease_end } => {
                 self.lease_end = Some(lease_end);
@@ -174,6 +180,7 @@ impl Node {
         if !is_member(&view, self.slot, self.incarnation) && !self.leaving {
             return Err(self.lost(format!("view {} does not contain this mount", view.epoch)));
         }
+        self.note_view(&view);
         let view = Arc::new(view);
         // First, and only then is the view known: what fails here must be tried again before any
         // beat acknowledges it.
@@ -217,6 +224,18 @@ impl Node {
         let mut losses = 0;
         self.catch_up()?;
         while let Some(view) = next(&self.view) {
+            if !self.groups.is_permitted() {
+                self.beat()?;
+                if next(&self.view).as_ref() != Some(&view) {
+                    continue;
+                }
+            }
+            // Once we are taken for dead, the register is that of the slot's next mount.
+            let groups = self.groups.clone();
+            let may_write = move || match groups.is_permitted() {
+                true => Ok(()),
+                false => Err(Error::TimedOut("the lease ran out in the middle of a ballot".into())),
+            };
             match run_ballot(
                 &self.disk,
                 &mut self.proposer,
@@ -224,7 +243,7 @@ impl Node {
                 self.incarnation,
                 &mut self.ballot_sequence,
                 view,
-                &|| Ok(()),
+                &may_write,
             )? {
                 Some(decided) => self.learn(decided)?,
                 None => {

@@ -14,7 +14,7 @@
 use crate::base::{AgNo, Epoch, Incarnation, SlotId, Token};
 use crate::cluster::ledger::Ledgers;
 use crate::cluster::membership::{Membership, Owner};
-use crate::cluster::view::{bit, is_member, live, slots};
+use crate::cluster::view::{bit, dead, is_member, live, slots};
 use crate::format::cluster::{Heartbeat, LedgerEntry, LedgerPage, SlotState, View};
 use crate::format::layout::LEDGER_ENTRIES_PER_PAGE;
 use std::collections::BTreeSet;
@@ -137,12 +137,16 @@ impl Ownership {
     }
 
     /// T4: the slots whose ledgers must be read before `view` is installed. A mount may have come and
-    /// gone in views that we never saw; the slot still bears its incarnation.
+    /// gone in views that we never saw; the slot still bears its incarnation. Of one that was excluded the
+    /// last word is known only when it is recovered: until it was fenced it may have written on.
     pub fn departed(&self, view: &View) -> Vec<SlotId> {
         let left = |slot: SlotId| {
             let (old, new) = (self.view.slots[usize::from(slot.0)], view.slots[usize::from(slot.0)]);
             let was_there = is_member(&self.view, slot, old.incarnation);
-            old.incarnation != new.incarnation || was_there && !is_member(view, slot, old.incarnation)
+            let is_dead = |s: SlotState| matches!(s, SlotState::Dead { .. });
+            old.incarnation != new.incarnation
+                || was_there && !is_member(view, slot, old.incarnation)
+                || is_dead(old.state) && !is_dead(new.state)
         };
         slots(view).map(|(slot, _)| slot).filter(|slot| *slot != self.me && left(*slot)).collect()
     }
@@ -207,7 +211,8 @@ impl Ownership {
 
 /// T5: has every member of `view` acknowledged the view that let `me` in, so that no ledger write
 /// under an older one is in flight? Silent members are passed over, but the one that looked after
-/// our slot only when nothing it wrote can land any more: until then an adoption of its may.
+/// our slot only when nothing it wrote can land any more, also if it was excluded meanwhile: until then an
+/// adoption of its may.
 pub fn is_barrier_passed(
     view: &View,
     me: SlotId,
@@ -220,18 +225,20 @@ pub fn is_barrier_passed(
         SlotState::Live { former } => former,
         _ => None,
     };
+    let former_dead = former.filter(|s| dead(view) & bit(*s) != 0);
     let members = live(view) & !bit(me);
-    slots(view).filter(|(s, _)| members & bit(*s) != 0).all(|(s, member)| {
-        let cell = row[usize::from(s.0)].as_ref();
-        let acked = cell.is_some_and(|h| h.incarnation == member.incarnation && h.ack >= joined);
-        acked || if former == Some(s) { is_past_wait(s) } else { is_silent(s) }
-    })
+    former_dead.is_none_or(&is_past_wait)
+        && slots(view).filter(|(s, _)| members & bit(*s) != 0).all(|(s, member)| {
+            let cell = row[usize::from(s.0)].as_ref();
+            let acked = cell.is_some_and(|h| h.incarnation == member.incarnation && h.ack >= joined);
+            acked || if former == Some(s) { is_past_wait(s) } else { is_silent(s) }
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::view::{admit, first, leave};
+    use crate::cluster::view::{admit, exclude, first, leave, recovered};
 
     fn page(own: &[Option<u64>]) -> Vec<LedgerPage> {
         let mut page = LedgerPage::empty();
@@ -277,5 +284,38 @@ mod tests {
         o.set_view(Arc::new(gone.clone()));
         assert!(o.take(AgNo(1)).unwrap().groups.contains(&(AgNo(1), Token(3))));
         assert!(o.departed(&View { epoch: Epoch(9), ..gone }).is_empty());
+    }
+
+    #[test]
+    fn the_last_words_of_the_dead_are_read_when_they_are_recovered() {
+        let (mut o, view) = alone();
+        let joined = admit(&view, &[Incarnation(7)], !0, 0).unwrap();
+        o.set_view(Arc::new(joined.clone()));
+        let dead = exclude(&joined, SlotId(0), &[(SlotId(1), Incarnation(7))]).unwrap();
+        assert_eq!(o.departed(&dead), [SlotId(1)]);
+        o.set_view(Arc::new(dead.clone()));
+        assert_eq!(o.owner_of(AgNo(1)).0, Owner::Nobody);
+        let clean = recovered(&dead, SlotId(0), !0).unwrap();
+        assert_eq!(o.departed(&clean), [SlotId(1)], "it may have written until it was fenced");
+        assert!(o.departed(&View { epoch: Epoch(9), ..dead }).is_empty());
+    }
+
+    #[test]
+    fn a_dead_mount_that_looked_after_our_slot_is_waited_for() {
+        let (_, view) = alone();
+        let joined = admit(&view, &[Incarnation(7)], !0, 0).unwrap();
+        let joined = admit(&joined, &[Incarnation(8)], !0, 0).unwrap();
+        let row = [
+            None,
+            None,
+            Some(Heartbeat { incarnation: Incarnation(8), ack: Epoch(99), ..Heartbeat::default() }),
+        ];
+        let passed = |view: &View, over: bool| {
+            is_barrier_passed(view, SlotId(1), joined.epoch, &row, |_| false, |_| over)
+        };
+        assert!(!passed(&joined, false));
+        let dead = exclude(&joined, SlotId(2), &[(SlotId(0), Incarnation(1))]).unwrap();
+        assert!(!passed(&dead, false) && passed(&dead, true));
+        assert!(passed(&recovered(&dead, SlotId(2), !0).unwrap(), false));
     }
 }

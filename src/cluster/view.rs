@@ -120,12 +120,44 @@ pub fn first(view: &View, me: SlotId, incarnation: Incarnation) -> View {
     to
 }
 
-/// The journals of those of `recovered` that `me` sees to are replayed. `None` if that is already so.
+/// The mounts of `suspects` are members no more, and `me` sees to their slots; also to those of the dead
+/// whose adopter is no member (any more). The clean slots that a suspect looks after stay with it until
+/// it is recovered: an adoption of its may be on its way. `None` if nothing changes.
+pub fn exclude(view: &View, me: SlotId, suspects: &[(SlotId, Incarnation)]) -> Option<View> {
+    if live(view) & bit(me) == 0 {
+        return None;
+    }
+    let suspected =
+        |slot| suspects.iter().any(|(s, i)| *s == slot && slot != me && is_member(view, slot, *i));
+    let members = slots(view).map(|(slot, _)| slot).filter(|s| live(view) & bit(*s) != 0 && !suspected(*s));
+    let members = members.fold(0, |mask, slot| mask | bit(slot));
+    let mut to = next(view);
+    let mut any = false;
+    for (i, s) in to.slots.iter_mut().enumerate() {
+        let excluded = match s.state {
+            SlotState::Live { .. } => suspected(SlotId(i as u16)),
+            SlotState::Dead { adopter } => members & bit(adopter) == 0,
+            SlotState::Clean { .. } | SlotState::Empty => false,
+        };
+        if excluded {
+            s.state = SlotState::Dead { adopter: me };
+            any = true;
+        }
+    }
+    any.then_some(to)
+}
+
+/// The journals of those of `recovered` that `me` sees to are replayed: they are `me`'s to look after, and
+/// so are the clean slots that they looked after. `None` if that is already so.
 pub fn recovered(view: &View, me: SlotId, recovered: u64) -> Option<View> {
     let which = dead_of(view, me) & recovered;
     let mut to = next(view);
     for (i, s) in to.slots.iter_mut().enumerate() {
-        if which >> i & 1 == 1 {
+        let theirs = match s.state {
+            SlotState::Clean { adopter: Adopter::Slot(a) } => which & bit(a) != 0,
+            _ => which >> i & 1 == 1,
+        };
+        if theirs {
             s.state = SlotState::Clean { adopter: Adopter::Slot(me) };
         }
     }
@@ -217,6 +249,38 @@ mod tests {
         let v = recovered(&v, SlotId(0), ALL).unwrap();
         assert_eq!(states(&v), [alive(None), clean(0), clean(0), clean(0), SlotState::Empty]);
         assert_eq!(v.epoch, Epoch(7));
+    }
+
+    #[test]
+    fn who_dies_is_seen_to_whoever_dies_meanwhile() {
+        let v = first(&View::initial(5, 4), SlotId(0), inc(10));
+        let v = admit(&v, &[inc(11), inc(12)], ALL, 0).unwrap();
+        let (zero, one, two) = ((SlotId(0), inc(10)), (SlotId(1), inc(11)), (SlotId(2), inc(12)));
+        assert_eq!(exclude(&v, SlotId(1), &[]), None);
+        assert_eq!(exclude(&v, SlotId(1), &[(SlotId(0), inc(9)), one]), None, "another mount; oneself");
+        assert_eq!(exclude(&v, SlotId(3), &[zero]), None, "no member");
+        let dead = |a| SlotState::Dead { adopter: SlotId(a) };
+        let v = exclude(&v, SlotId(1), &[zero]).unwrap();
+        assert_eq!(states(&v)[..2], [dead(1), SlotState::Live { former: Some(SlotId(0)) }]);
+        assert_eq!(states(&v)[3], clean(0), "it may be writing an adoption");
+        assert_eq!(exclude(&v, SlotId(2), &[zero]), None, "it is so already");
+        // The one who sees to it dies as well.
+        let v = exclude(&v, SlotId(2), &[one]).unwrap();
+        assert_eq!(states(&v)[..2], [dead(2), dead(2)]);
+        assert_eq!(recovered(&v, SlotId(1), ALL), None);
+        let half = recovered(&v, SlotId(2), bit(SlotId(1))).unwrap();
+        assert_eq!(
+            states(&half),
+            [dead(2), clean(2), SlotState::Live { former: Some(SlotId(0)) }, clean(0), SlotState::Empty]
+        );
+        let v = recovered(&half, SlotId(2), ALL).unwrap();
+        assert_eq!((states(&v)[0], states(&v)[3]), (clean(2), clean(2)));
+        // Nobody was left to see to a dead host when its adopter left.
+        let v = exclude(&admit(&v, &[inc(13)], ALL, 0).unwrap(), SlotId(0), &[two]).unwrap();
+        let v = leave(&v, SlotId(0), inc(13), 0).unwrap();
+        assert_eq!(states(&v)[2], dead(0));
+        let v = first(&v, SlotId(1), inc(14));
+        assert_eq!(states(&v)[2], dead(1));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub struct Daemon {
     /// The daemon writes nothing, whatever the flags of the kernel's mount.
     #[serde(default)]
     pub read_only: bool,
+    /// Why it has halted, if it has: it answers nothing but errors until it is unmounted.
+    #[serde(default)]
+    pub halted: Option<String>,
 }
 
 impl Daemon {
@@ -120,6 +123,7 @@ impl Registration {
             connection: None,
             leaving: false,
             read_only: false,
+            halted: None,
         };
         let mut registration = Registration { file, path, daemon };
         registration.write()?;
@@ -145,9 +149,13 @@ impl Registration {
         self.write()
     }
 
-    /// Leaves the record to the end of the process, for whatever still has the device open until then.
-    pub fn keep_until_exit(self) {
-        std::mem::forget(self);
+    /// The host has halted.
+    ///
+    /// # Errors
+    /// If the record cannot be written.
+    pub fn set_halted(&mut self, why: &str) -> io::Result<()> {
+        self.daemon.halted = Some(why.to_owned());
+        self.write()
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -306,6 +314,7 @@ mod tests {
             connection: Some(42),
             leaving: false,
             read_only: false,
+            halted: None,
         };
         let mount = |source: &Path, number, fs_type: &str| MountEntry {
             device: (0, number),

@@ -46,6 +46,7 @@ mod serve;
 mod serving;
 mod space;
 mod statfs;
+mod takeover;
 pub mod types;
 mod walk;
 mod writeback;
@@ -86,6 +87,7 @@ pub struct Core {
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
     ahead: ahead::Ahead,
+    recovery: takeover::Recovery,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
     next_id: AtomicU64,

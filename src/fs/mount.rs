@@ -6,7 +6,7 @@ use crate::base::SystemClock;
 use crate::cluster::disk::Disk;
 use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
-use crate::cluster::{SlotClaim, StoreLease, Timing};
+use crate::cluster::{LeaseSink, SlotClaim, StoreLease, Timing};
 use crate::device::probe::{self, Identity};
 use crate::device::{Access, BlockDevice, FileDevice, Meter, Region};
 use crate::format::cluster::heartbeat::DeviceFile;
@@ -14,13 +14,12 @@ use crate::format::foreign;
 use crate::format::layout::Regions;
 use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
-use crate::journal::{DeviceSink, Journal, JournalConfig, replay};
-
+use crate::journal::{Journal, JournalConfig};
 use crate::lock::{Demoter, LockConfig};
-use std::collections::BTreeSet;
 
-/// How long living members are asked to let us in.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long living members are asked to let us in: longer than they need to take over from one that died,
+/// for before that they let nobody in.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long leaving waits for unlinked files to be freed.
 const REAP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the heartbeat's figures are renewed, and idle locks looked at.
@@ -40,6 +39,34 @@ impl SlotClaim for Claim {
 
     fn release(&self, offset: u64, length: u64) -> Result<()> {
         self.0.unlock_range(offset, length)
+    }
+}
+
+/// The lease as the store sees it, and whoever watches over the kernel's caches.
+struct Lease {
+    store: StoreLease,
+    kernel: Arc<dyn KernelCache>,
+}
+
+impl LeaseSink for Lease {
+    fn renewed(&self, lease_end: Duration, write_until: Duration) {
+        // First: it must not take for dead whom the store lets write.
+        self.kernel.trusted_until(lease_end, lease_end - write_until);
+        self.store.renewed(lease_end, write_until);
+    }
+
+    fn confirm(&self) -> Result<()> {
+        self.store.confirm()
+    }
+
+    fn renewed_here(&self) {
+        // SAFETY: a system call about the calling thread with numbers. Without the privilege it stays as
+        // it was: on a busy machine this host is then taken for dead a little sooner.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    }
+
+    fn lost(&self, reason: &str) {
+        self.store.lost(reason);
     }
 }
 
@@ -101,7 +128,12 @@ fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(Cluster, JoinReport)> {
+fn join(
+    opened: &Opened,
+    store: &Arc<Store>,
+    options: &MountOptions,
+    kernel: &Arc<dyn KernelCache>,
+) -> Result<(Cluster, JoinReport)> {
     let Backing { device, claim, identity: id } = &opened.backing;
     let geometry = opened.superblock.geometry;
     let disk = Disk { device: device.clone(), format_id: opened.superblock.format_id, geometry };
@@ -117,16 +149,13 @@ fn join(opened: &Opened, store: &Arc<Store>, options: &MountOptions) -> Result<(
             device: options.device.display().to_string(),
             file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
             local: id.local_filesystem,
+            prove: options.prove_gone,
             claim: id.local_filesystem.then(|| claim.clone()),
             clock: Arc::new(SystemClock),
-            lease: Arc::new(StoreLease(store.clone())),
+            lease: Arc::new(Lease { store: StoreLease(store.clone()), kernel: kernel.clone() }),
             patience: PATIENCE,
         },
     )
-}
-
-fn extent(slot: &SlotExtents) -> (BlockNo, u64) {
-    (slot.journal_start, slot.journal_blocks)
 }
 
 /// The parts of the volume whose requests are counted apart.
@@ -146,25 +175,6 @@ fn regions(geometry: &Geometry, volume: &Volume) -> Vec<Region> {
     };
     all.extend(volume.slots.iter().map(journal));
     all
-}
-
-fn slot_tree(slot: SlotId, extents: &SlotExtents) -> Tree {
-    Tree { ino: extents.inode, cover: LockName::Slot(slot) }
-}
-
-fn replay_all(store: &Arc<Store>, volume: &Volume, slots: &[SlotId]) -> Result<()> {
-    for slot in slots {
-        let extents = &volume.slots[usize::from(slot.0)];
-        let mut sink = DeviceSink::new(store, Duration::ZERO);
-        let report = replay(store, extent(extents), *slot, &mut sink)?;
-        tracing::info!(
-            slot = slot.0,
-            "replayed {} transactions, {} blocks written",
-            report.txns,
-            report.applied
-        );
-    }
-    Ok(())
 }
 
 /// Mount: become a member, recover what dead hosts left if nobody else lives, start the threads.
@@ -200,7 +210,7 @@ pub fn start_wrapped(
     let metered = Arc::new(Meter::new(opened.backing.device.clone(), regions(&geometry, &opened.volume)));
     opened.backing.device = metered.clone();
     let store = Store::new(metered, format_id, geometry, options.cache_bytes);
-    let (cluster, report) = join(&opened, &store, options)?;
+    let (cluster, report) = join(&opened, &store, options, &kernel)?;
     let cluster = Arc::new(cluster);
     let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel, wrap) {
         Ok(core) => Fs { core },
@@ -210,7 +220,7 @@ pub fn start_wrapped(
             return Err(e);
         }
     };
-    match fs.core.begin(&opened.volume, &report.replay) {
+    match fs.core.begin(&report.replay) {
         Ok(()) => Ok(Arc::new(fs)),
         Err(e) => {
             tell_left(fs.end_with(Core::withdraw));
@@ -241,12 +251,14 @@ fn assemble(
         // Replay writes, also for a read-only mount.
         opened.superblock.check_features(true)?;
     }
-    replay_all(&store, &opened.volume, &report.replay)?;
+    let able = opened.superblock.check_features(true).is_ok();
+    let settle = Timing::of(opened.superblock.timing).write_life;
+    let recovery = takeover::Recovery::new(&opened.volume, settle, able);
+    recovery.replay_all(&store, &report.replay, Duration::ZERO)?;
     let slot = report.slot;
-    let own = &opened.volume.slots[usize::from(slot.0)];
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
-    let journal = Journal::open(store.clone(), extent(own), slot, config)?;
-    let tree = slot_tree(slot, own);
+    let journal = Journal::open(store.clone(), recovery.journal(slot)?, slot, config)?;
+    let tree = recovery.tree(slot)?;
     let reaper = Arc::<reap::Queue>::default();
     let deferral = Arc::new(reap::SlotDeferral { tree, reaper: reaper.clone() });
     let oracle = Arc::new(drain::JournalWatch::new(cluster.clone(), journal.clone()));
@@ -275,6 +287,7 @@ fn assemble(
         handles: handles::Handles::default(),
         reaper,
         ahead: ahead::Ahead::default(),
+        recovery,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
         next_id: AtomicU64::new(1),
@@ -288,14 +301,23 @@ fn assemble(
 
 impl Core {
     /// From being put together to being usable.
-    fn begin(self: &Arc<Self>, volume: &Volume, replay: &[SlotId]) -> Result<()> {
-        let recovered = self.connect().and_then(|()| self.recover(volume, replay));
+    fn begin(self: &Arc<Self>, replay: &[SlotId]) -> Result<()> {
+        let recovered = self.connect().and_then(|()| self.recover(replay));
         recovered.inspect_err(|e| {
             // Half recovered: the journals stay as they are, and ours with them, for the next mount.
             self.store.halt().trip(format!("the mount failed: {e}"));
         })?;
         self.start_threads()?;
-        self.look_at_root()
+        self.look_at_root()?;
+        if self.recovery.is_able() {
+            let core = Arc::downgrade(self);
+            self.cluster.on_fenced(Box::new(move |slots| {
+                if let Some(core) = core.upgrade() {
+                    core.recovery.fenced(slots);
+                }
+            }));
+        }
+        Ok(())
     }
 
     /// Lock room and cluster room learn of each other.
@@ -324,25 +346,13 @@ impl Core {
         self.cluster.start(self.locks.clone())
     }
 
-    /// After replay: take over the orphans of the dead, then tell the cluster that they are clean.
-    fn recover(self: &Arc<Self>, volume: &Volume, replayed: &[SlotId]) -> Result<()> {
+    /// After replay: take over the orphans of the dead, then tell the cluster that they are clean. No
+    /// group is ours before that, so a move that takes a block must wait.
+    fn recover(self: &Arc<Self>, replayed: &[SlotId]) -> Result<()> {
         if replayed.is_empty() {
             return Ok(());
         }
-        // No group is ours before the cluster is told, so a move that takes a block must wait. A
-        // read-only mount leaves them to the next one that may write.
-        for slot in replayed.iter().filter(|s| **s != self.slot && !self.read_only) {
-            let other = slot_tree(*slot, &volume.slots[usize::from(slot.0)]);
-            match self.adopt_slot(other) {
-                Ok(0) => {}
-                Ok(n) => tracing::info!(slot = slot.0, "took over {n} orphans and deferred frees"),
-                // They stay where they are, for the next host with that slot.
-                Err(e) => tracing::warn!(slot = slot.0, "orphans are left for the slot's next host: {e}"),
-            }
-            let cover = BTreeSet::from([other.cover]);
-            self.journal.release(&cover)?;
-            self.store.drop_cover(other.cover);
-        }
+        self.adopt_slots(replayed)?;
         self.cluster.recovered(replayed)
     }
 
@@ -355,6 +365,7 @@ impl Core {
         };
         start("writeback", Core::run_writeback)?;
         start("reaper", Core::run_reaper)?;
+        start("recovery", Core::run_recovery)?;
         start("report", Core::run_report)
     }
 
@@ -393,6 +404,7 @@ impl Core {
         self.stopping.store(true, Ordering::Release);
         self.writeback.stop();
         self.reaper.stop();
+        self.recovery.stop();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             thread.thread().unpark();
             let _ = thread.join();
@@ -460,6 +472,11 @@ impl Fs {
         // The lock room's last way back to us: without it the memory of this mount can go.
         *core.hook.core.write() = None;
         left
+    }
+
+    /// Call `tell` with the reason once this host halts.
+    pub fn on_halt(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        self.core.store.halt().on_trip(tell);
     }
 
     /// Write nothing any more, as if the lease were lost: to the others this host is dead. What waits

@@ -80,6 +80,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// There may be something new in the slot inode.
+    pub fn look_soon(&self) {
+        self.has_deferred();
+    }
+
     /// A free waits for its group.
     fn has_deferred(&self) {
         let mut state = self.state.lock();

@@ -25,6 +25,10 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(500);
 /// The same while frees or dirty data of this host are on their way.
 const COMING_ROUNDS: usize = 40;
 const COMING_PAUSE: Duration = Duration::from_millis(50);
+/// The same while groups are missing whose host is silent or dead: until it answers or is taken over from.
+/// Without an end only as far as nobody can do that.
+const MISSING_ROUNDS: usize = 240;
+const MISSING_PAUSE: Duration = Duration::from_millis(500);
 /// Another host frees something as long as there was more free space in one of so many rounds.
 const RISING_ROUNDS: usize = 4;
 
@@ -32,9 +36,10 @@ const RISING_ROUNDS: usize = 4;
 #[derive(Clone, Copy, Default)]
 struct Rounds {
     number: usize,
-    /// Of these, for what is coming back and for chunks on their way.
+    /// Of these, for what is coming back, for chunks on their way, and for hosts that do not answer.
     coming: usize,
     draining: usize,
+    missing: usize,
     /// Free blocks of the volume, of any kind, as known in the last round, and the round in which it rose.
     free: u64,
     rose: Option<usize>,
@@ -95,9 +100,19 @@ fn pause_after(core: &Core, rounds: &mut Rounds, coming: bool) -> Option<Duratio
     } else if rounds.draining < DRAIN_ROUNDS && core.alloc.is_draining() {
         rounds.draining += 1;
         Some(DRAIN_PAUSE)
+    } else if rounds.missing < MISSING_ROUNDS && is_anything_missing(core) {
+        rounds.missing += 1;
+        Some(MISSING_PAUSE)
     } else {
         None
     }
+}
+
+/// Are there groups for which nobody answers now?
+fn is_anything_missing(core: &Core) -> bool {
+    let members = core.cluster.membership();
+    let mut owners = (0..core.geometry.ag_count).map(|ag| members.owner_of(AgNo(ag)).0);
+    owners.any(|owner| owner.slot().is_none_or(|slot| members.is_silent(slot)))
 }
 
 /// Are there unlinked files that are not open here, other frees to come, or dirty data?
@@ -149,8 +164,8 @@ enum Whose {
     Others,
 }
 
-/// Groups worth asking, best first. Those of a host that is silent are left out: it may be dead,
-/// and nobody answers for them until the cluster has recovered.
+/// Groups worth asking, best first. Those of a host that is silent or dead are left out: nobody answers
+/// for them until the cluster has recovered, and space elsewhere need not wait for that.
 fn candidates(core: &Core) -> Vec<(Whose, AgNo)> {
     let members = core.cluster.membership();
     let held = core.alloc.held();

@@ -223,6 +223,9 @@ pub trait KernelCache: Send + Sync {
     /// # Errors
     /// If the connection was not found.
     fn abort(&self) -> io::Result<()>;
+    /// The lease was renewed: what the kernel has cached is true until then (time since boot), and no
+    /// write starts in the guard time before.
+    fn trusted_until(&self, _lease_end: Duration, _guard: Duration) {}
 }
 
 /// What a mount was asked for.
@@ -241,6 +244,8 @@ pub struct MountOptions {
     pub cache_bytes: usize,
     /// Limit of file data not yet written, in bytes.
     pub dirty_bytes: usize,
+    /// Do not wait for the lease of a dead host whose process is provably gone from this machine.
+    pub prove_gone: bool,
 }
 
 impl MountOptions {
@@ -254,6 +259,7 @@ impl MountOptions {
             commit_interval: Duration::from_secs(1),
             cache_bytes: 64 << 20,
             dirty_bytes: 64 << 20,
+            prove_gone: true,
         }
     }
 }

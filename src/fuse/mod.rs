@@ -12,6 +12,7 @@
 //! | mount | mount(2), umount2(2), /proc/self/mountinfo |
 //! | daemon | from the command to a served mount: fork, readiness, signals, end |
 //! | heap | the daemon's memory for cached blocks |
+//! | guardian | the process that ends a daemon which does not run when its lease is over |
 //! | log | where the daemon's log goes |
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
 
@@ -22,6 +23,7 @@ mod convert;
 pub mod daemon;
 mod directory;
 pub mod errno;
+mod guardian;
 pub mod heap;
 mod log;
 pub mod mount;

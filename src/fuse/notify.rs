@@ -4,11 +4,13 @@
 //! the inode known may still be on its way), and lacks INC_EPOCH.
 
 use crate::fs::types::{KernelCache, NodeId};
+use crate::fuse::guardian::Lease;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// `enum fuse_notify_code` of <linux/fuse.h>.
 #[derive(Clone, Copy)]
@@ -32,6 +34,8 @@ pub struct Notifier {
     minor: AtomicU32,
     /// The connection's number, once it is mounted.
     connection: OnceLock<u64>,
+    /// Who must know how long the caches may be trusted.
+    guardian: OnceLock<Arc<Lease>>,
 }
 
 impl Notifier {
@@ -41,7 +45,17 @@ impl Notifier {
     /// If the descriptor cannot be duplicated.
     pub fn new(device: impl AsFd) -> io::Result<Notifier> {
         let device: OwnedFd = device.as_fd().try_clone_to_owned()?;
-        Ok(Notifier { device: device.into(), minor: AtomicU32::new(0), connection: OnceLock::new() })
+        Ok(Notifier {
+            device: device.into(),
+            minor: AtomicU32::new(0),
+            connection: OnceLock::new(),
+            guardian: OnceLock::new(),
+        })
+    }
+
+    /// The guardian hears of the lease from now on.
+    pub fn set_guardian(&self, lease: Arc<Lease>) {
+        let _ = self.guardian.set(lease);
     }
 
     /// INIT told the kernel's protocol version.
@@ -52,6 +66,9 @@ impl Notifier {
     /// The mount is complete.
     pub fn set_mounted(&self, connection: u64) {
         let _ = self.connection.set(connection);
+        if let Some(guardian) = self.guardian.get() {
+            guardian.set_mounted(connection);
+        }
     }
 
     fn send(&self, code: Code, body: &[&[u8]]) -> io::Result<()> {
@@ -109,6 +126,12 @@ impl KernelCache for Notifier {
     fn abort(&self) -> io::Result<()> {
         let connection = *self.connection.get().ok_or(io::ErrorKind::NotConnected)?;
         super::mount::abort(connection)
+    }
+
+    fn trusted_until(&self, lease_end: Duration, guard: Duration) {
+        if let Some(guardian) = self.guardian.get() {
+            guardian.renewed(lease_end, guard);
+        }
     }
 }
 

@@ -68,6 +68,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("host", Value(host)),
     ("threads", Value(threads)),
     ("log", Value(log)),
+    ("fence", Value(fence)),
     ("defaults", Nothing),
     ("auto", Nothing),
     ("noauto", Nothing),
@@ -174,6 +175,15 @@ fn log(request: &mut Request, value: &str) -> Result<(), &'static str> {
         return Err("an absolute path");
     }
     request.log = Some(path);
+    Ok(())
+}
+
+fn fence(request: &mut Request, value: &str) -> Result<(), &'static str> {
+    request.volume.prove_gone = match value {
+        "auto" => true,
+        "lease" => false,
+        _ => return Err("auto or lease"),
+    };
     Ok(())
 }
 

@@ -31,6 +31,8 @@ pub enum MasterEvent {
     Open { ag: AgNo, token: Token, awaited: BTreeSet<SlotId>, own: Vec<(LockName, Mode, Mode)> },
     /// The whole register of a peer, with the group of each entry.
     Register { from: SlotId, entries: Vec<(AgNo, Entry)> },
+    /// The peer is excluded: it takes nothing any more; what it holds counts until it is recovered.
+    Dead { peer: SlotId },
     /// The peer's incarnation holds nothing any more: it left, or it was recovered.
     Gone { peer: SlotId },
     /// What this host itself now holds (it lowered it, or nothing changed) and wants.
@@ -121,6 +123,7 @@ impl Master {
         match event {
             MasterEvent::Open { ag, token, awaited, own } => self.open(ag, token, awaited, own, &mut out),
             MasterEvent::Register { from, entries } => self.register(from, entries, own, &mut out),
+            MasterEvent::Dead { peer } => self.dead(peer, &mut out),
             MasterEvent::Gone { peer } => self.gone(peer, &mut out),
             MasterEvent::Own { ag, lock, held, want } => self.own(ag, lock, held, want, &mut out),
         }
@@ -329,15 +332,23 @@ impl Master {
         self.serve(lock, out);
     }
 
+    fn known_to(&self, peer: SlotId) -> Vec<LockName> {
+        let known = self.objects.iter().filter(|(_, o)| o.parties.contains_key(&peer));
+        known.map(|(lock, _)| *lock).collect()
+    }
+
+    /// Whoever waits behind it waits for what it holds, not for what it wanted.
+    fn dead(&mut self, peer: SlotId, out: &mut Vec<MasterAction>) {
+        for lock in self.known_to(peer) {
+            let object = self.objects.get_mut(&lock).expect("just listed");
+            object.queue.retain(|(who, _)| *who != Some(peer));
+            self.serve(lock, out);
+        }
+    }
+
     fn gone(&mut self, peer: SlotId, out: &mut Vec<MasterAction>) {
         self.peers.remove(&peer);
-        let known: Vec<_> = self
-            .objects
-            .iter()
-            .filter(|(_, o)| o.parties.contains_key(&peer))
-            .map(|(lock, _)| *lock)
-            .collect();
-        for lock in known {
+        for lock in self.known_to(peer) {
             let object = self.objects.get_mut(&lock).expect("just listed");
             object.parties.remove(&peer);
             object.queue.retain(|(who, _)| *who != Some(peer));

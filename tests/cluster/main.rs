@@ -4,6 +4,7 @@
 
 mod acl;
 mod crash;
+mod death;
 mod full;
 mod handle;
 mod large_directory;
@@ -21,3 +22,4 @@ mod rig;
 mod rig_stream;
 mod rig_xattr;
 mod set_id;
+mod torture;

@@ -2,7 +2,7 @@
 //! byte-range locks as an open file description does. Other hosts' ports do not notice.
 
 use super::simdisk::SimDisk;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
@@ -39,6 +39,10 @@ pub struct Port {
     cut: AtomicBool,
     weather: Mutex<Option<(Weather, StdRng)>>,
     failed: AtomicU64,
+    /// No request gets through for now.
+    stalled: AtomicBool,
+    /// Held while a write is on its way: a file whose writes are not over is not closed.
+    writing: RwLock<()>,
     /// Blocks that metadata reads go on finding, where reads are stale.
     seen: Mutex<HashMap<u64, Vec<u8>>>,
 }
@@ -53,6 +57,8 @@ impl Port {
             cut: AtomicBool::new(false),
             weather: Mutex::default(),
             failed: AtomicU64::new(0),
+            stalled: AtomicBool::new(false),
+            writing: RwLock::default(),
             seen: Mutex::default(),
         })
     }
@@ -69,7 +75,13 @@ impl Port {
     /// The host's power is cut: nothing passes any more, its locks are gone.
     pub fn cut(&self) {
         self.cut.store(true, Ordering::Release);
+        drop(self.writing.write());
         self.disk.claims.lock().retain(|_, holder| *holder != self.id);
+    }
+
+    /// Requests wait from now on, or no more.
+    pub fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::Release);
     }
 
     /// Requests that the weather made fail.
@@ -91,6 +103,9 @@ impl Port {
         let (delay, failing, torn) = roll.unwrap_or_default();
         if delay > 20 {
             std::thread::sleep(Duration::from_micros(delay));
+        }
+        while self.stalled.load(Ordering::Acquire) && !self.cut.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         if self.cut.load(Ordering::Acquire) {
             return Err(fails("the host is cut off"));
@@ -127,7 +142,17 @@ impl BlockDevice for Port {
                 .lock()
                 .retain(|at, _| *at + STALE_BYTES as u64 <= offset || *at >= offset + data.len() as u64);
         }
-        if !self.pass("write", offset, data.len())? {
+        let torn = self.pass("write", offset, data.len())?;
+        let _writing = self.writing.read();
+        if self.cut.load(Ordering::Acquire) {
+            return Err(Error::Io {
+                op: "write",
+                offset,
+                length: data.len() as u64,
+                cause: "cut off".into(),
+            });
+        }
+        if !torn {
             return self.disk.write(offset, data);
         }
         let (first, second) = data.split_at(data.len() / 1024 * 512);

@@ -194,8 +194,9 @@ enum Exit {
 #[derive(Clone)]
 struct Locks {
     scripts: Vec<Vec<Mode>>,
-    /// Slot 0 may do this.
+    /// This slot may do this; slot 0 masters the lock at first.
     exit: Option<Exit>,
+    exit_slot: usize,
     lates: u8,
     /// How often hosts ask ahead.
     aheads: u8,
@@ -304,7 +305,7 @@ impl Protocol for Locks {
 
 fn locks(scripts: [&[Mode]; 3]) -> Locks {
     let scripts = scripts.iter().map(|s| s.to_vec()).collect();
-    Locks { scripts, exit: None, lates: 0, aheads: 0, slow_tells: false, mutant: None }
+    Locks { scripts, exit: None, exit_slot: 0, lates: 0, aheads: 0, slow_tells: false, mutant: None }
 }
 
 const S: &[Mode] = &[Mode::S];
@@ -331,6 +332,11 @@ fn a_master_may_leave_or_die() {
     holds("locks, the master leaves, 1 asked ahead", asking);
     holds("locks, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([X, X, NONE]) });
     holds("locks, the master dies", Locks { exit: Some(Exit::Death), ..locks([X, X, NONE]) });
+    let death = Locks { exit: Some(Exit::Death), exit_slot: 1, ..locks([X, X, NONE]) };
+    holds("locks, who holds it or waits for it dies", death.clone());
+    if is_full_run() {
+        holds("locks, the same beside a third", Locks { scripts: locks([NONE, X, X]).scripts, ..death });
+    }
 }
 
 #[test]
@@ -349,6 +355,7 @@ fn every_rule_of_a_change_of_master_is_needed() {
     catches("locks", &leave, |m| Locks { exit: Some(Exit::Leave), mutant: Some(m), ..locks([NONE, X, X]) });
     let death = |m| Locks { exit: Some(Exit::Death), mutant: Some(m), ..locks([X, X, NONE]) };
     catches("locks", &[DeadIsGone], death);
+    catches("locks", &[DeadIsGone], |m| Locks { exit_slot: 1, ..death(m) });
     let leave = |m| Locks { exit: Some(Exit::Leave), mutant: Some(m), ..locks([X, X, NONE]) };
     catches("locks", &[LeavesHolding], leave);
 }

@@ -44,6 +44,16 @@ enum Mutant {
     NobodyInherits,
     /// A mount whose lease had ended goes on without looking for a newer view.
     RenewsBlindly,
+    /// The ledger of a dead mount is not read again when it is recovered.
+    LastWordsMissed,
+    /// The dead are recovered while members write under views in which they lived.
+    NotAcknowledged,
+    /// What the members wrote until they acknowledged is not read.
+    AnnouncedUnread,
+    /// The dead are recovered while they may still write.
+    NotFenced,
+    /// What the dead looked after is another's before they are recovered.
+    ChargesTakenEarly,
 }
 
 const SLOTS: usize = 3;
@@ -106,6 +116,7 @@ struct State {
     joins: u8,
     leaves: u8,
     silences: u8,
+    deaths: u8,
     faults: u8,
     late: u8,
 }
@@ -116,6 +127,9 @@ enum Step {
     Leave(usize),
     /// Take over what waits for the next joiner.
     Inherit(usize),
+    /// Have a silent mount excluded; recover those that are fenced.
+    Exclude(usize, usize),
+    Recover(usize),
     Beat(usize),
     /// Read the newest view and install it; `true`: what a mount that left is writing shows already.
     Learn(usize, bool),
@@ -139,6 +153,7 @@ struct Tokens {
     joins: u8,
     leaves: u8,
     silences: u8,
+    deaths: u8,
     faults: u8,
     late: u8,
     groups: u32,
@@ -179,6 +194,7 @@ impl Model for Tokens {
             joins: self.joins,
             leaves: self.leaves,
             silences: self.silences,
+            deaths: self.deaths,
             faults: self.faults,
             late: self.late,
         };
@@ -188,7 +204,7 @@ impl Model for Tokens {
 
     fn actions(&self, s: &State, steps: &mut Vec<Step>) {
         let may_admit = |m: &Mount| !m.silent && m.phase == Phase::Member && *m.ownership.view() == *s.view;
-        if s.joins > 0 && s.mounts.iter().flatten().any(|m| may_admit(m)) {
+        if s.joins > 0 && view::dead(&s.view) == 0 && s.mounts.iter().flatten().any(|m| may_admit(m)) {
             steps.push(Step::Join);
         }
         for slot in 0..SLOTS {
@@ -218,6 +234,8 @@ impl Model for Tokens {
             Step::Join => self.join(s)?,
             Step::Leave(slot) => self.leave(s, slot)?,
             Step::Inherit(slot) => s.view = Arc::new(view::inherit(&s.view, SlotId(slot as u16))?),
+            Step::Exclude(slot, victim) => self.exclude(s, slot, victim)?,
+            Step::Recover(slot) => self.recover(s, slot)?,
             Step::Beat(slot) => self.beat(s, slot),
             Step::Learn(slot, new) => self.learn(s, slot, new),
             Step::Reload(slot, of, new) => {
@@ -254,6 +272,9 @@ impl Model for Tokens {
             }
             Step::Renew(slot) => {
                 self.learn(s, slot, false);
+                if s.mounts[slot].is_none() {
+                    return Some(next);
+                }
                 let mount = self.mount(s, slot);
                 mount.expired = mount.doing != Doing::Nothing;
             }
@@ -317,7 +338,7 @@ impl Tokens {
             }
             Phase::Member => self.member_steps(s, slot, mount, steps),
         }
-        if s.silences > 0 && mount.phase == Phase::Member {
+        if s.silences > 0 && (mount.phase == Phase::Member || self.deaths > 0) {
             steps.push(Step::Silence(slot));
         }
         if s.faults > 0 && s.ledgers[slot].pending.is_some() {
@@ -352,6 +373,14 @@ impl Tokens {
         if inherits && current && idle {
             steps.push(Step::Inherit(slot));
         }
+        if current && idle {
+            let silent = |at: &usize| s.mounts[*at].as_ref().is_some_and(|m| m.silent);
+            let victims = (0..SLOTS).filter(|at| s.deaths > 0 && *at != slot && silent(at));
+            steps.extend(victims.map(|victim| Step::Exclude(slot, victim)));
+            if view::dead_of(&s.view, SlotId(slot as u16)) != 0 {
+                steps.push(Step::Recover(slot));
+            }
+        }
     }
 }
 
@@ -373,12 +402,20 @@ impl Protocol for Tokens {
     }
 
     fn is_fault(&self, step: &Step) -> bool {
-        matches!(step, Step::Fail(..) | Step::Silence(_) | Step::Late(..) | Step::Leave(_) | Step::Join)
+        matches!(
+            step,
+            Step::Fail(..)
+                | Step::Silence(_)
+                | Step::Late(..)
+                | Step::Leave(_)
+                | Step::Join
+                | Step::Exclude(..)
+        )
     }
 }
 
 const SMALL: Tokens =
-    Tokens { joins: 1, leaves: 1, silences: 0, faults: 0, late: 0, groups: 1, mutant: None };
+    Tokens { joins: 1, leaves: 1, silences: 0, deaths: 0, faults: 0, late: 0, groups: 1, mutant: None };
 
 #[test]
 fn a_group_has_one_master() {
@@ -389,6 +426,22 @@ fn a_group_has_one_master() {
     holds("tokens, 2 joins, 1 leave, 1 failed write", Tokens { joins: 2, faults: 1, ..SMALL });
     holds("tokens, 2 joins, 1 leave, 1 late write", Tokens { joins: 2, late: 1, ..SMALL });
     holds("tokens, 2 joins, 2 leaves, 2 groups", Tokens { joins: 2, leaves: 2, groups: 2, ..SMALL });
+}
+
+/// Two members and one more to come, of whom one dies.
+const DEATH: Tokens = Tokens { joins: 2, leaves: 0, silences: 1, deaths: 1, groups: 2, ..SMALL };
+
+#[test]
+fn a_group_has_one_master_whoever_dies() {
+    holds("tokens, 1 join, 1 death", Tokens { joins: 1, ..DEATH });
+    holds("tokens, 1 join, 1 death, 1 failed write", Tokens { joins: 1, faults: 1, ..DEATH });
+}
+
+#[test]
+fn every_rule_of_a_death_is_needed() {
+    use Mutant::*;
+    let all = [LastWordsMissed, NotFenced, ChargesTakenEarly, NotAcknowledged, AnnouncedUnread];
+    catches("tokens", &all, |m| Tokens { mutant: Some(m), ..DEATH });
 }
 
 #[test]

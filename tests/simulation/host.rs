@@ -180,22 +180,26 @@ impl Host {
         commit: Duration,
         wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
     ) -> Result<Host> {
-        Host::mount_on(disk, name, commit, Arc::new(NoKernel), wrap)
+        Host::mount_on(Port::new(disk), name, commit, Arc::new(NoKernel), wrap)
     }
 
     /// As [`Host::mount`], with a kernel of one's own before it.
     pub fn mount_before(disk: &Arc<SimDisk>, name: &str, kernel: Arc<dyn KernelCache>) -> Result<Host> {
-        Host::mount_on(disk, name, Duration::from_secs(1), kernel, &|demoter| demoter)
+        Host::mount_on(Port::new(disk), name, Duration::from_secs(1), kernel, &|demoter| demoter)
+    }
+
+    /// As [`Host::mount`], on a port that somebody may cut meanwhile.
+    pub fn mount_by(port: Arc<Port>, name: &str) -> Result<Host> {
+        Host::mount_on(port, name, Duration::from_secs(1), Arc::new(NoKernel), &|demoter| demoter)
     }
 
     fn mount_on(
-        disk: &Arc<SimDisk>,
+        port: Arc<Port>,
         name: &str,
         commit: Duration,
         kernel: Arc<dyn KernelCache>,
         wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
     ) -> Result<Host> {
-        let port = Port::new(disk);
         let mut options = MountOptions::new("simulated".into());
         options.host_name = Some(name.into());
         options.commit_interval = commit;

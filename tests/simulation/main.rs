@@ -8,6 +8,7 @@ mod common;
 mod canary;
 mod chaos;
 mod cluster;
+mod deaths;
 mod demotion;
 mod draw;
 mod host;

@@ -6,6 +6,7 @@ mod death;
 mod faults;
 mod life;
 mod mail;
+mod takeover;
 
 use super::*;
 use crate::base::{AgNo, Clock, Error, SystemClock, Token};
@@ -235,6 +236,7 @@ pub fn options(name: &str, place: Where, port: &Arc<Port>, lease: &Arc<Lease>) -
         device: "memory".into(),
         file: DeviceFile { dev: 1, ino: 2, rdev: 0 },
         local: here,
+        prove: true,
         claim: here.then(|| port.clone() as Arc<dyn SlotClaim>),
         clock: Arc::new(SystemClock),
         lease: lease.clone(),

@@ -13,7 +13,7 @@
 //! | 136 | 2 | why (see [`Refusal`]) |
 //! | 138 | 2 | protocol, oldest spoken |
 //! | 140 | 2 | protocol, newest spoken |
-//! | 142 | 2 | flags: 1 leaving, 2 recovering |
+//! | 142 | 2 | flags: 1 leaving, 2 recovering, 4 fencing, 8 replaying for the dead |
 //! | 144 | 8 | journal head |
 //! | 152 | 8 | journal tail |
 //! | 160 | 8 | free data blocks of the groups this host holds |
@@ -41,8 +41,12 @@ const MAGIC: [u8; 4] = *b"SHHB";
 
 /// The host is leaving: flushing before its slot becomes clean.
 pub const FLAG_LEAVING: u16 = 1;
-/// The host replays journals of dead hosts.
+/// The host replays the journals that it found at its mount.
 pub const FLAG_RECOVERING: u16 = 2;
+/// The host waits until nothing of the dead that it sees to can land any more.
+pub const FLAG_FENCING: u16 = 4;
+/// The host replays their journals while others live.
+pub const FLAG_REPLAYING: u16 = 8;
 
 /// Why a joiner was turned away. Numbers are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

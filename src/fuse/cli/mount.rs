@@ -2,16 +2,19 @@
 
 use crate::device::local::{self, DeviceIdentity, Registration};
 use crate::device::mountinfo;
+use crate::fs::Fs;
 use crate::fs::mount::start;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::cli::{FAILED, USAGE, complain};
 use crate::fuse::daemon::{self, Readiness, Role, Signals};
+use crate::fuse::guardian::{self, Guardian, Side};
 use crate::fuse::notify::Notifier;
 use crate::fuse::options::Request;
 use crate::fuse::{log, mount};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 /// How long a mount waits for the daemon of an earlier, unmounted one to let go of the device.
@@ -156,32 +159,56 @@ fn serve(task: &Task, readiness: Readiness, foreground: bool) -> ExitCode {
         readiness.failed(&e.to_string());
         return ExitCode::from(FAILED);
     }
+    let guardian = match guardian::start() {
+        Ok(Side::Daemon(guardian)) => guardian,
+        Ok(Side::Guardian(watcher)) => {
+            drop(readiness);
+            watcher.watch(foreground);
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            readiness.failed(&format!("cannot start the guardian of the daemon: {e}"));
+            return ExitCode::from(FAILED);
+        }
+    };
     daemon::harden();
-    match volume(task, readiness, signals) {
+    match volume(task, readiness, signals, guardian) {
         Ok(()) => ExitCode::SUCCESS,
         Err(()) => ExitCode::from(FAILED),
     }
 }
 
 /// Joins, mounts, serves, leaves. Failures are told to whoever waits, or else to the log.
-fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()> {
+fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardian) -> Result<(), ()> {
     let shown = task.source.display();
     let device = &task.request.volume.device;
     let opened = open(task);
-    let (mut registration, fuse, notifier) = match opened {
-        Ok(opened) => opened,
+    let (registration, fuse, notifier) = match opened {
+        Ok((registration, fuse, notifier)) => (Arc::new(Mutex::new(registration)), fuse, notifier),
         Err(e) => return fail(readiness, &format!("{shown}: {e}")),
     };
+    let started = Arc::new(OnceLock::new());
+    match guardian.begin(alone(started.clone())) {
+        Ok(lease) => notifier.set_guardian(lease),
+        Err(e) => return fail(readiness, &format!("{shown}: no thread for the guardian: {e}")),
+    }
     // Errors of the volume name the device themselves where it helps.
     let fs = match start(&task.request.volume, notifier.clone()) {
         Ok(fs) => fs,
         Err(e) => return fail(readiness, &with_device(&e.to_string(), device)),
     };
+    let _ = started.set(Arc::downgrade(&fs));
+    let record = registration.clone();
+    fs.on_halt(move |why| {
+        if let Err(e) = record.lock().set_halted(why) {
+            tracing::warn!("the record of this daemon: {e}");
+        }
+    });
     let adapter = Adapter::new(fs.clone(), notifier.clone());
     let at = (task.source.as_os_str(), task.mountpoint.as_path());
     let served = daemon::begin(adapter, fuse, notifier, at, task.request.flags, task.request.threads)
         .and_then(|served| {
-            registration.set_mounted(served.connection, task.request.volume.read_only)?;
+            registration.lock().set_mounted(served.connection, task.request.volume.read_only)?;
             served.unmount_on_signals(signals)?;
             Ok(served)
         });
@@ -193,7 +220,7 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
-    if let Err(e) = registration.set_leaving() {
+    if let Err(e) = registration.lock().set_leaving() {
         tracing::warn!("the record of this daemon: {e}");
     }
     let left = fs.stop();
@@ -201,8 +228,25 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals) -> Result<(), ()>
         Ok(()) => tracing::info!("{shown} left"),
         Err(e) => tracing::error!("leaving {shown}: {e}"),
     }
-    registration.keep_until_exit();
+    // To the end of the process, for whatever still has the device open until then.
+    std::mem::forget(registration);
     ended.and(left.map_err(drop))
+}
+
+/// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late.
+fn alone(started: Arc<OnceLock<Weak<Fs>>>) -> impl FnOnce() + Send + 'static {
+    const WHY: &str = "its guardian process is gone, and with it the protection against a long stop";
+    move || match started.get() {
+        Some(fs) => {
+            if let Some(fs) = fs.upgrade() {
+                fs.halt(WHY);
+            }
+        }
+        None => {
+            tracing::error!("the mount is given up: {WHY}");
+            std::process::abort();
+        }
+    }
 }
 
 fn fail(readiness: Readiness, why: &str) -> Result<(), ()> {

@@ -31,6 +31,12 @@ impl Desk {
                 self.step_master(now, MasterEvent::Gone { peer: slot });
             }
         }
+        for slot in dead(&membership) {
+            // Its last words ask for what it cannot take any more; what it holds, the master knows.
+            if self.registers.remove(&slot).is_some() {
+                self.step_master(now, MasterEvent::Dead { peer: slot });
+            }
+        }
         let me = self.me;
         self.adopting.retain(|ag| membership.owner_of(*ag).0 == Owner::Adopter(me));
         self.learned.retain(|ag, (_, token)| membership.owner_of(*ag).1 < *token);
@@ -261,6 +267,12 @@ fn holders(membership: &Membership) -> BTreeMap<SlotId, Incarnation> {
         .filter(|(_, s)| matches!(s.state, SlotState::Live { .. } | SlotState::Dead { .. }))
         .map(|(slot, s)| (slot, s.incarnation))
         .collect()
+}
+
+/// Those of them that are excluded.
+fn dead(membership: &Membership) -> impl Iterator<Item = SlotId> + '_ {
+    let slots = (0u16..).map(SlotId).zip(&membership.view.slots);
+    slots.filter(|(_, s)| matches!(s.state, SlotState::Dead { .. })).map(|(slot, _)| slot)
 }
 
 impl Desk {

@@ -304,8 +304,8 @@ impl Locks {
         let changed = host.cache.filter(|(_, dirty)| *dirty).map(|(value, _)| value);
         s.dead.insert(SlotId(slot as u16), (host.table.mode(lock()), changed));
         let state = match self.is(Mutant::DeadIsGone) {
-            true => SlotState::Clean { adopter: Adopter::Slot(SlotId(1)) },
-            false => SlotState::Dead { adopter: SlotId(1) },
+            true => SlotState::Clean { adopter: Adopter::Slot(heir(slot)) },
+            false => SlotState::Dead { adopter: heir(slot) },
         };
         self.exit(s, slot, state);
     }
@@ -314,7 +314,7 @@ impl Locks {
     pub fn recover(&self, s: &mut State, slot: usize) {
         let Some((_, changed)) = s.dead.remove(&SlotId(slot as u16)) else { return };
         s.on_disk = changed.unwrap_or(s.on_disk);
-        self.exit(s, slot, SlotState::Clean { adopter: Adopter::Slot(SlotId(1)) });
+        self.exit(s, slot, SlotState::Clean { adopter: Adopter::Slot(heir(slot)) });
     }
 
     pub fn steps_of(&self, s: &State, slot: usize, h: &Host, steps: &mut Vec<Step>) {
@@ -352,7 +352,7 @@ impl Locks {
                 steps.push(Step::Scrub(slot, to.0.into()));
             }
         }
-        if slot == 0 && s.exits > 0 {
+        if slot == self.exit_slot && s.exits > 0 {
             match self.exit {
                 Some(Exit::Leave) if idle && h.script.is_empty() => steps.push(Step::Leave(slot)),
                 Some(Exit::Death) => steps.push(Step::Die(slot)),
@@ -360,6 +360,11 @@ impl Locks {
             }
         }
     }
+}
+
+/// Who looks after a slot that was left.
+fn heir(slot: usize) -> SlotId {
+    SlotId(u16::from(slot == 0))
 }
 
 fn declared(token: Token) -> Entry {

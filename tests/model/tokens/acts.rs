@@ -1,7 +1,9 @@
 //! What mounts do to each other's ledgers, one step at a time.
 
 use super::*;
+use shoal::cluster::fence::is_acknowledged;
 use shoal::cluster::ownership::is_barrier_passed;
+use shoal::format::cluster::{Adopter, SlotState};
 
 impl Place {
     pub fn read(&self, new: bool) -> Arc<LedgerPage> {
@@ -62,6 +64,44 @@ impl Tokens {
         Some(())
     }
 
+    pub fn exclude(&self, s: &mut State, slot: usize, victim: usize) -> Option<()> {
+        s.deaths -= 1;
+        let who = (SlotId(victim as u16), s.mounts[victim].as_ref()?.incarnation);
+        let me = SlotId(slot as u16);
+        let mut next = view::exclude(&s.view, me, &[who])?;
+        if self.is(Mutant::ChargesTakenEarly) {
+            let theirs = SlotState::Clean { adopter: Adopter::Slot(who.0) };
+            let charges = next.slots.iter_mut().filter(|slot| slot.state == theirs);
+            charges.for_each(|slot| slot.state = SlotState::Clean { adopter: Adopter::Slot(me) });
+        }
+        s.view = Arc::new(next);
+        Some(())
+    }
+
+    /// All the dead are fenced, and all who live know of them.
+    pub fn recover(&self, s: &mut State, slot: usize) -> Option<()> {
+        let me = SlotId(slot as u16);
+        let dead = view::dead(&s.view);
+        let fenced = (0..SLOTS)
+            .filter(|at| dead >> at & 1 == 1)
+            .all(|at| s.ledgers[at].pending.is_none() && s.mounts[at].as_ref().is_none_or(|m| m.expired));
+        if !fenced && !self.is(Mutant::NotFenced) {
+            return None;
+        }
+        if !is_acknowledged(&s.view, me, &s.beats) && !self.is(Mutant::NotAcknowledged) {
+            return None;
+        }
+        // The beat that shows the acknowledgement also tells of what was written before it.
+        let read = &s.mounts[slot].as_ref()?.read;
+        let live = view::live(&s.view);
+        let mut others = (0..SLOTS).filter(|of| *of != slot && live >> of & 1 == 1);
+        if !others.all(|of| read[of] == stamp(&s.beats[of])) && !self.is(Mutant::AnnouncedUnread) {
+            return None;
+        }
+        s.view = Arc::new(view::recovered(&s.view, me, dead)?);
+        Some(())
+    }
+
     pub fn beat(&self, s: &mut State, slot: usize) {
         let mount = self.mount(s, slot);
         let epoch = mount.ownership.view().epoch;
@@ -80,10 +120,17 @@ impl Tokens {
     pub fn install(&self, s: &mut State, slot: usize, new: bool) {
         let next = s.view.clone();
         let ownership = &s.mounts[slot].as_ref().expect("acts").ownership;
+        if !ownership.is_in(&next) {
+            // Excluded: it stops. What it was writing may still land.
+            s.mounts[slot] = None;
+            return;
+        }
+        let was_dead = |left: &SlotId| view::dead(ownership.view()) & view::bit(*left) != 0;
         let known = |left: &SlotId| view::live(ownership.view()) & view::bit(*left) != 0;
         let looks = |left: &SlotId| match self.mutant {
             Some(Mutant::HeirDoesNotLook) => false,
             Some(Mutant::HeirLooksAtKnown) => known(left),
+            Some(Mutant::LastWordsMissed) => !was_dead(left),
             _ => true,
         };
         let departed: Vec<_> = ownership.departed(&next).into_iter().filter(looks).collect();
@@ -99,6 +146,7 @@ impl Tokens {
         let page = s.ledgers[slot].read(false);
         let mount = s.mounts[slot].as_ref().expect("acts");
         let scrubs = mount.phase == Phase::Member && !self.is(Mutant::NoScrub);
+        let scrubs = scrubs && mount.ownership.is_in(&s.view);
         if scrubs && mount.doing == Doing::Nothing && !mount.ownership.reverted(&[(*page).clone()]).is_empty()
         {
             let page = Arc::new(mount.ownership.page(0).clone());

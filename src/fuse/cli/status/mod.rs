@@ -56,7 +56,7 @@ fn mounts_status(as_json: bool) -> std::result::Result<String, String> {
             .iter()
             .map(|r| {
                 json!({ "device": r.daemon.device, "mountpoint": r.daemon.mountpoint,
-                        "pid": r.daemon.pid, "stage": stage(r) })
+                        "pid": r.daemon.pid, "stage": stage(r), "halted": r.daemon.halted })
             })
             .collect();
         return Ok(json!({ "mounts": list }).to_string());
@@ -66,7 +66,11 @@ fn mounts_status(as_json: bool) -> std::result::Result<String, String> {
     }
     let line = |r: &Running| {
         let (device, mountpoint) = (r.daemon.device.display(), r.daemon.mountpoint.display());
-        format!("{device} on {mountpoint}: {}, process {}", stage(r), r.daemon.pid)
+        let stage = match &r.daemon.halted {
+            Some(why) => format!("halted: {why}; unmount it and mount it again"),
+            None => stage(r).to_string(),
+        };
+        format!("{device} on {mountpoint}: {stage}, process {}", r.daemon.pid)
     };
     Ok(found.iter().map(line).collect::<Vec<_>>().join("\n"))
 }

@@ -4,7 +4,7 @@ use super::volume::{GroupStatus, VolumeStatus};
 use crate::base::SlotId;
 use crate::cluster::HostStatus;
 use crate::format::cluster::SlotState;
-use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
+use crate::format::cluster::heartbeat::{FLAG_FENCING, FLAG_LEAVING, FLAG_RECOVERING, FLAG_REPLAYING};
 use serde_json::{Value, json};
 
 /// MiB of blocks.
@@ -12,16 +12,21 @@ fn mib(blocks: u64) -> u64 {
     blocks >> 8
 }
 
-fn state(host: &HostStatus) -> &'static str {
-    let flags = host.beat.as_ref().map_or(0, |b| b.flags);
+/// What is said of a host. How far a dead one is, its adopter's heartbeat tells.
+fn state(volume: &VolumeStatus, host: &HostStatus) -> &'static str {
+    let flags_of = |host: &HostStatus| host.beat.as_ref().map_or(0, |b| b.flags);
+    let flags = flags_of(host);
+    let adopter = |slot| volume.cluster.hosts.iter().find(|h| h.slot == slot).map_or(0, flags_of);
     match host.state {
         SlotState::Empty => "empty",
-        SlotState::Live { .. } if host.moving == Some(false) => "silent",
+        SlotState::Live { .. } if host.moving == Some(false) => "stalled",
         SlotState::Live { .. } if flags & FLAG_LEAVING != 0 => "leaving",
         SlotState::Live { .. } if flags & FLAG_RECOVERING != 0 => "recovering",
         SlotState::Live { .. } => "member",
+        SlotState::Dead { adopter: by } if adopter(by) & FLAG_REPLAYING != 0 => "replaying",
+        SlotState::Dead { adopter: by } if adopter(by) & FLAG_FENCING != 0 => "fencing",
         SlotState::Dead { .. } => "dead",
-        SlotState::Clean { .. } => "left",
+        SlotState::Clean { .. } => "clean",
     }
 }
 
@@ -42,6 +47,7 @@ pub fn json(volume: &VolumeStatus) -> Value {
         "blocks": volume.volume.total_blocks,
         "slots": volume.volume.slots.len(),
         "timing": volume.volume.timing,
+        "fence": "lease",
         "epoch": volume.cluster.epoch.0,
         "clean": volume.cluster.is_clean(),
         "hosts": hosts,
@@ -54,7 +60,7 @@ fn host_json(volume: &VolumeStatus, host: &HostStatus) -> Value {
     let (groups, blocks, free) = space(volume, Some(host.slot));
     let journal = volume.journal(host.slot);
     json!({
-        "slot": host.slot.0, "state": state(host), "incarnation": host.incarnation.0.to_string(),
+        "slot": host.slot.0, "state": state(volume, host), "incarnation": host.incarnation.0.to_string(),
         "beating": host.moving, "name": beat.map(|b| &b.name), "device": beat.map(|b| &b.device),
         "last_beat_ms": beat.map(|b| b.wall_ms), "groups": groups, "blocks": blocks, "free": free,
         "journal_used": journal.map(|(used, _)| used), "journal_blocks": journal.map(|(_, ring)| ring),
@@ -65,7 +71,7 @@ fn host_json(volume: &VolumeStatus, host: &HostStatus) -> Value {
 pub fn text(volume: &VolumeStatus, groups: bool) -> String {
     let v = &volume.volume;
     let mut lines = vec![format!(
-        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {}",
+        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {}, fence lease",
         volume.path.display(),
         uuid::Uuid::from_bytes(volume.superblock.uuid),
         v.label,
@@ -107,7 +113,7 @@ fn host_row(volume: &VolumeStatus, host: &HostStatus) -> String {
     row([
         host.slot.to_string(),
         beat.map_or("?".into(), |b| b.name.clone()),
-        state(host).into(),
+        state(volume, host).into(),
         beat.map_or("never".into(), |b| age(volume.now_ms, b.wall_ms)),
         groups.to_string(),
         free_of(blocks, free),

@@ -1,0 +1,298 @@
+//! A member's part in taking over from hosts that die: suspect (R4), have them excluded (R5), fence them
+//! (R6), hand them to whoever replays, and tell the story.
+
+use crate::base::{Incarnation, Result, SlotId};
+use crate::cluster::SlotClaim;
+use crate::cluster::fence::Fences;
+use crate::cluster::join::JoinOptions;
+use crate::cluster::node::Node;
+use crate::cluster::view::{bit, dead, dead_of, exclude, is_member, live, slots};
+use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING};
+use crate::format::cluster::{SlotState, View};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Called with the slots whose hosts are fenced, to replay their journals and then report them as
+/// recovered. From the protocol thread: it must not block.
+pub type Successor = Box<dyn Fn(&[SlotId]) + Send + Sync>;
+
+/// What this mount can prove with: see [`crate::cluster::JoinOptions`].
+#[derive(Clone)]
+pub struct Proofs {
+    pub boot: [u8; 16],
+    pub file: DeviceFile,
+    pub local: bool,
+    /// Is a proof to be looked for at all?
+    pub wanted: bool,
+    pub claim: Option<Arc<dyn SlotClaim>>,
+}
+
+impl Proofs {
+    /// Those of a mount that joins so.
+    pub fn of(options: &JoinOptions) -> Proofs {
+        let (boot, file, claim) = (options.boot, options.file, options.claim.clone());
+        Proofs { boot, file, local: options.local, wanted: options.prove, claim }
+    }
+}
+
+/// What is known of a death.
+#[derive(Clone, Debug)]
+struct Death {
+    incarnation: Incarnation,
+    name: String,
+    /// When its last heartbeat was first seen.
+    last_beat: Duration,
+    /// We recover it, and it was told as fenced.
+    fenced: bool,
+}
+
+/// The state of it.
+pub struct Takeover {
+    proofs: Proofs,
+    pub fences: Fences,
+    /// Set once somebody here can replay; before, nobody is excluded by this host.
+    pub successor: Arc<OnceLock<Successor>>,
+    /// What was handed to the successor and is not recovered yet.
+    pub batch: u64,
+    /// The last batch could not be recovered: not again before this.
+    not_before: Duration,
+    /// Whose end is proven, by slot; the slot's byte range is held for as long as that counts.
+    proven: Vec<Option<Incarnation>>,
+    deaths: Vec<Option<Death>>,
+}
+
+/// How long after a failed recovery it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// Heartbeats missed before a proof of death is looked for.
+const MISSED: u32 = 3;
+
+impl Takeover {
+    /// Nobody is dead yet.
+    pub fn new(proofs: Proofs, slot_count: usize) -> Takeover {
+        Takeover {
+            proofs,
+            fences: Fences::default(),
+            successor: Arc::default(),
+            batch: 0,
+            not_before: Duration::ZERO,
+            proven: vec![None; slot_count],
+            deaths: vec![None; slot_count],
+        }
+    }
+}
+
+impl Node {
+    /// What is due about the dead; called after each beat.
+    ///
+    /// # Errors
+    /// Those of a proposal.
+    pub fn tend_the_dead(&mut self) -> Result<()> {
+        self.release_proofs();
+        if self.takeover.successor.get().is_none() {
+            return Ok(());
+        }
+        self.exclude_suspects()?;
+        self.hand_over_fenced();
+        Ok(())
+    }
+
+    /// R4, R5. The lowest member that answers proposes; the others in turn, should it not.
+    fn exclude_suspects(&mut self) -> Result<()> {
+        let now = self.clock.now();
+        if self.lease_end.is_none_or(|end| now > end) || self.leaving {
+            return Ok(()); // who cannot renew has no say in who is dead
+        }
+        let answering = live(&self.view) & !self.silent();
+        let turn = (answering & (bit(self.slot) - 1)).count_ones();
+        let patience = self.timing.suspicion + self.timing.heartbeat * 2 * turn;
+        let mut suspects = Vec::new();
+        for (slot, member) in slots(&self.view.clone()) {
+            if slot == self.slot || !is_member(&self.view, slot, member.incarnation) {
+                continue;
+            }
+            let silence = self.watch.silence(slot);
+            let proven =
+                silence >= self.timing.heartbeat * MISSED && self.prove_gone(slot, member.incarnation);
+            if proven || silence >= patience {
+                suspects.push((slot, member.incarnation));
+            }
+        }
+        let me = self.slot;
+        let forsaken = slots(&self.view).any(|(_, s)| match s.state {
+            SlotState::Dead { adopter } => live(&self.view) & bit(adopter) == 0,
+            _ => false,
+        });
+        if suspects.is_empty() && !(forsaken && turn == 0) {
+            return Ok(());
+        }
+        self.tell_suspicion(&suspects);
+        self.propose(&mut |view| exclude(view, me, &suspects))
+    }
+
+    fn tell_suspicion(&self, suspects: &[(SlotId, Incarnation)]) {
+        for (slot, _) in suspects {
+            let silence = self.watch.silence(*slot).as_secs_f32();
+            let why = match self.takeover.fences.proven() & bit(*slot) {
+                0 => "under gap-free polling",
+                _ => "and its process is gone from this machine",
+            };
+            tracing::warn!(
+                "{} has shown no heartbeat for {silence:.1} s {why}; it is excluded",
+                self.name_of(*slot)
+            );
+        }
+    }
+
+    /// F1: was the last mount of `slot` a process of this boot, on this very file, that has let go of it?
+    fn prove_gone(&mut self, slot: SlotId, incarnation: Incarnation) -> bool {
+        if self.takeover.proven[usize::from(slot.0)] == Some(incarnation) {
+            return true;
+        }
+        let Some(cell) = self.row[usize::from(slot.0)].as_ref() else { return false };
+        let proofs = &self.takeover.proofs;
+        if !proofs.wanted || cell.incarnation != incarnation || cell.boot != proofs.boot {
+            return false;
+        }
+        let gone = match proofs.file.rdev {
+            // We could open the device exclusively, so nobody else here has it open.
+            rdev @ 1.. => cell.file.rdev == rdev,
+            0 => {
+                let same =
+                    (cell.file.dev, cell.file.ino, cell.file.rdev) == (proofs.file.dev, proofs.file.ino, 0);
+                let (offset, length) = self.disk.slot_range(slot);
+                let claim = proofs.claim.as_ref().filter(|_| proofs.local && same);
+                claim.is_some_and(|claim| claim.try_hold(offset, length).unwrap_or(false))
+            }
+        };
+        if gone {
+            self.takeover.fences.prove(slot);
+            self.takeover.proven[usize::from(slot.0)] = Some(incarnation);
+        }
+        gone
+    }
+
+    /// Proofs of hosts that are recovered, by us or others: the next mount of the slot wants its range.
+    fn release_proofs(&mut self) {
+        let occupied = live(&self.view) | dead(&self.view);
+        for (slot, member) in slots(&self.view.clone()) {
+            let proven = &mut self.takeover.proven[usize::from(slot.0)];
+            if proven.is_none() || *proven == Some(member.incarnation) && occupied & bit(slot) != 0 {
+                continue;
+            }
+            *proven = None;
+            self.takeover.fences.forget_proof(slot);
+            let (offset, length) = self.disk.slot_range(slot);
+            if let Some(Err(e)) = self.takeover.proofs.claim.as_ref().map(|c| c.release(offset, length)) {
+                tracing::warn!("releasing the byte range of slot {slot}: {e}");
+            }
+        }
+    }
+
+    /// R6, F2. All that we see to at once, and nothing while the last batch is at work.
+    fn hand_over_fenced(&mut self) {
+        let now = self.clock.now();
+        let ours = dead_of(&self.view, self.slot);
+        self.beat.flags &= !(FLAG_FENCING | FLAG_REPLAYING);
+        self.beat.flags |= match self.takeover.batch {
+            0 if ours != 0 => FLAG_FENCING,
+            0 => 0,
+            _ => FLAG_REPLAYING,
+        };
+        if self.takeover.batch != 0 || now < self.takeover.not_before {
+            return;
+        }
+        let fences = &self.takeover.fences;
+        let Some(batch) = fences.ready(&self.view, self.slot, &self.row, &self.watch, now) else { return };
+        let batch_slots: Vec<SlotId> =
+            slots(&self.view).map(|(slot, _)| slot).filter(|s| batch & bit(*s) != 0).collect();
+        for slot in &batch_slots {
+            let proven = fences.proven() & bit(*slot) != 0;
+            if let Some(death) = &mut self.takeover.deaths[usize::from(slot.0)]
+                && !std::mem::replace(&mut death.fenced, true)
+            {
+                let why =
+                    if proven { "its process is gone" } else { "its lease and its last writes are over" };
+                let after = now.saturating_sub(death.last_beat).as_secs_f32();
+                tracing::info!("{} is fenced {after:.1} s after its last heartbeat: {why}", death.name);
+            }
+        }
+        self.takeover.batch = batch;
+        self.beat.flags = self.beat.flags & !FLAG_FENCING | FLAG_REPLAYING;
+        if let Some(successor) = self.takeover.successor.get() {
+            successor(&batch_slots);
+        }
+    }
+
+    /// The batch that was handed over is recovered, or could not be.
+    pub fn batch_over(&mut self, recovered: bool) {
+        self.takeover.batch = 0;
+        if !recovered {
+            self.takeover.not_before = self.clock.now() + TRY_AGAIN;
+        }
+    }
+
+    /// A view is learnt: who came, who died, who is recovered.
+    pub fn note_view(&mut self, next: &View) {
+        let now = self.clock.now();
+        for (slot, new) in slots(next) {
+            let old = self.view.slots[usize::from(slot.0)];
+            let lives = matches!(new.state, SlotState::Live { .. });
+            if lives && (old.incarnation != new.incarnation || !is_member(&self.view, slot, old.incarnation))
+            {
+                self.watch.expect(slot, now);
+            }
+            match new.state {
+                SlotState::Dead { adopter } => self.note_death(slot, new.incarnation, adopter, next, now),
+                _ => self.note_recovery(slot, new.state, now),
+            }
+        }
+    }
+
+    fn note_death(
+        &mut self,
+        slot: SlotId,
+        incarnation: Incarnation,
+        adopter: SlotId,
+        next: &View,
+        now: Duration,
+    ) {
+        let known = &self.takeover.deaths[usize::from(slot.0)];
+        let old = self.view.slots[usize::from(slot.0)].state;
+        if known.as_ref().is_some_and(|d| d.incarnation == incarnation)
+            && old == (SlotState::Dead { adopter })
+        {
+            return;
+        }
+        let death = Death {
+            incarnation,
+            name: self.name_of(slot),
+            last_beat: self.watch.first_seen(slot).unwrap_or(now),
+            fenced: false,
+        };
+        let since = now.saturating_sub(death.last_beat).as_secs_f32();
+        let by = if adopter == self.slot { "this host".to_string() } else { self.name_of(adopter) };
+        tracing::warn!(
+            "{} is dead by view {}, {since:.1} s after its last heartbeat; {by} takes over from it",
+            death.name,
+            next.epoch
+        );
+        self.takeover.deaths[usize::from(slot.0)] = Some(death);
+    }
+
+    fn note_recovery(&mut self, slot: SlotId, state: SlotState, now: Duration) {
+        if let Some(death) = self.takeover.deaths[usize::from(slot.0)].take() {
+            let after = now.saturating_sub(death.last_beat).as_secs_f32();
+            let whose = match state {
+                SlotState::Clean { .. } => "what it held is free",
+                _ => "its slot has a new host",
+            };
+            tracing::info!("{} is recovered {after:.1} s after its last heartbeat: {whose}", death.name);
+        }
+    }
+
+    /// A slot with the name of the host that was there last.
+    fn name_of(&self, slot: SlotId) -> String {
+        let beat = self.row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
+        beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
+    }
+}

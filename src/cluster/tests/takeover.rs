@@ -1,0 +1,167 @@
+//! Hosts that die while others live: suspicion, exclusion, fence, and who recovers whom.
+
+use super::*;
+use crate::base::SlotId;
+use crate::cluster::view::{bit, dead};
+use crate::format::cluster::heartbeat::{FLAG_FENCING, FLAG_REPLAYING};
+use crate::format::cluster::{Adopter, SlotState};
+
+/// A host that recovers whomever it is asked to, after `pause`; the answer counts the batches.
+fn heir(host: &Arc<Host>, pause: Duration) -> Arc<Mutex<Vec<Vec<SlotId>>>> {
+    let asked = Arc::<Mutex<Vec<Vec<SlotId>>>>::default();
+    let (host, batches) = (Arc::downgrade(host), asked.clone());
+    let this = host.upgrade().unwrap();
+    this.cluster.on_fenced(Box::new(move |slots| {
+        batches.lock().push(slots.to_vec());
+        let (host, slots) = (host.clone(), slots.to_vec());
+        std::thread::spawn(move || {
+            std::thread::sleep(pause);
+            if let Some(host) = host.upgrade() {
+                // An error means that it has died itself meanwhile.
+                let _ = host.cluster.recovered(&slots);
+            }
+        });
+    }));
+    asked
+}
+
+fn member(medium: &Arc<Medium>, name: &str, place: Where) -> Arc<Host> {
+    Arc::new(join(medium, name, place))
+}
+
+fn state(host: &Host, slot: u16) -> SlotState {
+    host.cluster.membership().view.slots[usize::from(slot)].state
+}
+
+fn is_clean(host: &Host, slot: u16) -> bool {
+    matches!(state(host, slot), SlotState::Clean { .. })
+}
+
+/// What the host that dies has to be: nobody else holds it.
+fn die(host: Arc<Host>) {
+    assert_eq!(Arc::strong_count(&host), 1);
+    drop(Arc::try_unwrap(host).ok().unwrap().cluster);
+}
+
+#[test]
+fn a_dead_host_is_fenced_recovered_and_its_groups_are_taken() {
+    let medium = Medium::formatted();
+    let [a, b, c] = ["a", "b", "c"].map(|name| member(&medium, name, Where::Elsewhere));
+    let (asked, others) = (heir(&a, Duration::ZERO), heir(&c, Duration::ZERO));
+    assert_eq!(adopt(&b, 1), Ok(Token(2)));
+    let begun = now();
+    die(b);
+    eventually("b is recovered", || is_clean(&a, 1) && is_clean(&c, 1));
+    assert!(now() - begun >= QUICK.lease, "its lease may have been renewed just before");
+    assert_eq!(state(&c, 1), SlotState::Clean { adopter: Adopter::Slot(SlotId(0)) });
+    assert_eq!((asked.lock().clone(), others.lock().len()), (vec![vec![SlotId(1)]], 0));
+    assert_eq!(adopt(&a, 1), Ok(Token(3)), "above what it wrote last");
+    let d = join(&medium, "d", Where::Elsewhere);
+    assert!(!d.report.first && d.report.replay.is_empty());
+    assert_eq!(a.lease.lost.lock().clone(), None);
+}
+
+#[test]
+fn whose_process_is_gone_from_this_machine_is_not_waited_for() {
+    let medium = Medium::formatted();
+    let [a, b] = ["a", "b"].map(|name| member(&medium, name, Where::Here));
+    heir(&a, Duration::ZERO);
+    let begun = now();
+    let port = b.port.clone();
+    die(b);
+    std::thread::sleep(QUICK.suspicion * 2);
+    assert!(!is_clean(&a, 1) || now() - begun >= QUICK.wait(), "its file is still open");
+    drop(port);
+    eventually("b is recovered", || is_clean(&a, 1));
+    // The same slot, at once: its byte range is free again.
+    let [b, c] = ["b", "c"].map(|name| member(&medium, name, Where::Here));
+    let begun = now();
+    die(b);
+    eventually("b is recovered again", || is_clean(&c, 1) || is_clean(&c, 2));
+    assert!(now() - begun < QUICK.suspicion, "{:?}", now() - begun);
+}
+
+#[test]
+fn a_host_that_comes_back_too_late_halts() {
+    let medium = Medium::formatted();
+    let [a, b] = ["a", "b"].map(|name| member(&medium, name, Where::Elsewhere));
+    heir(&a, Duration::ZERO);
+    heir(&b, Duration::ZERO);
+    let pause = b.port.gate.write();
+    eventually("b is recovered", || is_clean(&a, 1));
+    assert!(*b.lease.write_until.lock() < now(), "its permit was over by then");
+    drop(pause);
+    eventually("b knows", || b.lease.lost.lock().is_some());
+    std::thread::sleep(QUICK.suspicion * 2);
+    assert_eq!(a.lease.lost.lock().clone(), None, "the late one expels nobody");
+    assert_eq!(join(&medium, "b", Where::Elsewhere).report.replay, []);
+}
+
+#[test]
+fn a_stall_of_the_store_expels_nobody() {
+    let medium = Medium::formatted();
+    let hosts = ["a", "b", "c"].map(|name| member(&medium, name, Where::Elsewhere));
+    hosts.iter().for_each(|h| drop(heir(h, Duration::ZERO)));
+    for _ in 0..3 {
+        let pauses: Vec<_> = hosts.iter().map(|h| h.port.gate.write()).collect();
+        std::thread::sleep(QUICK.wait() * 2);
+        drop(pauses);
+        for host in &hosts {
+            eventually("it goes on", || *host.lease.write_until.lock() > now());
+        }
+        std::thread::sleep(QUICK.suspicion * 2);
+        for host in &hosts {
+            assert_eq!(host.lease.lost.lock().clone(), None);
+            assert_eq!(dead(&host.cluster.membership().view), 0);
+        }
+    }
+}
+
+#[test]
+fn an_heir_that_dies_is_recovered_with_those_it_was_to_recover() {
+    let medium = Medium::formatted();
+    let [a, b, c] = ["a", "b", "c"].map(|name| member(&medium, name, Where::Elsewhere));
+    // a never gets done.
+    let asked = Arc::<Mutex<u32>>::default();
+    let count = asked.clone();
+    a.cluster.on_fenced(Box::new(move |_| *count.lock() += 1));
+    let batches = heir(&c, Duration::from_millis(100));
+    die(b);
+    eventually("a is asked", || *asked.lock() == 1);
+    let flags = || c.cluster.heartbeats().1[0].as_ref().map_or(0, |h| h.flags);
+    eventually("a says what it does", || flags() & FLAG_REPLAYING != 0 && flags() & FLAG_FENCING == 0);
+    let d = std::thread::spawn({
+        let medium = medium.clone();
+        move || join(&medium, "d", Where::Elsewhere)
+    });
+    die(a);
+    eventually("both are recovered", || is_clean(&c, 0) && is_clean(&c, 1));
+    assert_eq!(batches.lock().clone(), [vec![SlotId(0), SlotId(1)]], "in one batch");
+    // Who came meanwhile was let in afterwards.
+    assert!(d.join().unwrap().report.replay.is_empty());
+}
+
+#[test]
+fn two_at_once_and_an_heir_that_cannot() {
+    let medium = Medium::formatted();
+    let hosts = ["a", "b", "c", "d"].map(|name| member(&medium, name, Where::Elsewhere));
+    let [a, b, c, d] = hosts;
+    let asked = Arc::<Mutex<u32>>::default();
+    let (count, cluster) = (asked.clone(), Arc::downgrade(&a));
+    a.cluster.on_fenced(Box::new(move |_| {
+        *count.lock() += 1;
+        let cluster = cluster.clone();
+        std::thread::spawn(move || cluster.upgrade().inspect(|a| a.cluster.unrecovered()));
+    }));
+    heir(&d, Duration::ZERO);
+    die(b);
+    die(c);
+    eventually("a is asked", || *asked.lock() >= 1);
+    std::thread::sleep(QUICK.suspicion * 2);
+    assert_eq!(*asked.lock(), 1, "not again at once");
+    assert_eq!(dead(&d.cluster.membership().view), bit(SlotId(1)) | bit(SlotId(2)));
+    // It gives up: they are the next one's.
+    a.cluster.leave().unwrap();
+    eventually("d recovers them", || is_clean(&d, 1) && is_clean(&d, 2));
+    assert_eq!(adopt(&d, 1), Ok(Token(2)));
+}

@@ -1,0 +1,146 @@
+//! Taking over from hosts that die while this one lives: replay their journals, take their orphans and
+//! deferred frees, and have the cluster told that they are recovered. The cluster room says who is fenced.
+//!
+//! Every step may be repeated: images are applied by version, items of a slot inode move in transactions
+//! of this host, which whoever recovers this host replays before it looks at the same slot. Journals of
+//! all hosts of a batch are replayed before the slot inodes of any are looked at, because one of them may
+//! have been recovering another when it died.
+
+use super::*;
+use crate::format::volume::{SlotExtents, Volume};
+use crate::journal::{DeviceSink, replay};
+use parking_lot::Condvar;
+use std::collections::BTreeSet;
+
+/// What the recovery thread works with.
+pub struct Recovery {
+    extents: Vec<SlotExtents>,
+    /// The longest time that a write of a living host may take to land.
+    settle: Duration,
+    /// All features of the volume are known, so that replay may write.
+    able: bool,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    fenced: Vec<SlotId>,
+    stop: bool,
+}
+
+impl Recovery {
+    /// Nobody is dead yet.
+    pub fn new(volume: &Volume, settle: Duration, able: bool) -> Recovery {
+        Recovery {
+            extents: volume.slots.clone(),
+            settle,
+            able,
+            state: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// May this host recover others?
+    pub fn is_able(&self) -> bool {
+        self.able
+    }
+
+    /// These hosts are fenced: nothing they wrote can land any more.
+    pub fn fenced(&self, slots: &[SlotId]) {
+        self.state.lock().fenced = slots.to_vec();
+        self.wake.notify_one();
+    }
+
+    /// End the thread when it is done with what it is at.
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.wake.notify_one();
+    }
+
+    fn next(&self) -> Option<Vec<SlotId>> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stop {
+                return None;
+            }
+            if !state.fenced.is_empty() {
+                return Some(std::mem::take(&mut state.fenced));
+            }
+            self.wake.wait(&mut state);
+        }
+    }
+
+    fn extents(&self, slot: SlotId) -> Result<&SlotExtents> {
+        let found = self.extents.get(usize::from(slot.0));
+        found.ok_or_else(|| Error::Device(format!("slot {slot} has no journal that this mount knows of")))
+    }
+
+    /// A slot's journal: first block and length.
+    pub fn journal(&self, slot: SlotId) -> Result<(BlockNo, u64)> {
+        self.extents(slot).map(|e| (e.journal_start, e.journal_blocks))
+    }
+
+    /// A slot's system inode.
+    pub fn tree(&self, slot: SlotId) -> Result<Tree> {
+        self.extents(slot).map(|e| Tree { ino: e.inode, cover: LockName::Slot(slot) })
+    }
+
+    /// Replay the journals of `slots`, all of them gone; `settle`: how long a torn block may be under the
+    /// hands of a host that lives.
+    pub fn replay_all(&self, store: &Store, slots: &[SlotId], settle: Duration) -> Result<()> {
+        for slot in slots {
+            let begun = std::time::Instant::now();
+            let mut sink = DeviceSink::new(store, settle);
+            let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
+            tracing::info!(
+                "slot {slot}: replayed {} transactions in {:.2} s, {} of {} blocks written",
+                report.txns,
+                begun.elapsed().as_secs_f32(),
+                report.applied,
+                report.blocks
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// The recovery thread.
+    pub(super) fn run_recovery(self: &Arc<Self>) {
+        while let Some(slots) = self.recovery.next() {
+            if let Err(e) = self.take_over(&slots) {
+                if self.store.halt().is_tripped() {
+                    return;
+                }
+                tracing::error!("dead hosts cannot be recovered now, what they held stays locked: {e}");
+                self.cluster.unrecovered();
+            }
+        }
+    }
+
+    fn take_over(self: &Arc<Self>, slots: &[SlotId]) -> Result<()> {
+        self.recovery.replay_all(&self.store, slots, self.recovery.settle)?;
+        self.adopt_slots(slots)?;
+        self.cluster.recovered(slots)?;
+        self.reaper.look_soon();
+        Ok(())
+    }
+
+    /// Take over the orphans and deferred frees of these slots, whose journals are replayed; nothing under
+    /// their locks stays here. A read-only mount leaves them to the slots' next hosts.
+    pub(super) fn adopt_slots(&self, slots: &[SlotId]) -> Result<()> {
+        for slot in slots.iter().filter(|s| **s != self.slot && !self.read_only) {
+            let other = self.recovery.tree(*slot)?;
+            match self.adopt_slot(other) {
+                Ok(0) => {}
+                Ok(n) => tracing::info!(slot = slot.0, "took over {n} orphans and deferred frees"),
+                // They stay where they are, for the next host with that slot.
+                Err(e) => tracing::warn!(slot = slot.0, "orphans are left for the slot's next host: {e}"),
+            }
+            self.journal.release(&BTreeSet::from([other.cover]))?;
+            self.store.drop_cover(other.cover);
+        }
+        Ok(())
+    }
+}
