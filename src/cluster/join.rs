@@ -402,8 +402,10 @@ impl Joiner {
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
         let unproven = self.is_own_dirty() && self.proven & bit(slot) == 0;
-        let proven = slots(&node.view).map(|(s, _)| s).filter(|s| self.proven & bit(*s) != 0);
-        proven.for_each(|s| node.takeover.fences.prove(s));
+        for (s, member) in slots(&node.view.clone()).filter(|(s, _)| self.proven & bit(*s) != 0 && *s != slot)
+        {
+            node.takeover.prove(s, member.incarnation);
+        }
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
         self.release_others(slot)?;

@@ -79,6 +79,13 @@ impl Takeover {
             deaths: vec![None; slot_count],
         }
     }
+
+    /// This mount of `slot` is gone for certain. The proof ends with it: the next one of the slot may be
+    /// another machine's.
+    pub fn prove(&mut self, slot: SlotId, incarnation: Incarnation) {
+        self.fences.prove(slot);
+        self.proven[usize::from(slot.0)] = Some(incarnation);
+    }
 }
 
 impl Node {
@@ -165,8 +172,7 @@ impl Node {
             }
         };
         if gone {
-            self.takeover.fences.prove(slot);
-            self.takeover.proven[usize::from(slot.0)] = Some(incarnation);
+            self.takeover.prove(slot, incarnation);
         }
         gone
     }
