@@ -5,17 +5,20 @@
 //! - R6: the adopter publishes the exclusion in its heartbeat, reads the row after that, and counts from
 //!   when it first saw the value that the victim's cell shows *then*: a renewal that it does not see there
 //!   begins its own look at the row later, finds the exclusion, and is none. So the victim's lease ended,
-//!   and its last write has landed or never will, when the wait is over.
-//! - F1: whose process is provably gone writes nothing any more; no time is waited for.
+//!   and its last write has landed or never will, when the wait is over. A cell that cannot be read may
+//!   hide a beat from just before that look: then the wait counts from the look.
+//! - F1: whose process is provably gone writes nothing any more; no time is waited for. That is proven of one
+//!   mount, never of a slot: the next mount of the slot may be another machine's.
 //! - F2: before a dead host's groups can be anybody's, all members have acknowledged that it is dead: none
 //!   of them is still writing into its own ledger what it took as the adopter of that host's slot; and what
 //!   the heartbeats that say so announce has been read. A member that does not answer will be dead itself;
 //!   then its wait must be over, too.
 
-use crate::base::{Epoch, SlotId};
+use crate::base::{Epoch, Incarnation, SlotId};
 use crate::cluster::member::Watch;
 use crate::cluster::view::{bit, dead, dead_of, live, slots};
 use crate::format::cluster::{Heartbeat, View};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What this host has told of the dead that it sees to.
@@ -23,34 +26,53 @@ use std::time::Duration;
 pub struct Fences {
     /// Epoch and exclusions of the last beat behind which the row was read.
     told: (Epoch, u64),
-    /// Slots whose last mount is proven gone.
-    proven: u64,
+    /// When the row was first read behind a beat of that epoch.
+    told_at: Duration,
+    /// By slot, the mount of it that is proven gone.
+    proven: BTreeMap<SlotId, Incarnation>,
 }
 
 impl Fences {
-    /// The row was read after a heartbeat with this epoch and these exclusions was complete.
-    pub fn told(&mut self, epoch: Epoch, excluded: u64) {
+    /// The row was read, until `now`, after a heartbeat with this epoch and these exclusions was complete.
+    pub fn told(&mut self, epoch: Epoch, excluded: u64, now: Duration) {
+        if self.told != (epoch, excluded) {
+            self.told_at = now;
+        }
         self.told = (epoch, excluded);
     }
 
-    /// The process that was the last mount of `slot` is gone for certain.
-    pub fn prove(&mut self, slot: SlotId) {
-        self.proven |= bit(slot);
+    /// The process that was this mount of `slot` is gone for certain.
+    pub fn prove(&mut self, slot: SlotId, incarnation: Incarnation) {
+        self.proven.insert(slot, incarnation);
     }
 
     /// The slot is another mount's now, or nobody's.
     pub fn forget_proof(&mut self, slot: SlotId) {
-        self.proven &= !bit(slot);
+        self.proven.remove(&slot);
     }
 
-    /// Slots whose last mount is proven gone.
-    pub fn proven(&self) -> u64 {
-        self.proven
+    /// Which mount of `slot` is proven gone.
+    pub fn proven(&self, slot: SlotId) -> Option<Incarnation> {
+        self.proven.get(&slot).copied()
     }
 
-    /// R6, F1: can nothing of the dead host of `slot` land any more?
-    pub fn is_fenced(&self, slot: SlotId, watch: &Watch, now: Duration) -> bool {
-        self.told.1 & bit(slot) != 0 && (self.proven & bit(slot) != 0 || watch.is_past_wait(slot, now))
+    /// Is the mount that `view` has in `slot` proven gone?
+    pub fn is_proven(&self, view: &View, slot: SlotId) -> bool {
+        let there = view.slots.get(usize::from(slot.0)).map(|s| s.incarnation);
+        there.is_some() && self.proven(slot) == there
+    }
+
+    /// R6: can nothing land any more of the mount that the victim's cell showed when `view` had been told of?
+    /// It could have renewed only by finding that view, so also a member counts that does not answer: what
+    /// it wrote under an older view is over.
+    pub fn is_past_wait(&self, view: &View, slot: SlotId, watch: &Watch, now: Duration) -> bool {
+        self.told.0 >= view.epoch && watch.is_past_wait(slot, self.told_at, now)
+    }
+
+    /// R6, F1: can nothing of the dead host that `view` has in `slot` land any more?
+    fn is_fenced(&self, view: &View, slot: SlotId, watch: &Watch, now: Duration) -> bool {
+        let told = self.told.1 & bit(slot) != 0;
+        told && (self.is_proven(view, slot) || self.is_past_wait(view, slot, watch, now))
     }
 
     /// The dead that `me` may recover now (with `row`, the ledgers that it announces have been read): all that it sees to, or none. One of them may have been
@@ -64,16 +86,16 @@ impl Fences {
         now: Duration,
     ) -> Option<u64> {
         let ours = dead_of(view, me);
-        let fenced = |mask: u64| {
-            slots(view).filter(|(s, _)| mask & bit(*s) != 0).all(|(s, _)| self.is_fenced(s, watch, now))
+        let all = |mask: u64, over: &dyn Fn(SlotId) -> bool| {
+            slots(view).map(|(s, _)| s).filter(|s| mask & bit(*s) != 0).all(over)
         };
         // Others' dead: they may have been adopters of ours.
         let theirs = dead(view) & !ours;
-        let over = |mask: u64| {
-            slots(view).filter(|(s, _)| mask & bit(*s) != 0).all(|(s, _)| watch.is_past_wait(s, now))
-        };
-        let told = self.told.0 >= view.epoch;
-        let ready = ours != 0 && told && fenced(ours) && over(theirs) && is_acknowledged(view, me, row);
+        let ready = ours != 0
+            && self.told.0 >= view.epoch
+            && all(ours, &|s| self.is_fenced(view, s, watch, now))
+            && all(theirs, &|s| self.is_past_wait(view, s, watch, now))
+            && is_acknowledged(view, me, row);
         ready.then_some(ours)
     }
 }
@@ -90,7 +112,6 @@ pub fn is_acknowledged(view: &View, me: SlotId, row: &[Option<Heartbeat>]) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Incarnation;
     use crate::cluster::timing::Timing;
     use crate::cluster::view::{admit, exclude, first};
 
@@ -123,12 +144,14 @@ mod tests {
         let mut fences = Fences::default();
         let ready = |f: &Fences, at| f.ready(&view, ME, &row, &watch, at);
         assert_eq!(ready(&fences, over), None, "nothing was published");
-        fences.told(Epoch(view.epoch.0 - 1), 0);
+        fences.told(Epoch(view.epoch.0 - 1), 0, over);
         assert_eq!(ready(&fences, over), None, "published before the exclusion");
-        fences.told(view.epoch, bit(VICTIM));
+        fences.told(view.epoch, bit(VICTIM), over);
         assert_eq!(ready(&fences, over - Duration::from_millis(1)), None);
         assert_eq!(ready(&fences, over), Some(bit(VICTIM)));
-        fences.prove(VICTIM);
+        fences.prove(VICTIM, Incarnation(9));
+        assert_eq!(ready(&fences, Duration::from_secs(1)), None, "that was an earlier mount of the slot");
+        fences.prove(VICTIM, Incarnation(2));
         assert_eq!(ready(&fences, Duration::from_secs(1)), Some(bit(VICTIM)), "gone for certain");
         fences.forget_proof(VICTIM);
         assert_eq!(ready(&fences, Duration::from_secs(1)), None);
@@ -141,14 +164,31 @@ mod tests {
         let mut watch = Watch::new(T, 3);
         let old = row(&view, Epoch(view.epoch.0 - 1));
         watch.observe(Duration::ZERO, &old);
-        let mut fences = Fences::default();
-        fences.told(view.epoch, bit(VICTIM));
         let late = T.wait() * 3;
+        let mut fences = Fences::default();
+        fences.told(view.epoch, bit(VICTIM), late);
         assert_eq!(fences.ready(&view, ME, &old, &watch, late), None);
         // It dies as well: both are recovered together.
         let view = exclude(&view, ME, &[(THIRD, Incarnation(3))]).unwrap();
         assert_eq!(fences.ready(&view, ME, &old, &watch, late), None, "that is not published yet");
-        fences.told(view.epoch, bit(VICTIM) | bit(THIRD));
+        fences.told(view.epoch, bit(VICTIM) | bit(THIRD), late);
         assert_eq!(fences.ready(&view, ME, &old, &watch, late), Some(bit(VICTIM) | bit(THIRD)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_waited_for_from_the_look_on() {
+        let view = excluded();
+        let mut watch = Watch::new(T, 3);
+        let mut row = row(&view, view.epoch);
+        watch.observe(Duration::ZERO, &row);
+        row[1] = None;
+        let told = T.wait() * 3;
+        watch.observe(told, &row);
+        let mut fences = Fences::default();
+        fences.told(view.epoch, bit(VICTIM), told);
+        assert_eq!(fences.ready(&view, ME, &row, &watch, told), None);
+        // The same said again changes nothing.
+        fences.told(view.epoch, bit(VICTIM), told * 2);
+        assert_eq!(fences.ready(&view, ME, &row, &watch, told + T.wait()), Some(bit(VICTIM)));
     }
 }

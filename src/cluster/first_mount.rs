@@ -28,7 +28,8 @@ impl Joiner {
     pub fn are_all_gone(&mut self) -> Result<bool> {
         let others = self.others();
         let now = self.options.clock.now();
-        if slots(&self.view).all(|(s, _)| others & bit(s) == 0 || self.watch.is_past_wait(s, now)) {
+        let gone = |s| self.watch.is_past_wait(s, Duration::ZERO, now);
+        if slots(&self.view).all(|(s, _)| others & bit(s) == 0 || gone(s)) {
             return Ok(true);
         }
         self.prove_gone(others)
@@ -55,7 +56,7 @@ impl Joiner {
                 self.release_proofs()?;
                 return Ok(false);
             }
-            self.proven |= bit(slot);
+            self.proven.insert(slot, member.incarnation);
         }
         Ok(true)
     }
@@ -94,7 +95,7 @@ impl Joiner {
 
     /// Let go of every proof: somebody lives, or is not provably gone.
     pub fn release_proofs(&mut self) -> Result<()> {
-        self.proven = 0;
+        self.proven.clear();
         self.release_held(0)
     }
 

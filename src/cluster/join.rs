@@ -9,7 +9,6 @@ use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::member::Watch;
 use crate::cluster::node::{HostReport, Node};
-use crate::cluster::ownership;
 use crate::cluster::paxos::Proposer;
 use crate::cluster::takeover::{Proofs, Takeover};
 use crate::cluster::timing::Timing;
@@ -22,6 +21,7 @@ use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, SlotView, View
 use crate::format::layout::LOBBY_CELLS;
 use parking_lot::Mutex;
 use rand::Rng;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ pub struct JoinReport {
     /// There was no other member.
     pub first: bool,
     /// Journals to replay before anything else is read, then to report by `recovered`; our own slot
-    /// among them if its last mount did not leave cleanly.
+    /// among them if its last mount did not leave cleanly. None beside other members: then the successor
+    /// hears of whom we have to take over from (see [`crate::cluster::Cluster::on_fenced`]).
     pub replay: Vec<SlotId>,
 }
 
@@ -89,8 +90,8 @@ pub(super) struct Joiner {
     pub row: Vec<Option<Heartbeat>>,
     pub ballots: Vec<(Ballot, u64)>,
     pub view: View,
-    /// Slots whose former mount is proven gone (bit s).
-    pub proven: u64,
+    /// Former mounts that are proven gone.
+    pub proven: BTreeMap<SlotId, Incarnation>,
     /// Slots whose byte range we hold, the lobby's apart.
     pub held: u64,
     pub lobby_held: bool,
@@ -110,7 +111,7 @@ impl Joiner {
             row: vec![],
             ballots: vec![],
             view: View::initial(slot_count, 0),
-            proven: 0,
+            proven: BTreeMap::new(),
             held: 0,
             lobby_held: false,
             tried: None,
@@ -217,7 +218,7 @@ impl Joiner {
     fn tell_waiting(&self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
         let now = self.options.clock.now();
         let waits = |(slot, _): &(SlotId, &SlotView)| {
-            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, now)
+            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, Duration::ZERO, now)
         };
         let names: Vec<_> = slots(&self.view).filter(waits).map(|(slot, _)| self.name_of(slot)).collect();
         let names = names.join(", ");
@@ -401,22 +402,15 @@ impl Joiner {
         self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
-        let unproven = self.is_own_dirty() && self.proven & bit(slot) == 0;
-        for (s, member) in slots(&node.view.clone()).filter(|(s, _)| self.proven & bit(*s) != 0 && *s != slot)
-        {
-            node.takeover.prove(s, member.incarnation);
+        let unproven = self.is_own_dirty() && !self.proven.contains_key(&slot);
+        for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
+            node.takeover.fences.prove(*slot, *incarnation);
         }
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
         self.release_others(slot)?;
-        let fenced = |node: &Node| {
-            let now = node.clock.now();
-            let gone = |s: SlotId| node.takeover.fences.is_fenced(s, &node.watch, now);
-            let dead = dead_of(&node.view, slot);
-            own_fence.is_none_or(|end| now >= end)
-                && slots(&node.view).all(|(s, _)| dead & bit(s) == 0 || gone(s))
-        };
-        beat_until(node, |node| fenced(node) && is_barrier_passed(node))?;
+        let done = |node: &Node| own_fence.is_none_or(|end| node.clock.now() >= end) && node.may_replay();
+        beat_until(node, |node| done(node) && node.is_barrier_passed())?;
         let row = node.row.clone();
         node.groups.load()?;
         node.ledgers_loaded(&row);
@@ -451,8 +445,8 @@ fn resign(mut node: Node, why: &Error) {
     // Not before the barrier: the mount that looked after our slot may be writing an adoption under an
     // older view, and whoever inherits the slot from us would not know of it.
     let limit = node.clock.now() + node.timing.wait();
-    let waited = beat_until(&mut node, |node| is_barrier_passed(node) || node.clock.now() >= limit);
-    let left = waited.and_then(|()| match is_barrier_passed(&node) {
+    let waited = beat_until(&mut node, |node| node.is_barrier_passed() || node.clock.now() >= limit);
+    let left = waited.and_then(|()| match node.is_barrier_passed() {
         true => node.leave(),
         false => Err(Error::TimedOut("the other members do not acknowledge our view".into())),
     });
@@ -460,15 +454,6 @@ fn resign(mut node: Node, why: &Error) {
         Ok(()) => tracing::info!(slot = %node.slot, "left again"),
         Err(e) => tracing::warn!(slot = %node.slot, "cannot leave, the others see a dead host: {e}"),
     }
-}
-
-fn is_barrier_passed(node: &Node) -> bool {
-    let now = node.clock.now();
-    let silent = |s| node.watch.is_silent(s);
-    // Only a row that was read after we had told of the present view shows who cannot renew any more.
-    let told = node.beat.epoch >= node.view.epoch;
-    let past_wait = |s| told && node.watch.is_past_wait(s, now);
-    ownership::is_barrier_passed(&node.view, node.slot, node.joined, &node.row, silent, past_wait)
 }
 
 /// Become a member. Returns with the lease running and the ledgers read; someone must beat from now.
@@ -490,10 +475,10 @@ pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport
         resign(node, &e);
         return Err(e);
     }
-    let dead = dead_of(&node.view, slot);
+    let first = node.is_alone();
+    let dead = if first { dead_of(&node.view, slot) } else { 0 };
     let own = own_dirty.then_some(slot);
     let dead = slots(&node.view).map(|(s, _)| s).filter(|s| dead & bit(*s) != 0);
-    let first = live(&node.view) == bit(slot);
     let report = JoinReport { slot, incarnation, first, replay: own.into_iter().chain(dead).collect() };
     tracing::info!(%slot, epoch = %node.view.epoch, first, replay = report.replay.len(), "joined");
     Ok((node, report))

@@ -26,6 +26,8 @@ struct Beat {
     moved: bool,
     /// When its mount was first expected to write.
     expected: Duration,
+    /// Did the last read show a value?
+    readable: bool,
 }
 
 /// The outcome of a renewal.
@@ -71,9 +73,12 @@ impl Watch {
         self.last_poll = Some(now);
         for (known, cell) in self.beats.iter_mut().zip(row) {
             let Some(cell) = cell else {
-                known.get_or_insert(Beat { first_seen: now, ..Beat::default() });
+                known.get_or_insert(Beat { first_seen: now, ..Beat::default() }).readable = false;
                 continue;
             };
+            if let Some(beat) = known {
+                beat.readable = true;
+            }
             let seen = (cell.incarnation, cell.counter);
             match known {
                 Some(beat) if (beat.incarnation, beat.counter) == seen => {}
@@ -83,7 +88,8 @@ impl Watch {
                     let moved = known.is_some_and(|beat| beat.incarnation != Beat::default().incarnation);
                     let expected = known.map_or(Duration::ZERO, |beat| beat.expected);
                     let (incarnation, counter) = seen;
-                    *known = Some(Beat { incarnation, counter, first_seen: now, moved, expected });
+                    *known =
+                        Some(Beat { incarnation, counter, first_seen: now, moved, expected, readable: true });
                 }
             }
         }
@@ -126,9 +132,11 @@ impl Watch {
     }
 
     /// R6: at `now`, can no write of the mount whose cell this is land any more (if it cannot renew)?
-    /// The row must have been read since the exclusion became visible.
-    pub fn is_past_wait(&self, slot: SlotId, now: Duration) -> bool {
-        self.beat(slot).is_some_and(|b| now >= b.first_seen + self.timing.wait())
+    /// At `told`, the row was read after the exclusion had become visible: if the cell does not show now
+    /// what it bears, that may be from just before then.
+    pub fn is_past_wait(&self, slot: SlotId, told: Duration, now: Duration) -> bool {
+        let from = |b: &Beat| if b.readable { b.first_seen } else { b.first_seen.max(told) };
+        self.beat(slot).is_some_and(|b| now >= from(b) + self.timing.wait())
     }
 
     /// When the value now seen was first read.
@@ -206,7 +214,7 @@ mod tests {
         w.observe(ms(0), &[cell(0, 1)]);
         w.observe(ms(10_000), &[cell(0, 1)]);
         assert!(!w.is_silent(SlotId(0)));
-        assert!(w.is_past_wait(SlotId(0), ms(10_000)), "real time has passed all the same");
+        assert!(w.is_past_wait(SlotId(0), ms(0), ms(10_000)), "real time has passed all the same");
     }
 
     #[test]
@@ -234,12 +242,29 @@ mod tests {
     }
 
     #[test]
+    fn what_an_unreadable_cell_hides_may_be_as_young_as_the_exclusion() {
+        let mut w = Watch::new(T, 1);
+        w.observe(ms(0), &[cell(0, 5)]);
+        let told = ms(3000);
+        w.observe(told, &[None]);
+        let past = |w: &Watch, now| w.is_past_wait(SlotId(0), told, now);
+        assert!(!past(&w, T.wait()) && !past(&w, told + T.wait() - ms(1)) && past(&w, told + T.wait()));
+        // The value known before stands there still: nothing was hidden.
+        w.observe(ms(3100), &[cell(0, 5)]);
+        assert!(past(&w, ms(3100)));
+        w.observe(ms(3200), &[cell(0, 6)]);
+        assert!(!past(&w, told + T.wait()) && past(&w, ms(3200) + T.wait()));
+    }
+
+    #[test]
     fn a_cell_that_was_never_readable_stands_still() {
         let mut w = Watch::new(T, 1);
         w.observe(ms(0), &[None]);
         w.observe(ms(100), &[None]);
         assert_eq!(w.first_seen(SlotId(0)), Some(ms(0)));
-        assert!(!w.is_past_wait(SlotId(0), T.wait() - ms(1)) && w.is_past_wait(SlotId(0), T.wait()));
+        let past = |told, now| w.is_past_wait(SlotId(0), told, now);
+        assert!(!past(ms(0), T.wait() - ms(1)) && past(ms(0), T.wait()));
+        assert!(!past(ms(50), T.wait()) && past(ms(50), T.wait() + ms(50)));
         // It becomes readable: the wait begins again, and that alone is no sign of life.
         w.observe(ms(200), &[cell(0, 3)]);
         assert_eq!((w.first_seen(SlotId(0)), w.has_moved(SlotId(0))), (Some(ms(200)), false));

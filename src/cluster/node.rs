@@ -6,6 +6,7 @@ use crate::cluster::LeaseSink;
 use crate::cluster::disk::{Disk, write_both};
 use crate::cluster::groups::Groups;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
+use crate::cluster::ownership;
 use crate::cluster::paxos::{Action, Event, Proposer};
 use crate::cluster::takeover::Takeover;
 use crate::cluster::timing::Timing;
@@ -78,8 +79,9 @@ impl Node {
         self.look_for_rival()?;
         self.write_beat()?;
         self.row = self.disk.read_heartbeats()?;
-        self.watch.observe(self.clock.now(), &self.row);
-        self.takeover.fences.told(self.beat.epoch, self.beat.excluded);
+        let read = self.clock.now();
+        self.watch.observe(read, &self.row);
+        self.takeover.fences.told(self.beat.epoch, self.beat.excluded, read);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         self.catch_up()?;
         let expired = self.lease_end.is_none_or(|end| started > end);
@@ -158,6 +160,19 @@ impl Node {
         let silent = |slot: &SlotId| self.watch.is_silent(*slot) && *slot != self.slot;
         let members = slots(&self.view).map(|(slot, _)| slot).filter(|s| live(&self.view) & bit(*s) != 0);
         members.filter(silent).fold(0, |mask, slot| mask | bit(slot))
+    }
+
+    /// Are we the only member?
+    pub fn is_alone(&self) -> bool {
+        live(&self.view) == bit(self.slot)
+    }
+
+    /// T5, for the view that made us a member.
+    pub fn is_barrier_passed(&self) -> bool {
+        let now = self.clock.now();
+        let silent = |s| self.watch.is_silent(s);
+        let past_wait = |s| self.takeover.fences.is_past_wait(&self.view, s, &self.watch, now);
+        ownership::is_barrier_passed(&self.view, self.slot, self.joined, &self.row, silent, past_wait)
     }
 
     /// Is a replay of ours outstanding?

@@ -56,8 +56,6 @@ pub struct Takeover {
     pub batch: u64,
     /// The last batch could not be recovered: not again before this.
     not_before: Duration,
-    /// Whose end is proven, by slot; the slot's byte range is held for as long as that counts.
-    proven: Vec<Option<Incarnation>>,
     deaths: Vec<Option<Death>>,
 }
 
@@ -75,16 +73,8 @@ impl Takeover {
             successor: Arc::default(),
             batch: 0,
             not_before: Duration::ZERO,
-            proven: vec![None; slot_count],
             deaths: vec![None; slot_count],
         }
-    }
-
-    /// This mount of `slot` is gone for certain. The proof ends with it: the next one of the slot may be
-    /// another machine's.
-    pub fn prove(&mut self, slot: SlotId, incarnation: Incarnation) {
-        self.fences.prove(slot);
-        self.proven[usize::from(slot.0)] = Some(incarnation);
     }
 }
 
@@ -101,6 +91,15 @@ impl Node {
         self.exclude_suspects()?;
         self.hand_over_fenced();
         Ok(())
+    }
+
+    /// May a mount that joins replay the journals of those that it sees to, if any? Beside other members it
+    /// does not: it becomes one of them first, for they may be writing, they may die, and somebody has to
+    /// take over from them meanwhile.
+    pub fn may_replay(&self) -> bool {
+        let fences = &self.takeover.fences;
+        let ready = || fences.ready(&self.view, self.slot, &self.row, &self.watch, self.clock.now());
+        dead_of(&self.view, self.slot) == 0 || !self.is_alone() || ready().is_some()
     }
 
     /// R4, R5. The lowest member that answers proposes; the others in turn, should it not.
@@ -139,9 +138,9 @@ impl Node {
     fn tell_suspicion(&self, suspects: &[(SlotId, Incarnation)]) {
         for (slot, _) in suspects {
             let silence = self.watch.silence(*slot).as_secs_f32();
-            let why = match self.takeover.fences.proven() & bit(*slot) {
-                0 => "under gap-free polling",
-                _ => "and its process is gone from this machine",
+            let why = match self.takeover.fences.is_proven(&self.view, *slot) {
+                false => "under gap-free polling",
+                true => "and its process is gone from this machine",
             };
             tracing::warn!(
                 "{} has shown no heartbeat for {silence:.1} s {why}; it is excluded",
@@ -152,7 +151,7 @@ impl Node {
 
     /// F1: was the last mount of `slot` a process of this boot, on this very file, that has let go of it?
     fn prove_gone(&mut self, slot: SlotId, incarnation: Incarnation) -> bool {
-        if self.takeover.proven[usize::from(slot.0)] == Some(incarnation) {
+        if self.takeover.fences.proven(slot) == Some(incarnation) {
             return true;
         }
         let Some(cell) = self.row[usize::from(slot.0)].as_ref() else { return false };
@@ -172,7 +171,7 @@ impl Node {
             }
         };
         if gone {
-            self.takeover.prove(slot, incarnation);
+            self.takeover.fences.prove(slot, incarnation);
         }
         gone
     }
@@ -181,11 +180,10 @@ impl Node {
     fn release_proofs(&mut self) {
         let occupied = live(&self.view) | dead(&self.view);
         for (slot, member) in slots(&self.view.clone()) {
-            let proven = &mut self.takeover.proven[usize::from(slot.0)];
-            if proven.is_none() || *proven == Some(member.incarnation) && occupied & bit(slot) != 0 {
+            let proven = self.takeover.fences.proven(slot);
+            if proven.is_none() || proven == Some(member.incarnation) && occupied & bit(slot) != 0 {
                 continue;
             }
-            *proven = None;
             self.takeover.fences.forget_proof(slot);
             let (offset, length) = self.disk.slot_range(slot);
             if let Some(Err(e)) = self.takeover.proofs.claim.as_ref().map(|c| c.release(offset, length)) {
@@ -212,7 +210,7 @@ impl Node {
         let batch_slots: Vec<SlotId> =
             slots(&self.view).map(|(slot, _)| slot).filter(|s| batch & bit(*s) != 0).collect();
         for slot in &batch_slots {
-            let proven = fences.proven() & bit(*slot) != 0;
+            let proven = fences.is_proven(&self.view, *slot);
             if let Some(death) = &mut self.takeover.deaths[usize::from(slot.0)]
                 && !std::mem::replace(&mut death.fenced, true)
             {

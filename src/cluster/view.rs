@@ -120,9 +120,21 @@ pub fn first(view: &View, me: SlotId, incarnation: Incarnation) -> View {
     to
 }
 
-/// The mounts of `suspects` are members no more, and `me` sees to their slots; also to those of the dead
-/// whose adopter is no member (any more). The clean slots that a suspect looks after stay with it until
-/// it is recovered: an adoption of its may be on its way. `None` if nothing changes.
+/// Who of `members` sees to the dead. All of them are always one's to see to: they may have written the
+/// same blocks, and one may have been moving what another had left to free when it died, so their journals
+/// are for one host to replay, one after the other.
+fn adopter(view: &View, members: u64) -> Option<SlotId> {
+    let of = |s: &SlotView| match s.state {
+        SlotState::Dead { adopter } if members & bit(adopter) != 0 => Some(adopter),
+        _ => None,
+    };
+    view.slots.iter().find_map(of)
+}
+
+/// The mounts of `suspects` are members no more, and their slots are for the member to see to that sees to
+/// dead hosts already, else for `me`; likewise those of the dead whose adopter is no member (any more). The
+/// clean slots that a suspect looks after stay with it until it is recovered: an adoption of its may be on
+/// its way. `None` if nothing changes.
 pub fn exclude(view: &View, me: SlotId, suspects: &[(SlotId, Incarnation)]) -> Option<View> {
     if live(view) & bit(me) == 0 {
         return None;
@@ -131,16 +143,17 @@ pub fn exclude(view: &View, me: SlotId, suspects: &[(SlotId, Incarnation)]) -> O
         |slot| suspects.iter().any(|(s, i)| *s == slot && slot != me && is_member(view, slot, *i));
     let members = slots(view).map(|(slot, _)| slot).filter(|s| live(view) & bit(*s) != 0 && !suspected(*s));
     let members = members.fold(0, |mask, slot| mask | bit(slot));
+    let adopter = adopter(view, members).unwrap_or(me);
     let mut to = next(view);
     let mut any = false;
     for (i, s) in to.slots.iter_mut().enumerate() {
         let excluded = match s.state {
             SlotState::Live { .. } => suspected(SlotId(i as u16)),
-            SlotState::Dead { adopter } => members & bit(adopter) == 0,
+            SlotState::Dead { adopter: before } => members & bit(before) == 0,
             SlotState::Clean { .. } | SlotState::Empty => false,
         };
         if excluded {
-            s.state = SlotState::Dead { adopter: me };
+            s.state = SlotState::Dead { adopter };
             any = true;
         }
     }
@@ -180,13 +193,14 @@ pub fn inherit(view: &View, me: SlotId) -> Option<View> {
 
 /// `me` leaves with an empty journal. Its slot and those it looks after go round the members that
 /// answer, or to the next joiner if there are none. `None` if `me` is no member. Excluded slots that
-/// `me` has not recovered are given on as they are.
+/// `me` has not recovered are given on as they are, all to one.
 pub fn leave(view: &View, me: SlotId, incarnation: Incarnation, silent: u64) -> Option<View> {
     if !is_member(view, me, incarnation) {
         return None;
     }
     let heirs = live(view) & !silent & !bit(me);
     let heirs: Vec<SlotId> = slots(view).map(|(slot, _)| slot).filter(|s| heirs & bit(*s) != 0).collect();
+    let recoverer = heirs.first().copied();
     let mut turn = heirs.iter().cycle();
     let mut heir = || turn.next().map_or(Adopter::NextJoiner, |s| Adopter::Slot(*s));
     let mut to = next(view);
@@ -195,7 +209,7 @@ pub fn leave(view: &View, me: SlotId, incarnation: Incarnation, silent: u64) -> 
         if i == usize::from(me.0) || ours {
             s.state = SlotState::Clean { adopter: heir() };
         } else if s.state == (SlotState::Dead { adopter: me })
-            && let Adopter::Slot(adopter) = heir()
+            && let Some(adopter) = recoverer
         {
             s.state = SlotState::Dead { adopter };
         }
@@ -281,6 +295,64 @@ mod tests {
         assert_eq!(states(&v)[2], dead(0));
         let v = first(&v, SlotId(1), inc(14));
         assert_eq!(states(&v)[2], dead(1));
+    }
+
+    #[test]
+    fn all_the_dead_are_one_members_to_see_to() {
+        let v = first(&View::initial(5, 5), SlotId(0), inc(10));
+        let v = admit(&v, &[inc(11), inc(12), inc(13), inc(14)], !0, 0).unwrap();
+        let dead = |a| SlotState::Dead { adopter: SlotId(a) };
+        let two = exclude(&v, SlotId(1), &[(SlotId(3), inc(13)), (SlotId(4), inc(14))]).unwrap();
+        assert_eq!(states(&two)[3..], [dead(1), dead(1)]);
+        // It leaves: not one to each of those who stay.
+        let left = leave(&two, SlotId(1), inc(11), 0).unwrap();
+        assert_eq!(states(&left)[3..], [dead(0), dead(0)]);
+        // Whoever excludes another leaves it to the one who is at work already.
+        let third = exclude(&two, SlotId(0), &[(SlotId(2), inc(12))]).unwrap();
+        assert_eq!(states(&third)[2..], [dead(1), dead(1), dead(1)]);
+        // Unless that is the one.
+        let fourth = exclude(&third, SlotId(0), &[(SlotId(1), inc(11))]).unwrap();
+        assert_eq!(states(&fourth)[1..], [dead(0); 4]);
+    }
+
+    /// All views that `view` may be followed by; `inc(1)` is every mount's.
+    fn successors(view: &View) -> Vec<View> {
+        let members = || slots(view).map(|(s, _)| s).filter(|s| live(view) & bit(*s) != 0);
+        let subsets = || (0..=ALL).filter(|mask| mask & !live(view) == 0);
+        let mut all = Vec::new();
+        if live(view) == 0 {
+            all.extend((0..4).map(|me| first(view, SlotId(me), inc(1))));
+        } else if dead(view) == 0 {
+            all.extend(subsets().filter_map(|silent| admit(view, &[inc(1)], ALL, silent).ok()));
+        }
+        for me in members() {
+            all.extend(inherit(view, me));
+            for mask in subsets() {
+                let of = |s: &SlotId| mask & bit(*s) != 0;
+                let suspects: Vec<_> = members().filter(of).map(|s| (s, inc(1))).collect();
+                all.extend(exclude(view, me, &suspects));
+                all.extend(leave(view, me, inc(1), mask));
+            }
+            all.extend((1..=ALL).filter_map(|mask| recovered(view, me, mask)));
+        }
+        all.iter_mut().for_each(|v| v.epoch = Epoch(0));
+        all
+    }
+
+    #[test]
+    fn no_story_gives_the_dead_to_two() {
+        let mut todo = vec![View { epoch: Epoch(0), ..first(&View::initial(4, 4), SlotId(0), inc(1)) }];
+        let mut seen = std::collections::HashSet::new();
+        while let Some(view) = todo.pop() {
+            let adopter = |s: &SlotView| match s.state {
+                SlotState::Dead { adopter } => Some(adopter),
+                _ => None,
+            };
+            let adopters: std::collections::BTreeSet<_> = view.slots.iter().filter_map(adopter).collect();
+            assert!(adopters.len() <= 1, "{:?}", states(&view));
+            todo.extend(successors(&view).into_iter().filter(|next| seen.insert(next.clone())));
+        }
+        assert!(seen.len() > 300, "{} views", seen.len());
     }
 
     #[test]
