@@ -6,11 +6,11 @@ use common::journal_rig::*;
 use shoal::base::{AgNo, BlockNo, Error, LockName, TxnId, Version};
 use shoal::device::BlockDevice;
 use shoal::format::{Block, BlockKind};
-use shoal::journal::{Journal, JournalConfig, journal_is_clean};
+use shoal::journal::{DeviceSink, Journal, JournalConfig, ReplaySink, journal_is_clean, replay};
 use shoal::store::Store;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -324,4 +324,98 @@ fn memory_is_bounded_before_the_log_is_full() {
     assert!(journal.checkpointed() > TxnId(1), "by want of log space?");
     let (used, size) = journal.fill();
     assert!(used < size / 2);
+}
+
+/// How long a torn block may be under somebody's hands.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Replays onto a device where a test says what looks at the second block find.
+struct Watched<'a> {
+    inner: DeviceSink<'a>,
+    /// When the second block was first looked at.
+    first: Option<Instant>,
+    /// By the time since then; `None`: what stands there.
+    found: &'a dyn Fn(Duration) -> Option<Block>,
+    /// How long a look at the first block takes.
+    slow: Duration,
+    written: Vec<(BlockNo, Instant)>,
+}
+
+impl ReplaySink for Watched<'_> {
+    fn read(&mut self, at: BlockNo) -> shoal::base::Result<Block> {
+        if at == block(0) {
+            std::thread::sleep(self.slow);
+        }
+        if at == block(1) {
+            let since = self.first.get_or_insert_with(Instant::now).elapsed();
+            if let Some(found) = (self.found)(since) {
+                return Ok(found);
+            }
+        }
+        self.inner.read(at)
+    }
+    fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> shoal::base::Result<()> {
+        self.written.extend(blocks.iter().map(|(at, _)| (*at, Instant::now())));
+        self.inner.write(blocks)
+    }
+    fn is_persistent(&self) -> bool {
+        true
+    }
+    fn settle(&self) -> Duration {
+        SETTLE
+    }
+}
+
+/// The second block as a write that is under way may leave it, or, sealed, in version 9.
+fn second(piece: u8, whole: bool) -> Block {
+    let mut b = Block::init(FORMAT, block(1), BlockKind::Inode, block(1).0, cover(1), Version(9));
+    b.seal();
+    if !whole {
+        b.body_mut()[8] = piece;
+    }
+    b
+}
+
+/// Which blocks were written, and how long after the first look at the second one.
+fn replay_watched(slow: Duration, found: &dyn Fn(Duration) -> Option<Block>) -> Vec<(BlockNo, Duration)> {
+    let disk = disk(3);
+    let (_store, journal) = open_with(&disk, by_hand());
+    (0..3).for_each(|n| drop(bump(&journal, n)));
+    journal.commit(journal.running()).unwrap();
+    let store = Store::new(disk.snapshot(), FORMAT, geometry(), 1 << 20);
+    // The third is torn by whoever died.
+    let mut b = Block::zeroed();
+    store.read_data(block(2), &mut b.0).unwrap();
+    b.body_mut()[8] = 1;
+    store.device().write(block(2).byte(), &b.0).unwrap();
+    let inner = DeviceSink::new(&store, SETTLE);
+    let mut sink = Watched { inner, first: None, found, slow, written: vec![] };
+    let report = replay(&store, extent(), SLOT, &mut sink).unwrap();
+    assert_eq!(report.applied, sink.written.len() as u64);
+    let first = sink.first.unwrap();
+    sink.written.iter().map(|(at, when)| (*at, when.saturating_duration_since(first))).collect()
+}
+
+#[test]
+fn a_torn_block_is_left_to_a_writer_who_lives() {
+    let writers: [&dyn Fn(Duration) -> Option<Block>; 2] = [
+        // One write is under way when the block is first looked at; that may be late in the replay.
+        &|since| Some(second(1, since > SETTLE / 2)),
+        // And another after it, never seen whole in between.
+        &|since| Some(second((since.as_millis() / 60) as u8 + 1, since > SETTLE * 2)),
+    ];
+    for writer in writers {
+        for slow in [Duration::ZERO, SETTLE * 2] {
+            let written: Vec<_> = replay_watched(slow, writer).into_iter().map(|(at, _)| at).collect();
+            assert_eq!(written, [block(0), block(2)]);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_stay_torn_are_waited_for_side_by_side() {
+    let written = replay_watched(Duration::ZERO, &|_| Some(second(1, false)));
+    assert_eq!(written.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [block(0), block(1), block(2)]);
+    let [_, (_, one), (_, other)] = written[..] else { panic!("{written:?}") };
+    assert!(one >= SETTLE && other >= SETTLE && other - one < SETTLE, "{written:?}");
 }

@@ -16,6 +16,7 @@ use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{Journal, JournalConfig};
 use crate::lock::{Demoter, LockConfig};
+use std::thread::JoinHandle;
 
 /// How long living members are asked to let us in: longer than they need to take over from one that died,
 /// for before that they let nobody in.
@@ -252,8 +253,9 @@ fn assemble(
         opened.superblock.check_features(true)?;
     }
     let able = opened.superblock.check_features(true).is_ok();
-    let settle = Timing::of(opened.superblock.timing).write_life;
+    let settle = Timing::of(opened.superblock.timing).claim_wait();
     let recovery = takeover::Recovery::new(&opened.volume, settle, able);
+    // There is no other member, or there would be nothing to replay yet: no torn block is in anybody's hands.
     recovery.replay_all(&store, &report.replay, Duration::ZERO)?;
     let slot = report.slot;
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
@@ -308,7 +310,7 @@ impl Core {
             self.store.halt().trip(format!("the mount failed: {e}"));
         })?;
         self.start_threads()?;
-        self.look_at_root()?;
+        // From here on this host waits for locks, perhaps for those of a host that dies.
         if self.recovery.is_able() {
             let core = Arc::downgrade(self);
             self.cluster.on_fenced(Box::new(move |slots| {
@@ -317,7 +319,7 @@ impl Core {
                 }
             }));
         }
-        Ok(())
+        self.look_at_root()
     }
 
     /// Lock room and cluster room learn of each other.
@@ -404,11 +406,17 @@ impl Core {
         self.stopping.store(true, Ordering::Release);
         self.writeback.stop();
         self.reaper.stop();
-        self.recovery.stop();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let is_recovery = |t: &JoinHandle<()>| t.thread().name() == Some("shoal-recovery");
+        let (recovery, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(is_recovery);
+        let end = |thread: JoinHandle<()>| {
             thread.thread().unpark();
             let _ = thread.join();
-        }
+        };
+        others.into_iter().for_each(end);
+        // The others may have been waiting for what a dead host holds.
+        self.recovery.stop();
+        recovery.into_iter().for_each(end);
     }
 
     fn leave(self: &Arc<Self>) -> Result<()> {

@@ -177,7 +177,7 @@ impl Lease {
         self.page.0.lease_end.store(end.as_nanos() as u64, Ordering::Release);
     }
 
-    /// The mount stands; this is its connection's number.
+    /// The mount stands, with this number of its connection; 0: it is gone.
     pub fn set_mounted(&self, connection: u64) {
         self.page.0.connection.store(connection, Ordering::Release);
     }

@@ -8,7 +8,7 @@ use crate::fuse::guardian::Lease;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct Notifier {
     device: File,
     /// Protocol minor that the kernel named in INIT; 0 before.
     minor: AtomicU32,
-    /// The connection's number, once it is mounted.
-    connection: OnceLock<u64>,
+    /// The connection's number while it is mounted, else 0.
+    connection: AtomicU64,
     /// Who must know how long the caches may be trusted.
     guardian: OnceLock<Arc<Lease>>,
 }
@@ -48,7 +48,7 @@ impl Notifier {
         Ok(Notifier {
             device: device.into(),
             minor: AtomicU32::new(0),
-            connection: OnceLock::new(),
+            connection: AtomicU64::new(0),
             guardian: OnceLock::new(),
         })
     }
@@ -65,7 +65,16 @@ impl Notifier {
 
     /// The mount is complete.
     pub fn set_mounted(&self, connection: u64) {
-        let _ = self.connection.set(connection);
+        self.set_connection(connection);
+    }
+
+    /// The kernel has let go of the mount: its number may be another one's soon, and nobody may cut that.
+    pub fn set_unmounted(&self) {
+        self.set_connection(0);
+    }
+
+    fn set_connection(&self, connection: u64) {
+        self.connection.store(connection, Ordering::Release);
         if let Some(guardian) = self.guardian.get() {
             guardian.set_mounted(connection);
         }
@@ -124,8 +133,10 @@ impl KernelCache for Notifier {
     }
 
     fn abort(&self) -> io::Result<()> {
-        let connection = *self.connection.get().ok_or(io::ErrorKind::NotConnected)?;
-        super::mount::abort(connection)
+        match self.connection.load(Ordering::Acquire) {
+            0 => Err(io::ErrorKind::NotConnected.into()),
+            connection => super::mount::abort(connection),
+        }
     }
 
     fn trusted_until(&self, lease_end: Duration, guard: Duration) {

@@ -51,7 +51,7 @@ pub trait ReplaySink {
     fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()>;
     /// Does it reach the disk? Then the journal is marked empty afterwards.
     fn is_persistent(&self) -> bool;
-    /// How long a torn block may still be under a live writer's hands.
+    /// How long a torn block that does not change may still be under a live writer's hands.
     fn settle(&self) -> Duration {
         Duration::ZERO
     }
@@ -351,41 +351,87 @@ fn apply(
     sink: &mut dyn ReplaySink,
     report: &mut ReplayReport,
 ) -> Result<()> {
-    let settled_at = Instant::now() + sink.settle();
     let mut batch = Vec::new();
+    let mut torn = Vec::new();
     for (block, image) in newest {
-        let (decision, torn) = look(store, block, image.entry.version(), settled_at, sink)?;
-        if decision == Decision::Apply {
-            report.applied += 1;
-            report.torn += u64::from(torn);
-            let mut image = image.block();
-            image.seal();
-            batch.push((block, Arc::new(image)));
-            if batch.len() == WRITE_BATCH {
-                sink.write(&batch)?;
-                batch.clear();
+        let mut seen = None;
+        match look(store, block, image.entry.version(), &mut seen, sink)? {
+            Decision::Skip => {}
+            Decision::ReadAgain => torn.push((block, image, seen)),
+            Decision::Apply => {
+                report.applied += 1;
+                report.torn += u64::from(seen.is_some());
+                batch.push(sealed(block, &image));
+                if batch.len() == WRITE_BATCH {
+                    sink.write(&batch)?;
+                    batch.clear();
+                }
             }
         }
     }
-    sink.write(&batch)
+    sink.write(&batch)?;
+    await_torn(store, torn, sink, report)
 }
 
-/// Compare with the disk until the rule decides. The flag: it was torn.
+/// Look at torn blocks until all are decided. They wait side by side, each for its own time, and each is
+/// written at once: what was seen of it is not true for long.
+fn await_torn(
+    store: &Store,
+    mut torn: Vec<(BlockNo, record::Image, Option<Torn>)>,
+    sink: &mut dyn ReplaySink,
+    report: &mut ReplayReport,
+) -> Result<()> {
+    while !torn.is_empty() {
+        store.halt().check()?;
+        std::thread::sleep(TORN_PAUSE);
+        for (block, image, mut seen) in std::mem::take(&mut torn) {
+            match look(store, block, image.entry.version(), &mut seen, sink)? {
+                Decision::Skip => {}
+                Decision::ReadAgain => torn.push((block, image, seen)),
+                Decision::Apply => {
+                    report.applied += 1;
+                    report.torn += 1;
+                    sink.write(&[sealed(block, &image)])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sealed(block: BlockNo, image: &record::Image) -> (BlockNo, Arc<Block>) {
+    let mut image = image.block();
+    image.seal();
+    (block, Arc::new(image))
+}
+
+/// How a torn block looked, and since when it has looked so.
+#[derive(Clone, Copy, Debug)]
+struct Torn {
+    crc: u32,
+    since: Instant,
+}
+
+/// Compare with the disk. A live writer's hands are off a block that has stayed torn in the same way for
+/// the settle time; that counts from a look at this very block, and anew when it changes.
 fn look(
     store: &Store,
     block: BlockNo,
     image: Version,
-    settled_at: Instant,
+    seen: &mut Option<Torn>,
     sink: &mut dyn ReplaySink,
-) -> Result<(Decision, bool)> {
-    loop {
-        let on_disk = sink.read(block)?.replay_version(store.format_id(), block);
-        let decision = decide(on_disk, image, Instant::now() >= settled_at);
-        if decision != Decision::ReadAgain {
-            return Ok((decision, on_disk.is_none()));
-        }
-        std::thread::sleep(TORN_PAUSE);
+) -> Result<Decision> {
+    let begun = Instant::now();
+    let found = sink.read(block)?;
+    let on_disk = found.replay_version(store.format_id(), block);
+    if on_disk.is_some() {
+        return Ok(decide(on_disk, image, false));
     }
+    let crc = crc32c(&found.0);
+    let same = seen.filter(|torn| torn.crc == crc);
+    let torn = same.unwrap_or_else(|| Torn { crc, since: Instant::now() });
+    *seen = Some(torn);
+    Ok(decide(None, image, begun.saturating_duration_since(torn.since) >= sink.settle()))
 }
 
 /// Copy A, FLUSH, copy B, FLUSH. Numbers are skipped so that what the dead host had begun to write

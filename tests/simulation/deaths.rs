@@ -12,6 +12,8 @@ use crate::tree;
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use shoal::base::{LockName, Mode};
+use shoal::lock::{DemoteAnswer, DemoteJob, Demoter};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -175,8 +177,13 @@ impl Sim {
         }
     }
 
-    /// Every promise is kept on a host that lives.
-    fn check(&self, at: usize) -> Result<(), String> {
+    /// Every promise is kept on a host that lives, or on the next one.
+    fn check(&self) -> Result<(), String> {
+        let living = (0..HOSTS).find(|at| self.hosts[*at].read().is_some());
+        let at = living.unwrap_or_default();
+        if living.is_none() {
+            self.mount(at)?;
+        }
         let place = self.hosts[at].read();
         let host = place.as_ref().ok_or("the last host is gone")?;
         let promised = self.promised.lock().clone();
@@ -226,11 +233,11 @@ fn die_leaving(sim: &Sim, at: usize, pause: Duration) {
     });
 }
 
-/// Deaths as a seed has them. Host 0 is spared, so that there always is somebody.
+/// Deaths as a seed has them. Nobody is spared; there may be moments when all are gone.
 fn deaths(sim: &Sim, random: &mut StdRng, rounds: usize) -> Result<(), String> {
     for _ in 0..rounds {
         std::thread::sleep(Duration::from_millis(random.random_range(50..800)));
-        let at = random.random_range(1..HOSTS);
+        let at = random.random_range(0..HOSTS);
         let pause = Duration::from_millis(random.random_range(0..1500));
         if sim.hosts[at].read().is_none() {
             match random.random_range(0..4) {
@@ -250,7 +257,7 @@ fn deaths(sim: &Sim, random: &mut StdRng, rounds: usize) -> Result<(), String> {
                 // One more while the first is being recovered.
                 sim.end(at, End::Cut);
                 std::thread::sleep(Duration::from_millis(random.random_range(0..3000)));
-                sim.end(1 + at % (HOSTS - 1), End::Cut);
+                sim.end((at + 1) % HOSTS, End::Cut);
             }
             6 => die_leaving(sim, at, pause / 4),
             _ => {
@@ -284,7 +291,8 @@ fn run(seed: u64) -> Result<Count, String> {
         mounts: AtomicUsize::new(0),
     };
     (0..HOSTS).try_for_each(|at| sim.mount(at))?;
-    sim.hosts[0].read().as_ref().expect("just mounted").mkdir("/shared").map_err(|e| e.to_string())?;
+    let made = sim.hosts[0].read().as_ref().map(|host| host.mkdir("/shared").and_then(|()| host.fsync("/")));
+    made.expect("just mounted").map_err(|e| e.to_string())?;
     let mut random = StdRng::seed_from_u64(seed);
     let rounds = std::env::var("SHOAL_DEATHS").map_or(6, |n| n.parse().expect("a number of deaths"));
     let ended = std::thread::scope(|scope| {
@@ -298,7 +306,7 @@ fn run(seed: u64) -> Result<Count, String> {
             workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err("a worker panicked".into())));
         worked.collect::<Vec<_>>().into_iter().fold(died, |all, one| all.and(one))
     });
-    let ended = ended.and_then(|()| sim.check(0));
+    let ended = ended.and_then(|()| sim.check());
     let left = (0..HOSTS).filter_map(|at| sim.hosts[at].write().take()).map(|host| host.stop());
     let left: Vec<_> = left.collect();
     println!("seed {seed}: longest wait {:?}", sim.longest.lock());
@@ -353,4 +361,64 @@ fn a_stall_of_the_whole_store_expels_nobody() {
     assert_eq!(hosts[1].list("/shared").unwrap().len(), 6);
     hosts.into_iter().for_each(|host| host.stop().unwrap());
     tree::fsck(&disk).unwrap();
+}
+
+/// Gives no inode up while it is told not to.
+struct Stubborn {
+    inner: Arc<dyn Demoter>,
+    stubborn: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Demoter for Stubborn {
+    fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
+        let is_inode = |job: &DemoteJob| matches!(job.name, LockName::Inode(_));
+        if self.stubborn.load(Ordering::Acquire) && batch.iter().any(is_inode) {
+            self.asked.fetch_add(1, Ordering::Release);
+            return vec![DemoteAnswer::Busy; batch.len()];
+        }
+        self.inner.demote(batch)
+    }
+
+    fn granted(&self, name: LockName, mode: Mode) {
+        self.inner.granted(name, mode);
+    }
+
+    fn kept(&self, name: LockName, mode: Mode) {
+        self.inner.kept(name, mode);
+    }
+}
+
+/// A host mounts while the only other one has the root, and dies with it: nobody else can take over.
+#[test]
+fn a_mount_takes_over_from_the_host_that_let_it_in() {
+    for proven in [false, true] {
+        let disk = volume(64, 3);
+        let (stubborn, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let wrap = |inner| {
+            let (stubborn, asked) = (stubborn.clone(), asked.clone());
+            Arc::new(Stubborn { inner, stubborn, asked }) as Arc<dyn Demoter>
+        };
+        let a = Host::mount_wrapped(&disk, "a", Duration::from_secs(1), &wrap).expect("mount");
+        a.create("/f").expect("create");
+        a.fsync("/f").expect("fsync");
+        stubborn.store(true, Ordering::Release);
+        let (port, (mounted, answer)) = (Port::new(&disk), std::sync::mpsc::channel());
+        std::thread::spawn(move || mounted.send(Host::mount_by(port, "b")));
+        let limit = Instant::now() + WAIT_MAX;
+        while asked.load(Ordering::Acquire) == 0 {
+            assert!(Instant::now() < limit, "the root is never asked for");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Stubborn, or cut off with its claim gone.
+        if proven {
+            a.port.cut();
+        }
+        a.fs.halt("the test wants it");
+        let b = answer.recv_timeout(WAIT_MAX).expect("the mount waits for ever").expect("mount");
+        assert_eq!(b.read("/f").expect("read").len(), 0);
+        a.crash();
+        b.stop().expect("a clean leave");
+        tree::fsck(&disk).expect("a sound volume");
+    }
 }

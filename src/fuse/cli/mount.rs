@@ -206,7 +206,7 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
     });
     let adapter = Adapter::new(fs.clone(), notifier.clone());
     let at = (task.source.as_os_str(), task.mountpoint.as_path());
-    let served = daemon::begin(adapter, fuse, notifier, at, task.request.flags, task.request.threads)
+    let served = daemon::begin(adapter, fuse, notifier.clone(), at, task.request.flags, task.request.threads)
         .and_then(|served| {
             registration.lock().set_mounted(served.connection, task.request.volume.read_only)?;
             served.unmount_on_signals(signals)?;
@@ -216,7 +216,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
             readiness.ready();
-            served.run().map_err(|e| tracing::error!("serving {shown}: {e}"))
+            let ended = served.run().map_err(|e| tracing::error!("serving {shown}: {e}"));
+            notifier.set_unmounted();
+            ended
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
