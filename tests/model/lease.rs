@@ -29,6 +29,8 @@ enum Mutant {
     NotRead,
     /// The time counts from the exclusion's reading of the cell, but only for the lease.
     WritesLandAtOnce,
+    /// A cell that cannot be read is taken to bear what it bore (R6).
+    NothingHidden,
 }
 
 const ME: SlotId = SlotId(0);
@@ -82,6 +84,8 @@ struct State {
     /// Heartbeats of the two that are still to come.
     beats: u8,
     polls: u8,
+    /// So many reads will not show the victim's cell.
+    blind: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +100,16 @@ enum Step {
     Exclude,
     Publish,
     Read,
+    /// A read that does not show the victim's cell.
+    ReadBlind,
     Act,
 }
 
 #[derive(Clone)]
 struct Lease {
+    beats: u8,
+    polls: u8,
+    blind: u8,
     mutant: Option<Mutant>,
 }
 
@@ -139,8 +148,27 @@ impl Lease {
         }
         s.published = true;
         if self.is(Mutant::NotRead) {
-            s.fences.told(s.view.epoch, view::dead_of(&s.view, ME));
+            s.fences.told(s.view.epoch, view::dead_of(&s.view, ME), at(s.now));
         }
+    }
+
+    /// The row, read behind the publication.
+    fn read(&self, s: &mut State, blind: bool) {
+        let mut row: Vec<_> = s.cells.iter().cloned().map(Some).collect();
+        s.blind -= u8::from(blind);
+        if blind {
+            row[1] = None;
+        }
+        if blind && self.is(Mutant::NothingHidden) {
+            s.fences.told(s.cells[0].epoch, s.cells[0].excluded, Duration::ZERO);
+        } else if !self.is(Mutant::NotRead) || s.watch.first_seen(VICTIM).is_none() {
+            s.watch.observe(at(s.now), &row);
+            s.fences.told(s.cells[0].epoch, s.cells[0].excluded, at(s.now));
+        }
+        if self.is(Mutant::NotPublished) {
+            s.fences.told(s.view.epoch, view::dead_of(&s.view, ME), at(s.now));
+        }
+        s.published = false;
     }
 
     fn watch(&self) -> Watch {
@@ -182,8 +210,9 @@ impl Model for Lease {
             published: false,
             acted: false,
             late: false,
-            beats: 2,
-            polls: 3,
+            beats: self.beats,
+            polls: self.polls,
+            blind: self.blind,
         }]
     }
 
@@ -205,6 +234,7 @@ impl Model for Lease {
             (!excluded, Step::Exclude),
             (!s.acted && s.polls > 0 && !s.published, Step::Publish),
             (s.published, Step::Read),
+            (s.published && s.blind > 0, Step::ReadBlind),
             (!s.acted && self.is_ready(s), Step::Act),
         ];
         steps.extend(offers.iter().filter(|(offered, _)| *offered).map(|(_, step)| *step));
@@ -239,17 +269,8 @@ impl Model for Lease {
                 s.polls -= 1;
                 self.publish(s);
             }
-            Step::Read => {
-                let row: Vec<_> = s.cells.iter().cloned().map(Some).collect();
-                if !self.is(Mutant::NotRead) || s.watch.first_seen(VICTIM).is_none() {
-                    s.watch.observe(at(s.now), &row);
-                    s.fences.told(s.cells[0].epoch, s.cells[0].excluded);
-                }
-                if self.is(Mutant::NotPublished) {
-                    s.fences.told(s.view.epoch, view::dead_of(&s.view, ME));
-                }
-                s.published = false;
-            }
+            Step::Read => self.read(s, false),
+            Step::ReadBlind => self.read(s, true),
             Step::Act => s.acted = true,
         }
         Some(next)
@@ -269,18 +290,23 @@ impl Protocol for Lease {
     }
 
     fn is_fault(&self, step: &Step) -> bool {
-        matches!(step, Step::Beat)
+        matches!(step, Step::Beat | Step::ReadBlind)
     }
 }
 
+const READABLE: Lease = Lease { beats: 2, polls: 3, blind: 0, mutant: None };
+const BLIND: Lease = Lease { beats: 1, polls: 3, blind: 1, mutant: None };
+
 #[test]
 fn nothing_lands_after_the_take_over() {
-    holds("lease, 1 victim", Lease { mutant: None });
+    holds("lease, 1 victim", READABLE);
+    holds("lease, 1 victim with a cell that a read does not show", BLIND);
 }
 
 #[test]
 fn every_rule_of_the_lease_is_needed() {
     use Mutant::*;
     let all = [RowBeforeBeat, NoGuard, NotPublished, NotRead, WritesLandAtOnce];
-    catches("lease", &all, |m| Lease { mutant: Some(m) });
+    catches("lease", &all, |m| Lease { mutant: Some(m), ..READABLE });
+    catches("lease", &[NothingHidden], |m| Lease { mutant: Some(m), ..BLIND });
 }

@@ -298,6 +298,11 @@ impl Model for Tokens {
                 })
             }),
             Property::always("I2 no token is taken twice", |_, s: &State| !s.twice),
+            Property::always("the dead are one's to see to", |_, s: &State| {
+                (0..SLOTS as u16)
+                    .map(|at| view::dead_of(&s.view, SlotId(at)))
+                    .all(|ours| ours == 0 || ours == view::dead(&s.view))
+            }),
             Property::sometimes("a group is taken twice", |_, s: &State| {
                 s.tokens.keys().any(|(_, token)| token.0 >= 3)
             }),
