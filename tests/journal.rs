@@ -380,7 +380,7 @@ fn second(piece: u8, whole: bool) -> Block {
 fn replay_watched(slow: Duration, found: &dyn Fn(Duration) -> Option<Block>) -> Vec<(BlockNo, Duration)> {
     let disk = disk(3);
     let (_store, journal) = open_with(&disk, by_hand());
-    (0..3).for_each(|n| drop(bump(&journal, n)));
+    (0..3).for_each(|n| _ = bump(&journal, n));
     journal.commit(journal.running()).unwrap();
     let store = Store::new(disk.snapshot(), FORMAT, geometry(), 1 << 20);
     // The third is torn by whoever died.
