@@ -47,6 +47,7 @@ mod serving;
 mod space;
 mod statfs;
 mod takeover;
+mod threads;
 pub mod types;
 mod walk;
 mod writeback;

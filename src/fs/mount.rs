@@ -16,7 +16,6 @@ use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{Journal, JournalConfig};
 use crate::lock::{Demoter, LockConfig};
-use std::thread::JoinHandle;
 
 /// How long living members are asked to let us in: longer than they need to take over from one that died,
 /// for before that they let nobody in.
@@ -358,19 +357,6 @@ impl Core {
         self.cluster.recovered(replayed)
     }
 
-    fn start_threads(self: &Arc<Self>) -> Result<()> {
-        let mut threads = self.threads.lock();
-        let mut start = |name: &str, work: fn(&Arc<Core>)| {
-            let core = self.clone();
-            let thread = std::thread::Builder::new().name(format!("shoal-{name}")).spawn(move || work(&core));
-            thread.map(|t| threads.push(t)).map_err(|e| Error::Device(format!("cannot start a thread: {e}")))
-        };
-        start("writeback", Core::run_writeback)?;
-        start("reaper", Core::run_reaper)?;
-        start("recovery", Core::run_recovery)?;
-        start("report", Core::run_report)
-    }
-
     /// The root must be there before anybody is told that the mount is.
     fn look_at_root(self: &Arc<Self>) -> Result<()> {
         let _pins = self.locks.acquire_wait(inode(self.root, Mode::S))?;
@@ -380,7 +366,7 @@ impl Core {
     }
 
     /// Tells the heartbeat what this host has, and keeps the lock cache bounded.
-    fn run_report(self: &Arc<Self>) {
+    pub(super) fn run_report(self: &Arc<Self>) {
         while !self.stopping.load(Ordering::Acquire) {
             let held = self.alloc.held();
             let free_data = held.iter().filter_map(|ag| self.alloc.free_blocks(*ag)).sum();
@@ -400,23 +386,6 @@ impl Core {
             }
             std::thread::park_timeout(REPORT);
         }
-    }
-
-    fn stop_threads(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.writeback.stop();
-        self.reaper.stop();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        let is_recovery = |t: &JoinHandle<()>| t.thread().name() == Some("shoal-recovery");
-        let (recovery, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(is_recovery);
-        let end = |thread: JoinHandle<()>| {
-            thread.thread().unpark();
-            let _ = thread.join();
-        };
-        others.into_iter().for_each(end);
-        // The others may have been waiting for what a dead host holds.
-        self.recovery.stop();
-        recovery.into_iter().for_each(end);
     }
 
     fn leave(self: &Arc<Self>) -> Result<()> {
@@ -442,7 +411,10 @@ impl Core {
 
     /// Give everything back that the cluster knows of.
     fn withdraw(self: &Arc<Self>) -> Result<()> {
-        self.stop_threads();
+        self.stop_workers();
+        // Who waits still, holding locks, may be waiting for what a dead host has.
+        self.locks.release_names_and_groups()?;
+        self.stop_recovery();
         self.locks.release_all()?;
         self.journal.shutdown()?;
         self.cluster.leave()
@@ -475,7 +447,8 @@ impl Fs {
     fn end_with(&self, leave: impl FnOnce(&Arc<Core>) -> Result<()>) -> Result<()> {
         let core = &self.core;
         let left = core.store.halt().check().and_then(|()| leave(core));
-        core.stop_threads();
+        core.stop_workers();
+        core.stop_recovery();
         core.locks.shutdown();
         // The lock room's last way back to us: without it the memory of this mount can go.
         *core.hook.core.write() = None;

@@ -300,11 +300,20 @@ impl LockManager {
     /// # Errors
     /// [`Error::Halted`] if the manager halts meanwhile.
     pub fn release_all(&self) -> Result<()> {
+        self.release_names_and_groups()?;
+        self.release_class(Closing::Everything, &|n| matches!(n, LockName::Slot(_)))
+    }
+
+    /// The part of [`LockManager::release_all`] that may have to wait for other hosts, if operations are
+    /// still waiting for locks of theirs.
+    ///
+    /// # Errors
+    /// As [`LockManager::release_all`].
+    pub fn release_names_and_groups(&self) -> Result<()> {
         let is_group = |n: &LockName| matches!(n, LockName::Ag(_));
         let is_slot = |n: &LockName| matches!(n, LockName::Slot(_));
         self.release_class(Closing::Names, &|n| !is_group(n) && !is_slot(n))?;
-        self.release_class(Closing::Groups, &|n| is_group(n))?;
-        self.release_class(Closing::Everything, &|n| is_slot(n))
+        self.release_class(Closing::Groups, &|n| is_group(n))
     }
 
     fn release_class(&self, closing: Closing, of_class: &dyn Fn(&LockName) -> bool) -> Result<()> {

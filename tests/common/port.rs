@@ -6,12 +6,12 @@ use parking_lot::{Mutex, RwLock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
-use shoal::cluster::SlotClaim;
+use shoal::cluster::{SlotClaim, Timing};
 use shoal::device::BlockDevice;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Stale reads are of single blocks behind the coordination cells, which a host must see to join.
 const STALE_BYTES: usize = 4096;
@@ -41,6 +41,8 @@ pub struct Port {
     failed: AtomicU64,
     /// No request gets through for now.
     stalled: AtomicBool,
+    /// Writes that wait for longer than a write may live are lost.
+    mortal: AtomicBool,
     /// Held while a write is on its way: a file whose writes are not over is not closed.
     writing: RwLock<()>,
     /// Blocks that metadata reads go on finding, where reads are stale.
@@ -58,6 +60,7 @@ impl Port {
             weather: Mutex::default(),
             failed: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
+            mortal: AtomicBool::new(false),
             writing: RwLock::default(),
             seen: Mutex::default(),
         })
@@ -84,6 +87,12 @@ impl Port {
         self.stalled.store(stalled, Ordering::Release);
     }
 
+    /// From now on a write that waits for longer than a write may live fails: whoever has taken over
+    /// from this host counts on that.
+    pub fn lose_late_writes(&self) {
+        self.mortal.store(true, Ordering::Release);
+    }
+
     /// Requests that the weather made fail.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
@@ -104,11 +113,16 @@ impl Port {
         if delay > 20 {
             std::thread::sleep(Duration::from_micros(delay));
         }
+        let begun = Instant::now();
         while self.stalled.load(Ordering::Acquire) && !self.cut.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(1));
         }
         if self.cut.load(Ordering::Acquire) {
             return Err(fails("the host is cut off"));
+        }
+        let late = op == "write" && begun.elapsed() > Timing::TEST.write_life;
+        if late && self.mortal.load(Ordering::Acquire) {
+            return Err(fails("it took longer than a write may"));
         }
         if failing {
             self.failed.fetch_add(1, Ordering::Relaxed);

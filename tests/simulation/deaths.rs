@@ -13,6 +13,8 @@ use parking_lot::{Mutex, RwLock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{LockName, Mode};
+use shoal::fs::operations::Operations;
+use shoal::fs::{Caller, RenameFlags};
 use shoal::lock::{DemoteAnswer, DemoteJob, Demoter};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +36,7 @@ enum End {
     Cut,
     /// It halts, and keeps its claim: its lease must be waited for.
     Halt,
-    /// No request of its gets through for a while.
+    /// No request of its gets through for a while; writes whose time is over by then are lost.
     Stall,
 }
 
@@ -153,6 +155,7 @@ impl Sim {
                 }
                 End::Halt => host.fs.halt("the test wants it"),
                 End::Stall => {
+                    host.port.lose_late_writes();
                     host.port.stall(true);
                     std::thread::sleep(STALL);
                     host.port.stall(false);
@@ -389,27 +392,37 @@ impl Demoter for Stubborn {
     }
 }
 
+/// A host whose inodes are kept to itself once the flag is up, and how often it was asked for some.
+fn stubborn(disk: &Arc<SimDisk>, name: &str) -> (Host, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (stubborn, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let wrap = |inner| {
+        let (stubborn, asked) = (stubborn.clone(), asked.clone());
+        Arc::new(Stubborn { inner, stubborn, asked }) as Arc<dyn Demoter>
+    };
+    let host = Host::mount_wrapped(disk, name, Duration::from_secs(1), &wrap).expect("mount");
+    (host, stubborn, asked)
+}
+
+fn until_asked(asked: &AtomicUsize) {
+    let limit = Instant::now() + WAIT_MAX;
+    while asked.load(Ordering::Acquire) == 0 {
+        assert!(Instant::now() < limit, "it is never asked for a lock");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A host mounts while the only other one has the root, and dies with it: nobody else can take over.
 #[test]
 fn a_mount_takes_over_from_the_host_that_let_it_in() {
     for proven in [false, true] {
         let disk = volume(64, 3);
-        let (stubborn, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let wrap = |inner| {
-            let (stubborn, asked) = (stubborn.clone(), asked.clone());
-            Arc::new(Stubborn { inner, stubborn, asked }) as Arc<dyn Demoter>
-        };
-        let a = Host::mount_wrapped(&disk, "a", Duration::from_secs(1), &wrap).expect("mount");
+        let (a, stubborn, asked) = stubborn(&disk, "a");
         a.create("/f").expect("create");
         a.fsync("/f").expect("fsync");
         stubborn.store(true, Ordering::Release);
         let (port, (mounted, answer)) = (Port::new(&disk), std::sync::mpsc::channel());
         std::thread::spawn(move || mounted.send(Host::mount_by(port, "b")));
-        let limit = Instant::now() + WAIT_MAX;
-        while asked.load(Ordering::Acquire) == 0 {
-            assert!(Instant::now() < limit, "the root is never asked for");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until_asked(&asked);
         // Stubborn, or cut off with its claim gone.
         if proven {
             a.port.cut();
@@ -421,4 +434,34 @@ fn a_mount_takes_over_from_the_host_that_let_it_in() {
         b.stop().expect("a clean leave");
         tree::fsck(&disk).expect("a sound volume");
     }
+}
+
+/// A host leaves while an operation of its, which holds a lock, waits for one of a host that dies then: it
+/// can go only when that one is recovered, and nobody else is there to do it.
+#[test]
+fn who_leaves_takes_over_as_long_as_it_waits() {
+    let disk = volume(64, 3);
+    let (b, stubborn, asked) = stubborn(&disk, "b");
+    let a = Host::mount(&disk, "a").expect("mount");
+    a.mkdir("/a").expect("mkdir");
+    a.create("/a/f").expect("create");
+    b.mkdir("/b").expect("mkdir");
+    let (from, to) = (a.keep("/a").expect("lookup"), a.keep("/b").expect("lookup"));
+    b.create("/b/g").expect("create");
+    assert!(from.0 < to.0, "locks are taken in this order");
+    stubborn.store(true, Ordering::Release);
+    let (done, moved) = std::sync::mpsc::channel();
+    let (caller, flags) = (Caller::default(), RenameFlags::default());
+    Operations::rename(&*a.fs, caller, (from, b"f"), (to, b"f"), flags, move |r| drop(done.send(r)));
+    until_asked(&asked);
+    let (left, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || left.send(a.stop()));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(answer.try_recv().is_err(), "it did not wait: nothing was tested");
+    b.fs.halt("the test wants it");
+    answer.recv_timeout(WAIT_MAX).expect("it waits for ever").expect("a clean leave");
+    // Done or refused, but answered.
+    let _ = moved.recv_timeout(WAIT_MAX).expect("the rename is not answered");
+    b.crash();
+    tree::fsck(&disk).expect("a sound volume");
 }
