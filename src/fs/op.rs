@@ -59,8 +59,18 @@ impl Op<'_> {
         self.core.store.halt().check()?;
         self.core.store.permit().confirm()?;
         let outcome = body(self);
-        if matches!(outcome, Ok(_) | Err(Stop::Fail(_))) {
-            self.core.store.permit().confirm()?;
+        match outcome {
+            // It stands: a handle has been opened, a name is in. The kernel must hear of that, however long
+            // the store stands still.
+            Ok(_) => {
+                while let Err(e) = self.core.store.permit().confirm() {
+                    if !matches!(e, Error::TimedOut(_)) {
+                        return Err(e.into());
+                    }
+                }
+            }
+            Err(Stop::Fail(_)) => self.core.store.permit().confirm()?,
+            Err(_) => {}
         }
         outcome
     }

@@ -15,6 +15,7 @@ use crate::txn::BlockTxn;
 use parking_lot::Condvar;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// How often the slot inode is looked through for what was left.
 const LOOK: Duration = Duration::from_secs(5);
@@ -41,6 +42,7 @@ struct State {
     busy: BTreeSet<InodeNo>,
     /// Frees have been deferred since the last look.
     deferred: bool,
+    last_look: Option<Instant>,
     /// To run when everything that can be freed has been.
     squeezes: Vec<Squeeze>,
     stop: bool,
@@ -122,9 +124,11 @@ impl Queue {
         let ready = std::mem::take(&mut state.ready);
         state.busy.extend(&ready);
         let squeezes = std::mem::take(&mut state.squeezes);
-        let look = ready.is_empty() || !squeezes.is_empty();
+        // However much there is to reap: others may be waiting for the blocks.
+        let due = state.deferred && state.last_look.is_none_or(|at| at.elapsed() >= LOOK_SOON);
+        let look = ready.is_empty() || !squeezes.is_empty() || due;
         if look {
-            state.deferred = false;
+            (state.deferred, state.last_look) = (false, Some(Instant::now()));
         }
         Some((ready, squeezes, look))
     }

@@ -123,6 +123,19 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.alloc(layout) }
     }
 
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if !is_piece(&layout) {
+            // SAFETY: as above. Large ones need not even be touched.
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        let piece = SHELF.with(Stock::take);
+        if !piece.is_null() {
+            // SAFETY: a piece has PIECE bytes and is ours.
+            unsafe { piece.write_bytes(0, PIECE) };
+        }
+        piece
+    }
+
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         if is_piece(&layout) {
             return SHELF.with(|stock| stock.give(at));

@@ -31,8 +31,7 @@ impl Store {
     /// Bring blocks of one kind into the cache, each given with the lock that covers it, ascending.
     pub fn read_ahead(&self, blocks: &[(BlockNo, LockName)], kind: BlockKind) {
         let inside = |block: BlockNo| block.0 < self.geometry.total_blocks;
-        let missing =
-            |(block, cover): &&(BlockNo, LockName)| inside(*block) && self.cache.announce(*block, *cover);
+        let missing = |(block, _): &&(BlockNo, LockName)| inside(*block) && !self.cache.has(*block);
         let missing: Vec<_> = blocks.iter().filter(missing).copied().collect();
         let mut buffer =
             self.ahead.0.lock().pop().unwrap_or_else(|| AlignedBuf::new(REQUEST_BLOCKS as usize));
@@ -42,7 +41,12 @@ impl Store {
                 pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && pair[1].0.0 < first.0 + REQUEST_BLOCKS
             };
             let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
-            self.read_run(run, kind, &mut buffer);
+            // Only now: whoever wants one of them waits for this request, not for all.
+            let announced = |(block, cover): &&(BlockNo, LockName)| self.cache.announce(*block, *cover);
+            let run: Vec<_> = run.iter().filter(announced).copied().collect();
+            if !run.is_empty() {
+                self.read_run(&run, kind, &mut buffer);
+            }
             rest = behind;
         }
         let mut kept = self.ahead.0.lock();
@@ -60,14 +64,15 @@ impl Store {
         let mut image = Arc::new(Block::zeroed());
         for (block, cover) in run {
             let at = (block.0 - start.0) as usize * BLOCK_SIZE;
-            if Arc::strong_count(&image) > 1 {
-                // The one before is kept as it is.
-                image = Arc::new(Block::zeroed());
-            }
             let into = Arc::get_mut(&mut image).expect("not shared");
             into.0.copy_from_slice(&buffer[at..at + BLOCK_SIZE]);
             let sound = read.is_ok() && self.verify(into, *block, kind, *cover).is_ok();
-            self.cache.loaded(*block, *cover, sound.then(|| Image::of(&image)));
+            let found = sound.then(|| Image::of(&image));
+            if let Some(Image::Whole(_)) = found {
+                // This one is kept as it is, and with it what is found out about it.
+                image = Arc::new(Block::zeroed());
+            }
+            self.cache.loaded(*block, *cover, found);
         }
     }
 }

@@ -141,6 +141,7 @@ impl Cache {
         let mut guard = shard.state.lock();
         loop {
             let s = &mut *guard;
+            self.forget_other(s, block, kind, cover);
             match s.map.get_mut(&block) {
                 Some(Entry::Ready(b)) => {
                     is_block(&b.newest, block, kind, cover)?;
@@ -149,6 +150,7 @@ impl Cache {
                     let image = if b.used { b.newest.unpacked().clone() } else { b.newest.whole() };
                     s.bytes = s.bytes - before + b.cost();
                     b.used = true;
+                    self.evict(s);
                     return Ok(image);
                 }
                 Some(Entry::Loading { .. }) => shard.loaded.wait(&mut guard),
@@ -160,6 +162,17 @@ impl Cache {
         let loaded = load();
         self.loaded(block, cover, loaded.as_ref().ok().map(Image::of));
         loaded
+    }
+
+    /// Forget a clean block that has become another since: whoever freed it, and whoever has it now, did so under
+    /// locks of their own, and the lock that covered it then need not have been asked for. The device decides.
+    fn forget_other(&self, s: &mut ShardState, block: BlockNo, kind: BlockKind, cover: LockName) {
+        let Some(Entry::Ready(b)) = s.map.get(&block) else { return };
+        if b.pins == 0 && is_block(&b.newest, block, kind, cover).is_err() {
+            self.covers.remove(b.cover, block);
+            s.remove(block);
+            trim_queue(s);
+        }
     }
 
     /// Is the block here, or being read?
@@ -217,6 +230,7 @@ impl Cache {
     ) -> Result<()> {
         let shard = self.shard(block);
         let mut guard = shard.state.lock();
+        self.forget_other(&mut guard, block, kind, cover);
         while !matches!(guard.map.get(&block), Some(Entry::Ready(_))) {
             drop(guard);
             self.get(block, kind, cover, load)?;
@@ -309,7 +323,9 @@ impl Cache {
         state.bytes -= b.cost();
         b.pins -= u32::from(undo.joined);
         let now_cover = b.cover;
-        match undo.before {
+        // What it was before is not covered by a lock that this handle's owner holds, and may be given up by now.
+        let before = undo.before.filter(|(_, cover, _)| *cover == now_cover || b.pins > 0);
+        match before {
             Some((image, cover, running)) => {
                 b.newest = image;
                 b.cover = cover;

@@ -168,3 +168,44 @@ fn a_limit_holds_ten_times_as_many_blocks_of_zeros() {
     assert!(full <= limit / BLOCK_SIZE && full > limit / BLOCK_SIZE * 3 / 4, "{full}");
     assert!((8 * full..limit / 400).contains(&empty), "{empty}");
 }
+
+fn get(cache: &Cache, block: BlockNo, image: &Block) -> Result<Arc<Block>> {
+    let (kind, lock) = (image.kind().unwrap(), image.cover().unwrap());
+    cache.get(block, kind, lock, &|| Ok(Arc::new(image.clone())))
+}
+
+/// A cached inode is freed and used again, by others, as a page of another inode: nobody asks for its lock.
+#[test]
+fn a_clean_block_that_is_another_now_is_read_again() {
+    let cache = Cache::new(1 << 20);
+    let block = BlockNo(7);
+    let page = Block::init(1, block, BlockKind::TreePage, 9, cover(BlockNo(9)), Version(30));
+    for _ in 0..2 {
+        get(&cache, block, &image(block, 20, &Marks::new())).unwrap();
+        assert_eq!(get(&cache, block, &page).unwrap().version(), Version(30));
+        get(&cache, block, &image(block, 40, &Marks::new())).unwrap();
+    }
+    let load = || Ok(Arc::new(page.clone()));
+    let lock = cover(BlockNo(9));
+    cache
+        .change(block, BlockKind::TreePage, lock, TxnId(1), Some(&mut Vec::new()), &load, &mut |_| ())
+        .unwrap();
+    // It is dirty now: two that claim it are a fault.
+    assert!(get(&cache, block, &image(block, 20, &Marks::new())).is_err());
+    assert!(cache.drop_cover(cover(block)).is_ok() && cache.drop_cover(lock).is_err());
+}
+
+/// What a block was before it got another cover is not put back without being dirty: the old lock may be gone.
+#[test]
+fn an_undo_brings_nothing_back_under_another_lock() {
+    let cache = Cache::new(1 << 20);
+    let block = BlockNo(7);
+    get(&cache, block, &image(block, 20, &Marks::new())).unwrap();
+    let mut undo = Vec::new();
+    let page = Block::init(1, block, BlockKind::TreePage, 9, cover(BlockNo(9)), Version(30));
+    cache.install(block, page, TxnId(1), Some(&mut undo)).unwrap();
+    cache.drop_cover(cover(block)).unwrap();
+    cache.undo(undo.pop().unwrap());
+    let found = get(&cache, block, &image(block, 40, &Marks::new())).unwrap();
+    assert_eq!(found.version(), Version(40), "as it is on the device");
+}
