@@ -78,11 +78,12 @@ impl Core {
 
     /// The node, if it is an inode that one transaction can free among others, and nobody is at it.
     fn doom<'a>(&self, node: &'a Arc<Node>) -> Option<Doomed<'a>> {
+        let gate = node.gate.try_write()?;
+        let mut state = node.state.try_lock()?;
+        // Under the state, as lookups are counted: what the kernel knows keeps its generation.
         if node.is_open() || node.lookups() > 0 {
             return None;
         }
-        let gate = node.gate.try_write()?;
-        let mut state = node.state.try_lock()?;
         node.generation.store(0, Ordering::Release);
         let attr = self.load(node, &mut state).ok()?;
         if attr.nlink > 0 {
@@ -130,11 +131,11 @@ impl Core {
     /// block could be somebody else's in between.
     pub(super) fn reap(&self, ino: InodeNo) -> Result<()> {
         let node = self.nodes.get(ino);
+        let gate = node.gate.write();
+        let mut state = node.state.lock();
         if node.is_open() || node.lookups() > 0 {
             return Ok(());
         }
-        let gate = node.gate.write();
-        let mut state = node.state.lock();
         let Some(generation) = self.orphaned(ino)? else { return Ok(()) };
         node.generation.store(0, Ordering::Release);
         let found = match self.load(&node, &mut state) {
