@@ -79,6 +79,14 @@ impl Groups {
         self.clock.now().as_nanos() as u64 <= self.write_until.load(Ordering::Acquire)
     }
 
+    /// Asked before each single write of a ledger: what was read, and what was decided by it, may be old.
+    fn ask(&self, until: Duration) -> Result<()> {
+        match self.is_permitted() || self.clock.now() <= until {
+            true => Ok(()),
+            false => Err(Error::TimedOut("the lease ran out before the ledger was written".into())),
+        }
+    }
+
     fn publish(&self, state: &State) {
         *self.snapshot.lock() = Arc::new(state.ownership.membership(state.silent));
     }
@@ -112,12 +120,16 @@ impl Groups {
     }
 
     /// Install a decided view. When this returns, every own ledger write under an older view is
-    /// complete and stands on disk as written, so the view may be acknowledged.
-    pub fn set_view(&self, view: Arc<View>) -> Result<()> {
+    /// complete and stands on disk as written, so the view may be acknowledged. What must be written
+    /// again for that may be submitted until `until` (boot time).
+    ///
+    /// # Errors
+    /// The device's; `TimedOut` after `until`: the pages may be those of the slot's next mount.
+    pub fn set_view(&self, view: Arc<View>, until: Duration) -> Result<()> {
         let mut state = self.state.lock();
         // Once we are out, the ledger is our heirs'.
         if state.ownership.is_in(&view) {
-            self.scrub(&mut state)?;
+            self.scrub(&mut state, &|| self.ask(until))?;
         }
         for slot in state.ownership.departed(&view) {
             let (pages, _) = self.read(slot)?;
@@ -144,7 +156,7 @@ impl Groups {
     /// The device's; then it is not closed.
     pub fn close(&self) -> Result<()> {
         let mut state = self.state.lock();
-        self.scrub(&mut state)?;
+        self.scrub(&mut state, &|| self.ask(Duration::ZERO))?;
         state.closed = true;
         Ok(())
     }
@@ -155,8 +167,9 @@ impl Groups {
     }
 
     /// A late duplicate of an older write may have reverted a page, a failed write may have been done
-    /// all the same: write it again.
-    fn scrub(&self, state: &mut State) -> Result<()> {
+    /// all the same: write it again, if `ask` says so. By the time of the answer to a read that hung others may
+    /// have excluded us, and the page may be that of the slot's next mount.
+    fn scrub(&self, state: &mut State, ask: &dyn Fn() -> Result<()>) -> Result<()> {
         if !state.ownership.has_written() {
             return Ok(());
         }
@@ -164,15 +177,24 @@ impl Groups {
         for page in state.ownership.reverted(&on_disk) {
             tracing::warn!(page, "an own ledger page is not as we wrote it; writing it again");
             let (ownership, sequences) = (&state.ownership, &mut state.sequences);
-            self.write(page, &mut sequences[page as usize], ownership.page(page))?;
+            self.write(page, &mut sequences[page as usize], ownership.page(page), ask)?;
             // Somebody who passed us over while we were silent may have read what stood there.
             self.sequence.fetch_add(1, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    fn write(&self, page: u32, sequence: &mut u64, ledger: &LedgerPage) -> Result<()> {
-        write_both(sequence, |n| self.disk.write_ledger(self.me, page, n, ledger))
+    fn write(
+        &self,
+        page: u32,
+        sequence: &mut u64,
+        ledger: &LedgerPage,
+        ask: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        write_both(sequence, |n| {
+            ask()?;
+            self.disk.write_ledger(self.me, page, n, ledger)
+        })
     }
 
     /// See [`crate::cluster::Cluster::adopt`].
@@ -191,7 +213,7 @@ impl Groups {
             Err(Refused::NoMember) => return Err(Error::Halted("no member any more".into())),
         };
         let sequence = &mut state.sequences[taking.page as usize];
-        self.write(taking.page, sequence, &taking.ledger)?;
+        self.write(taking.page, sequence, &taking.ledger, &|| self.ask(Duration::ZERO))?;
         state.ownership.taken(taking);
         self.sequence.fetch_add(1, Ordering::AcqRel);
         self.publish(&state);

@@ -199,7 +199,8 @@ impl Node {
         let view = Arc::new(view);
         // First, and only then is the view known: what fails here must be tried again before any
         // beat acknowledges it.
-        self.groups.set_view(view.clone())?;
+        // It contains us, so the last beat counts from its start, as in a renewal.
+        self.groups.set_view(view.clone(), self.last_beat + self.timing.lease - self.timing.guard)?;
         self.proposer.learn(&view);
         self.view = view;
         self.ack_due = true;
@@ -284,6 +285,9 @@ impl Node {
             return Err(Error::Busy("our slot's own journal is not replayed yet".into()));
         }
         let (me, incarnation) = (self.slot, self.incarnation);
+        if !self.groups.is_permitted() {
+            self.beat()?;
+        }
         // What is taken from now on would come behind the word by which the others go.
         self.groups.close()?;
         self.leaving = true;

@@ -34,6 +34,47 @@ fn who_fails_after_the_admission_leaves_again() {
     assert!(read_status(&medium.disk(), None).unwrap().is_clean());
 }
 
+/// Stands still where it is put.
+struct Still(AtomicU64);
+
+impl Clock for Still {
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
+    fn wall(&self) -> Duration {
+        self.now()
+    }
+}
+
+/// A mount reads its own ledger, and the answer comes when its lease is over: what it finds there may be the
+/// ledger of the slot's next mount, and stays.
+#[test]
+fn a_ledger_is_not_put_right_without_a_lease() {
+    let medium = Medium::formatted();
+    let (me, incarnation) = (SlotId(0), crate::base::Incarnation(7));
+    let view = Arc::new(crate::cluster::view::first(&newest(&medium), me, incarnation));
+    let (disk, clock) = (medium.disk(), Arc::new(Still(AtomicU64::new(10))));
+    let groups = groups::Groups::new(disk.clone(), clock.clone(), me, incarnation, view.clone());
+    groups.load().unwrap();
+    groups.permit(Duration::from_secs(20));
+    groups.adopt(AgNo(1)).unwrap();
+    let ours = disk.read_ledger(me).unwrap()[0].clone();
+    let theirs = disk.read_ledger(SlotId(1)).unwrap()[0].0.clone();
+    assert_ne!(ours.0, theirs);
+    for n in 1..=2 {
+        disk.write_ledger(me, 0, ours.1 + n, &theirs).unwrap();
+    }
+    clock.0.store(30, Ordering::Relaxed);
+    let until = Duration::from_secs;
+    assert!(matches!(groups.set_view(view.clone(), until(25)), Err(Error::TimedOut(_))));
+    assert!(matches!(groups.close(), Err(Error::TimedOut(_))));
+    assert!(groups.adopt(AgNo(2)).is_err());
+    assert_eq!(disk.read_ledger(me).unwrap()[0].0, theirs);
+    // A beat since has said that it is a member still.
+    groups.set_view(view, until(35)).unwrap();
+    assert_eq!(disk.read_ledger(me).unwrap()[0].0, ours.0);
+}
+
 #[test]
 fn a_request_that_fails_while_joining_is_made_again() {
     let medium = Medium::formatted();
