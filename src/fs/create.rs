@@ -158,8 +158,9 @@ impl Fs {
         self.make(plan, reply);
     }
 
-    /// Make a regular file and open it. A name that has appeared meanwhile is opened unless
-    /// O_EXCL was asked for.
+    /// Make a regular file and open it. If the name has appeared since the kernel looked and O_EXCL was not
+    /// asked for, the kernel is sent to look again: then it checks permissions and truncates, as for any
+    /// file, which it does not for one that it takes for new.
     pub fn create(
         &self,
         caller: Caller,
@@ -176,14 +177,9 @@ impl Fs {
             // Locks that opening needs come before anything is changed.
             let (node, attr, iopen) = match plan.execute(op, true) {
                 Err(Stop::Fail(Error::Exists)) if flags & libc::O_EXCL == 0 => {
-                    let found = core.dir(dir).lookup(&*core.store, &plan.name)?;
-                    let ino = found.ok_or(Stop::Again)?.ino;
-                    op.need_inode(ino, Mode::X)?;
-                    let node = core.nodes.get(ino);
-                    let attr = core.visible(&node, &mut node.state.lock())?;
-                    (node, attr, None)
+                    return Err(Error::Stale.into());
                 }
-                other => other?,
+                made => made?,
             };
             let open = core.open_handle(op, node.clone(), OpenFlags::new(flags), iopen)?;
             Ok((core.entry_of(&node, attr), open))

@@ -244,6 +244,19 @@ impl Host {
         self.make(path, FileKind::Regular, 0o644).map(|_| ())
     }
 
+    /// What open(2) does with O_CREAT for a name that the kernel believes free.
+    pub fn create_open(&self, path: &str, flags: i32) -> Result<()> {
+        let mut known = self.known();
+        let (dir, name) = split(path);
+        let parent = known.walk(dir)?;
+        let new = NewNode { kind: FileKind::Regular, perm: 0o644, umask: 0, rdev: 0 };
+        let (entry, open) = ask("create", |r| {
+            Operations::create(&*self.fs, Caller::default(), parent, name, new, flags, r);
+        })?;
+        let node = known.keep(entry).ino;
+        ask("release", |r| Operations::release(&*self.fs, node, open.fh, r))
+    }
+
     pub fn mkdir(&self, path: &str) -> Result<()> {
         self.make(path, FileKind::Directory, 0o755).map(|_| ())
     }

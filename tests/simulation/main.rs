@@ -22,6 +22,7 @@ mod reused;
 mod runs;
 mod space;
 mod story;
+mod taken;
 mod tree;
 mod worker;
 mod workloads;
