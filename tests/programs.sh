@@ -22,6 +22,8 @@ trap clean EXIT
 trap 'exit 1' INT TERM
 [ "$(id -u)" = 0 ] || fail "mounting needs root"
 [ -e /dev/fuse ] || fail "/dev/fuse is missing (modprobe fuse)"
+# The settings of whoever runs this stay out of it; the toolchain may be one of theirs.
+export RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}" CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}"
 export HOME="$dir" GIT_CONFIG_NOSYSTEM=1
 mkdir "$a" "$b"
 "$bin/mkfs.shoal" -q --timing test "$dir/disk.img" 6G
