@@ -9,6 +9,10 @@ use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
 use crate::format::group::{ChunkKind, chunk_start};
 use crate::format::layout::CHUNK_BLOCKS;
 
+/// Bytes zeroed with one request: a device that cannot do it by itself is written to, and each write asks for
+/// the lease.
+const ZERO_BYTES: u64 = 1 << 20;
+
 /// Data chunks that are typed ahead in a group with plenty of room, so that a growing file finds its
 /// next chunk beside the last one.
 const DATA_AHEAD: u64 = 4;
@@ -137,10 +141,14 @@ impl Allocator {
     fn zero(&self, cell: &Cell, chunks: &[u32]) -> Result<()> {
         let geometry = self.store.geometry();
         for chunk in chunks {
-            self.store.halt().check()?;
-            self.store.permit().check()?;
-            let start = chunk_start(&geometry, cell.ag, (*chunk).into());
-            self.store.device().write_zeros(start.byte(), CHUNK_BLOCKS * BLOCK_SIZE as u64)?;
+            let start = chunk_start(&geometry, cell.ag, (*chunk).into()).byte();
+            let end = start + CHUNK_BLOCKS * BLOCK_SIZE as u64;
+            for at in (start..end).step_by(ZERO_BYTES as usize) {
+                self.store.permit().check()?;
+                // The host may have halted while the permit was waited for.
+                self.store.halt().check()?;
+                self.store.device().write_zeros(at, ZERO_BYTES.min(end - at))?;
+            }
         }
         self.store.flush()
     }

@@ -53,6 +53,16 @@ impl DirEntry {
     }
 }
 
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    match is_possible_name(name) {
+        true => Ok(()),
+        false => Err(Error::Invalid("a name that no directory can hold")),
+    }
+}
+
 impl Directory<'_> {
     fn damaged(&self, what: String) -> Error {
         Error::Damaged { inode: self.tree.ino, what }
@@ -100,12 +110,7 @@ impl Directory<'_> {
         generation: Generation,
         kind: FileKind,
     ) -> Result<()> {
-        if name.len() > NAME_MAX {
-            return Err(Error::NameTooLong);
-        }
-        if !is_possible_name(name) {
-            return Err(Error::Invalid("a name that no directory can hold"));
-        }
+        check_name(name)?;
         let vacancy = self.vacancy(txn, name)?;
         self.fill(txn, vacancy, name, ino, generation, kind)
     }
@@ -135,12 +140,7 @@ impl Directory<'_> {
         generation: Generation,
         kind: FileKind,
     ) -> Result<()> {
-        if name.len() > NAME_MAX {
-            return Err(Error::NameTooLong);
-        }
-        if !is_possible_name(name) {
-            return Err(Error::Invalid("a name that no directory can hold"));
-        }
+        check_name(name)?;
         let entry = Dirent::encode(ino, generation, kind, name);
         self.tree.insert(txn, ItemKey::new(ItemKind::Dirent, vacancy.0), &entry)
     }

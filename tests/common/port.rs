@@ -156,16 +156,14 @@ impl BlockDevice for Port {
                 .lock()
                 .retain(|at, _| *at + STALE_BYTES as u64 <= offset || *at >= offset + data.len() as u64);
         }
+        let length = data.len() as u64;
+        let connected = || match self.cut.load(Ordering::Acquire) {
+            true => Err(Error::Io { op: "write", offset, length, cause: "cut off".into() }),
+            false => Ok(()),
+        };
         let torn = self.pass("write", offset, data.len())?;
         let _writing = self.writing.read();
-        if self.cut.load(Ordering::Acquire) {
-            return Err(Error::Io {
-                op: "write",
-                offset,
-                length: data.len() as u64,
-                cause: "cut off".into(),
-            });
-        }
+        connected()?;
         if !torn {
             return self.disk.write(offset, data);
         }
@@ -173,14 +171,7 @@ impl BlockDevice for Port {
         // The later half first: nothing may hang on the order within a request.
         self.disk.write(offset + first.len() as u64, second)?;
         std::thread::sleep(Duration::from_micros(300));
-        if self.cut.load(Ordering::Acquire) {
-            return Err(Error::Io {
-                op: "write",
-                offset,
-                length: data.len() as u64,
-                cause: "cut off".into(),
-            });
-        }
+        connected()?;
         if first.is_empty() { Ok(()) } else { self.disk.write(offset, first) }
     }
 
