@@ -1,33 +1,28 @@
-//! fuser's requests to the operations of `fs`, and their answers back. One method each, nothing
-//! decided here. An operation may answer at once or later from another thread; the reply object
-//! travels inside the closure.
+//! The kernel's requests to the operations of `fs`, and their answers back. Nothing decided here. An
+//! operation may answer at once or later from another thread; the duty to answer travels in the closure.
 
 use crate::fs::operations::Operations;
-use crate::fs::types::{
-    AttrReply, EntryReply, LookupReply, NewNode, NodeId, OpenReply, ReadFlags, SeekWhat, SetAttr, WriteFlags,
+use crate::fs::types::{NewNode, NodeId, ReadFlags, SeekWhat, WriteFlags};
+use crate::fuse::answer::{
+    attributes, copied, created, data, empty, entry, fail, found, ioctl_done, opened, position, sized,
+    statfs, statx, written,
 };
-use crate::fuse::convert::{attr_of, caller, file_attr, open_flags, rename_flags, set_time, timestamp};
-use crate::fuse::directory::{Plain, Plus};
-use crate::fuse::errno::reported;
+use crate::fuse::buffer::{PAYLOAD_MAX, Payload};
+use crate::fuse::convert::{caller, rename_flags, set_attr};
+use crate::fuse::directory::Entries;
 use crate::fuse::notify::Notifier;
-use crate::fuse::reply::{Outcome, data, empty, entry, opened, send_entry, send_missing, sized, written};
+use crate::fuse::reply::Reply;
+use crate::fuse::session::Handler;
+use crate::fuse::wire::flags::{self, Bits, init, setattr};
+use crate::fuse::wire::init::{Offer, Wanted};
+use crate::fuse::wire::{
+    Errno, FuseCopyFileRangeIn, FuseInHeader, FuseIoctlIn, FuseLseekIn, FuseReadIn, FuseRename2In,
+    FuseSetattrIn, FuseSetxattrIn, FuseWriteIn, Request,
+};
 use crate::inode::FileKind;
 use crate::xattr::SetHow;
-use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-};
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-/// Bytes of the largest READ and WRITE (the kernel's own limit by default).
-const IO_MAX: u32 = 1 << 20;
 /// Requests that the kernel may send beside those of waiting processes (read-ahead, laundering). As
 /// many as there can be: with few, a dozen parked reads would hold back the very write that a revoke
 /// waits for.
@@ -41,27 +36,28 @@ const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
-/// be coherent between hosts), SETXATTR_EXT and HANDLE_KILLPRIV (fuser 0.18 drops their signals),
-/// POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide), ATOMIC_O_TRUNC (truncation comes as
-/// SETATTR).
-const WANTED: [InitFlags; 11] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_BIG_WRITES,
-    InitFlags::FUSE_AUTO_INVAL_DATA,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_POSIX_ACL,
+/// be coherent between hosts), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide),
+/// ATOMIC_O_TRUNC (truncation comes as SETATTR).
+const WANTED: &[Bits] = &[
+    init::ASYNC_READ,
+    init::BIG_WRITES,
+    init::AUTO_INVAL_DATA,
+    init::PARALLEL_DIROPS,
+    init::POSIX_ACL,
     // With ACLs, the umask counts only where the parent has no default ACL.
-    InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_CACHE_SYMLINKS,
+    init::DONT_MASK,
+    init::CACHE_SYMLINKS,
     // File handles outlive the kernel's cache: lookups of `.` and `..` by number.
-    InitFlags::FUSE_EXPORT_SUPPORT,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    init::EXPORT_SUPPORT,
+    init::ASYNC_DIO,
+    init::DIRECT_IO_ALLOW_MMAP,
     // Else every write is preceded by a question for file capabilities.
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    init::HANDLE_KILLPRIV_V2,
+    // The kernel says whether a new ACL costs the set-group-id bit.
+    init::SETXATTR_EXT,
 ];
 
-/// The filesystem as fuser sees it.
+/// The operations as the kernel's counterpart.
 pub struct Adapter<O> {
     fs: Arc<O>,
     notifier: Arc<Notifier>,
@@ -80,380 +76,167 @@ fn new_node(kind: FileKind, mode: u32, umask: u32, rdev: u32) -> NewNode {
     NewNode { kind, perm: (mode & 0o7777) as u16, umask: (umask & 0o777) as u16, rdev }
 }
 
-impl<O: Operations> Filesystem for Adapter<O> {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
-            if config.add_capabilities(flag).is_err() {
-                tracing::info!("the kernel does not offer {flag:?}");
-            }
-        }
-        let minor = config.kernel_abi().1;
-        self.notifier.set_protocol(minor);
-        self.setattr_cached = minor >= MINOR_SETATTR_CHECKED;
-        // Values beyond the kernel's own are answered with the nearest possible one.
-        let _ = config.set_max_write(IO_MAX);
-        let _ = config.set_max_background(BACKGROUND_MAX);
-        let _ = config.set_congestion_threshold(BACKGROUND_MAX);
-        tracing::debug!(minor, offered = ?config.capabilities(), "INIT");
-        Ok(())
+impl<O: Operations> Handler for Adapter<O> {
+    fn wanted(&self) -> Wanted {
+        Wanted { flags: WANTED, max_write: PAYLOAD_MAX as u32, max_background: BACKGROUND_MAX }
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.fs.lookup(NodeId(parent.0), name.as_bytes(), move |result| match result {
-            Ok(LookupReply::Found(e)) => send_entry(reply, &e),
-            Ok(LookupReply::Missing { entry_valid }) => send_missing(reply, entry_valid),
-            Err(e) => reply.error(reported("lookup", &e)),
-        });
+    fn agreed(&mut self, offer: &Offer) {
+        self.notifier.set_protocol(offer.minor);
+        self.setattr_cached = offer.minor >= MINOR_SETATTR_CHECKED;
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.fs.forget(NodeId(ino.0), nlookup);
+    fn forget(&self, nodeid: u64, count: u64) {
+        self.fs.forget(NodeId(nodeid), count);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.fs.getattr(NodeId(ino.0), fh.map(|h| h.0), move |result: Outcome<AttrReply>| match result {
-            Ok(a) => reply.attr(&a.attr_valid, &attr_of(&a)),
-            Err(e) => reply.error(reported("getattr", &e)),
-        });
-    }
-
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let change = SetAttr {
-            perm: mode.map(|m| (m & 0o7777) as u16),
-            uid,
-            gid,
-            size,
-            atime: atime.map(set_time),
-            mtime: mtime.map(set_time),
-            ctime: ctime.map(timestamp),
-        };
-        let cached = self.setattr_cached;
-        let answer = move |result: Outcome<AttrReply>| match result {
-            Ok(a) => reply.attr(if cached { &a.attr_valid } else { &Duration::ZERO }, &attr_of(&a)),
-            Err(e) => reply.error(reported("setattr", &e)),
-        };
-        self.fs.setattr(NodeId(ino.0), change, caller(req), fh.map(|h| h.0), answer);
-    }
-
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.fs.readlink(NodeId(ino.0), data("readlink", reply));
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let Some(kind) = FileKind::from_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let node = new_node(kind, mode, umask, rdev);
-        self.fs.mknod(caller(req), NodeId(parent.0), name.as_bytes(), node, entry("mknod", reply));
-    }
-
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let node = new_node(FileKind::Directory, mode, umask, 0);
-        self.fs.mkdir(caller(req), NodeId(parent.0), name.as_bytes(), node, entry("mkdir", reply));
-    }
-
-    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.unlink(caller(req), NodeId(parent.0), name.as_bytes(), empty("unlink", reply));
-    }
-
-    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.rmdir(caller(req), NodeId(parent.0), name.as_bytes(), empty("rmdir", reply));
-    }
-
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes();
-        self.fs.symlink(caller(req), NodeId(parent.0), name.as_bytes(), target, entry("symlink", reply));
-    }
-
-    fn rename(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: fuser::RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let Some(flags) = rename_flags(flags) else { return reply.error(Errno::EINVAL) };
-        let from = (NodeId(parent.0), name.as_bytes());
-        let to = (NodeId(newparent.0), newname.as_bytes());
-        self.fs.rename(caller(req), from, to, flags, empty("rename", reply));
-    }
-
-    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (ino, parent) = (NodeId(ino.0), NodeId(newparent.0));
-        self.fs.link(caller(req), ino, parent, newname.as_bytes(), entry("link", reply));
-    }
-
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.open(NodeId(ino.0), flags.0, caller(req), opened("open", reply));
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let node = new_node(FileKind::Regular, mode, umask, 0);
-        let answer = move |result: Outcome<(EntryReply, OpenReply)>| match result {
-            Ok((e, o)) => {
-                // fuser has one time for both.
-                let valid = e.entry_valid.min(e.attr_valid);
-                let attr = file_attr(e.ino, &e.attr);
-                reply.created(&valid, &attr, Generation(e.generation.0), FileHandle(o.fh), open_flags(&o));
-            }
-            Err(e) => reply.error(reported("create", &e)),
-        };
-        self.fs.create(caller(req), NodeId(parent.0), name.as_bytes(), node, flags, answer);
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        size: u32,
-        flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let flags = ReadFlags { fills_cache: lock_owner.is_none(), open: flags.0 };
-        self.fs.read(NodeId(ino.0), fh.0, offset, size, flags, data("read", reply));
-    }
-
-    fn write(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        bytes: &[u8],
-        write_flags: fuser::WriteFlags,
-        flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
+    fn write(&self, header: &FuseInHeader, arg: &FuseWriteIn, payload: Payload, reply: Reply) {
+        let has = |flag| arg.write_flags & flag != 0;
         let flags = WriteFlags {
-            from_cache: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_CACHE),
-            open: flags.0,
-            past_cache: lock_owner.is_some(),
-            kill_set_id: write_flags.contains(fuser::WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            from_cache: has(flags::WRITE_CACHE),
+            open: arg.flags as i32,
+            past_cache: has(flags::WRITE_LOCKOWNER),
+            kill_set_id: has(flags::WRITE_KILL_SUIDGID),
         };
-        self.fs.write(NodeId(ino.0), fh.0, offset, bytes, flags, caller(req), written("write", reply));
+        let (node, who) = (NodeId(header.nodeid), caller(header));
+        self.fs.write(node, arg.fh, arg.offset, &payload, flags, who, written(reply));
     }
 
-    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
-        self.fs.flush(NodeId(ino.0), fh.0, owner.0, empty("flush", reply));
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.fs.release(NodeId(ino.0), fh.0, empty("release", reply));
-    }
-
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.fs.fsync(NodeId(ino.0), fh.0, datasync, empty("fsync", reply));
-    }
-
-    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.fs.opendir(NodeId(ino.0), flags.0, caller(req), opened("opendir", reply));
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.fs.readdir(NodeId(ino.0), fh.0, offset, Box::new(Plain(reply)));
-    }
-
-    fn readdirplus(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        self.fs.readdir(NodeId(ino.0), fh.0, offset, Box::new(Plus(reply)));
-    }
-
-    fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.fs.releasedir(NodeId(ino.0), fh.0, empty("releasedir", reply));
-    }
-
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.fs.fsyncdir(NodeId(ino.0), fh.0, datasync, empty("fsyncdir", reply));
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.fs.statfs(move |result| match result {
-            Ok(s) => reply.statfs(
-                s.blocks,
-                s.blocks_free,
-                s.blocks_available,
-                s.files,
-                s.files_free,
-                s.block_size,
-                s.name_max,
-                s.fragment_size,
-            ),
-            Err(e) => reply.error(reported("statfs", &e)),
-        });
-    }
-
-    fn setxattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        match SetHow::from_flags(flags) {
-            Ok(how) => {
-                let answer = empty("setxattr", reply);
-                self.fs.setxattr(NodeId(ino.0), name.as_bytes(), value, how, caller(req), answer);
+    fn request(&self, header: &FuseInHeader, request: Request<'_>, reply: Reply) {
+        use Request as R;
+        let (fs, node, who) = (&self.fs, NodeId(header.nodeid), caller(header));
+        match request {
+            R::Lookup { name } => fs.lookup(node, name, found(reply)),
+            R::Getattr(arg) => {
+                let fh = (arg.getattr_flags & flags::GETATTR_FH != 0).then_some(arg.fh);
+                fs.getattr(node, fh, attributes(reply, true));
             }
-            Err(e) => reply.error(reported("setxattr", &e)),
+            R::Statx(arg) => {
+                let fh = (arg.getattr_flags & flags::GETATTR_FH != 0).then_some(arg.fh);
+                fs.getattr(node, fh, statx(reply));
+            }
+            R::Setattr(arg) => self.setattr(header, &arg, reply),
+            R::Readlink => fs.readlink(node, data(reply)),
+            R::Symlink { name, target } => fs.symlink(who, node, name, target, entry(reply)),
+            R::Mknod { arg, name } => match FileKind::from_mode(arg.mode) {
+                Some(kind) => {
+                    fs.mknod(who, node, name, new_node(kind, arg.mode, arg.umask, arg.rdev), entry(reply));
+                }
+                None => reply.error(Errno(libc::EINVAL)),
+            },
+            R::Mkdir { arg, name } => {
+                fs.mkdir(
+                    who,
+                    node,
+                    name,
+                    new_node(FileKind::Directory, arg.mode, arg.umask, 0),
+                    entry(reply),
+                );
+            }
+            R::Unlink { name } => fs.unlink(who, node, name, empty(reply)),
+            R::Rmdir { name } => fs.rmdir(who, node, name, empty(reply)),
+            R::Rename { arg, name, new_name } => self.rename(header, &arg, name, new_name, reply),
+            R::Link { arg, new_name } => fs.link(who, NodeId(arg.oldnodeid), node, new_name, entry(reply)),
+            R::Create { arg, name } => {
+                let new = new_node(FileKind::Regular, arg.mode, arg.umask, 0);
+                fs.create(who, node, name, new, arg.flags as i32, created(reply));
+            }
+            R::Statfs => fs.statfs(statfs(reply)),
+            R::Setxattr { arg, name, value } => self.setxattr(header, &arg, name, value, reply),
+            R::Getxattr { arg, name } => fs.getxattr(node, name, sized(reply, arg.size)),
+            R::Listxattr(arg) => fs.listxattr(node, sized(reply, arg.size)),
+            R::Removexattr { name } => fs.removexattr(node, name, who, empty(reply)),
+            of_a_handle => self.of_a_handle(header, of_a_handle, reply),
+        }
+    }
+}
+
+impl<O: Operations> Adapter<O> {
+    /// Requests on an open file or directory.
+    fn of_a_handle(&self, header: &FuseInHeader, request: Request<'_>, reply: Reply) {
+        use Request as R;
+        let (fs, node, who) = (&self.fs, NodeId(header.nodeid), caller(header));
+        let data_only = |fsync_flags| fsync_flags & flags::FSYNC_FDATASYNC != 0;
+        match request {
+            R::Open(arg) => fs.open(node, arg.flags as i32, who, opened(reply)),
+            R::Read(arg) => self.read(node, &arg, reply),
+            R::Flush(arg) => fs.flush(node, arg.fh, arg.lock_owner, empty(reply)),
+            R::Release(arg) => fs.release(node, arg.fh, empty(reply)),
+            R::Fsync(arg) => fs.fsync(node, arg.fh, data_only(arg.fsync_flags), empty(reply)),
+            R::Opendir(arg) => fs.opendir(node, arg.flags as i32, who, opened(reply)),
+            R::Readdir(arg) => {
+                fs.readdir(node, arg.fh, arg.offset, Box::new(Entries::new(reply, arg.size, false)));
+            }
+            R::Readdirplus(arg) => {
+                fs.readdir(node, arg.fh, arg.offset, Box::new(Entries::new(reply, arg.size, true)));
+            }
+            R::Releasedir(arg) => fs.releasedir(node, arg.fh, empty(reply)),
+            R::Fsyncdir(arg) => fs.fsyncdir(node, arg.fh, data_only(arg.fsync_flags), empty(reply)),
+            R::Fallocate(arg) => {
+                let range = (arg.offset, arg.length);
+                fs.fallocate(node, arg.fh, range, arg.mode as i32, who, empty(reply));
+            }
+            R::Lseek(arg) => self.lseek(node, &arg, reply),
+            R::CopyFileRange { arg, wide } => self.copy(header, &arg, wide, reply),
+            R::Ioctl { arg, .. } => self.ioctl(header, &arg, reply),
+            // Among them POLL (files are always ready; the kernel does not ask again), ACCESS (the kernel
+            // checks itself), BMAP, TMPFILE and locks, for which there are no operations.
+            _ => reply.error(Errno(libc::ENOSYS)),
         }
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.fs.getxattr(NodeId(ino.0), name.as_bytes(), sized("getxattr", size, reply));
+    fn setattr(&self, header: &FuseInHeader, arg: &FuseSetattrIn, reply: Reply) {
+        let fh = (arg.valid & setattr::FH != 0).then_some(arg.fh);
+        let answer = attributes(reply, self.setattr_cached);
+        self.fs.setattr(NodeId(header.nodeid), set_attr(arg), caller(header), fh, answer);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.fs.listxattr(NodeId(ino.0), sized("listxattr", size, reply));
+    fn rename(&self, header: &FuseInHeader, arg: &FuseRename2In, name: &[u8], new_name: &[u8], reply: Reply) {
+        let Some(flags) = rename_flags(arg.flags) else { return reply.error(Errno(libc::EINVAL)) };
+        let (from, to) = ((NodeId(header.nodeid), name), (NodeId(arg.newdir), new_name));
+        self.fs.rename(caller(header), from, to, flags, empty(reply));
     }
 
-    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.fs.removexattr(NodeId(ino.0), name.as_bytes(), caller(req), empty("removexattr", reply));
+    fn setxattr(&self, header: &FuseInHeader, arg: &FuseSetxattrIn, name: &[u8], value: &[u8], reply: Reply) {
+        match SetHow::from_flags(arg.flags as i32) {
+            Ok(how) => {
+                let node = NodeId(header.nodeid);
+                self.fs.setxattr(node, name, value, how, caller(header), empty(reply));
+            }
+            Err(e) => fail(reply, &e),
+        }
     }
 
-    fn fallocate(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        let range = (offset, length);
-        self.fs.fallocate(NodeId(ino.0), fh.0, range, mode, caller(req), empty("fallocate", reply));
+    fn read(&self, node: NodeId, arg: &FuseReadIn, reply: Reply) {
+        let fills_cache = arg.read_flags & flags::READ_LOCKOWNER == 0;
+        let flags = ReadFlags { fills_cache, open: arg.flags as i32 };
+        self.fs.read(node, arg.fh, arg.offset, arg.size, flags, data(reply));
     }
 
-    fn lseek(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        let what = match whence {
+    fn lseek(&self, node: NodeId, arg: &FuseLseekIn, reply: Reply) {
+        let what = match arg.whence as i32 {
             libc::SEEK_DATA => SeekWhat::Data,
             libc::SEEK_HOLE => SeekWhat::Hole,
-            _ => return reply.error(Errno::EINVAL),
+            _ => return reply.error(Errno(libc::EINVAL)),
         };
-        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let answer = move |result: Outcome<u64>| match result {
-            Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
-            Err(e) => reply.error(reported("lseek", &e)),
-        };
-        self.fs.lseek(NodeId(ino.0), fh.0, offset, what, answer);
-    }
-
-    fn copy_file_range(
-        &self,
-        req: &Request,
-        ino_in: INodeNo,
-        fh_in: FileHandle,
-        offset_in: u64,
-        ino_out: INodeNo,
-        fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        let from = (NodeId(ino_in.0), fh_in.0, offset_in);
-        let to = (NodeId(ino_out.0), fh_out.0, offset_out);
-        let length = len.min(COPY_MAX) as u32;
-        self.fs.copy_file_range(from, to, length, caller(req), written("copy_file_range", reply));
-    }
-
-    fn ioctl(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        if cmd != FS_IOC_SHUTDOWN {
-            return reply.error(Errno::ENOTTY);
+        // The kernel's offset is signed.
+        if arg.offset > i64::MAX as u64 {
+            return reply.error(Errno(libc::ENXIO));
         }
-        self.fs.shut_down(caller(req), move |result| match result {
-            Ok(()) => reply.ioctl(0, &[]),
-            Err(e) => reply.error(reported("shutdown", &e)),
-        });
+        self.fs.lseek(node, arg.fh, arg.offset, what, position(reply));
     }
 
-    fn poll(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _ph: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        // Files are always ready; with this answer the kernel does not ask again.
-        reply.error(Errno::ENOSYS);
+    fn copy(&self, header: &FuseInHeader, arg: &FuseCopyFileRangeIn, wide: bool, reply: Reply) {
+        let from = (NodeId(header.nodeid), arg.fh_in, arg.off_in);
+        let to = (NodeId(arg.nodeid_out), arg.fh_out, arg.off_out);
+        let length = arg.len.min(COPY_MAX) as u32;
+        self.fs.copy_file_range(from, to, length, caller(header), copied(reply, wide));
+    }
+
+    fn ioctl(&self, header: &FuseInHeader, arg: &FuseIoctlIn, reply: Reply) {
+        match arg.cmd {
+            FS_IOC_SHUTDOWN => self.fs.shut_down(caller(header), ioctl_done(reply)),
+            _ => reply.error(Errno(libc::ENOTTY)),
+        }
     }
 }

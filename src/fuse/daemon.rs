@@ -8,7 +8,7 @@
 use crate::fs::types::KernelCache;
 use crate::fuse::mount::{self, Unmount};
 use crate::fuse::notify::Notifier;
-use fuser::{Config, Filesystem, Session, SessionACL};
+use crate::fuse::session::{Handler, Session};
 use std::ffi::OsStr;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -131,8 +131,9 @@ pub fn harden() {
 }
 
 /// A mount that has answered INIT.
-pub struct Served<F: Filesystem> {
-    session: Session<F>,
+pub struct Served<H> {
+    session: Session<H>,
+    threads: usize,
     notifier: Arc<Notifier>,
     mountpoint: std::path::PathBuf,
     /// Minor number of the mount's anonymous device.
@@ -143,38 +144,35 @@ pub struct Served<F: Filesystem> {
 ///
 /// # Errors
 /// With what was tried; then nothing is mounted.
-pub fn begin<F: Filesystem>(
-    filesystem: F,
+pub fn begin<H: Handler>(
+    handler: H,
     device: OwnedFd,
     notifier: Arc<Notifier>,
     at: (&OsStr, &Path),
     flags: u64,
     threads: usize,
-) -> io::Result<Served<F>> {
+) -> io::Result<Served<H>> {
     let (source, mountpoint) = at;
     let connection = mount::mount(device, source, mountpoint, flags)
         .map_err(|e| io::Error::new(e.kind(), format!("mounting at {}: {e}", mountpoint.display())))?;
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(threads);
-    let session =
-        Session::from_fd(filesystem, connection.device, SessionACL::All, config).inspect_err(|_| {
-            let _ = mount::unmount(mountpoint, Unmount::Lazy);
-        })?;
+    let session = Session::begin(handler, connection.device).inspect_err(|_| {
+        let _ = mount::unmount(mountpoint, Unmount::Lazy);
+    })?;
     if let Err(e) = mount::raise_read_ahead(connection.id) {
         tracing::warn!("reads will be small: read_ahead_kb: {e}");
     }
     notifier.set_mounted(connection.id);
-    Ok(Served { session, notifier, mountpoint: mountpoint.to_owned(), connection: connection.id })
+    let mountpoint = mountpoint.to_owned();
+    Ok(Served { session, threads, notifier, mountpoint, connection: connection.id })
 }
 
-impl<F: Filesystem> Served<F> {
+impl<H: Handler> Served<H> {
     /// Serves until the filesystem is unmounted or its connection aborted.
     ///
     /// # Errors
     /// Those of the device.
     pub fn run(self) -> io::Result<()> {
-        self.session.run()
+        self.session.run(self.threads)
     }
 
     /// Unmounts lazily at the first SIGTERM, SIGINT or SIGHUP and aborts the connection at the next.

@@ -2,8 +2,14 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | adapter | fuser's requests to operations, replies back; thin |
-//! | reply | how each kind of answer goes back |
+//! | wire | the protocol: records, requests, the bargain at INIT; no input or output |
+//! | channel | the open /dev/fuse |
+//! | buffer | memory for requests, with a WRITE's payload on pages of its own |
+//! | session | INIT, then requests on several threads until the end |
+//! | reply | the duty to answer, once, from whatever thread |
+//! | interrupt | requests on their way, and signals for those who wait |
+//! | adapter | requests to operations; thin |
+//! | answer | how each kind of answer goes back |
 //! | directory | listings into the kernel's buffer |
 //! | convert | attributes, times and flags between the two worlds |
 //! | errno | what an application sees of an error |
@@ -19,16 +25,22 @@
 pub mod adapter;
 pub mod cli;
 
+mod answer;
+pub mod buffer;
+mod channel;
 mod convert;
 pub mod daemon;
 mod directory;
 pub mod errno;
 mod guardian;
 pub mod heap;
+mod interrupt;
 mod log;
 pub mod mount;
 pub mod notify;
 pub mod options;
-mod reply;
+pub mod reply;
+pub mod session;
+pub mod wire;
 
 pub use notify::Notifier;

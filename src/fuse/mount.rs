@@ -1,7 +1,4 @@
 //! mount(2), umount2(2) and the kernel's read-ahead.
-//!
-//! fuser's own mounting is not used: it loses the subtype (df shall show `fuse.shoal`) and forces
-//! nosuid and nodev.
 
 use crate::device::mountinfo::mounted_at;
 use std::ffi::{CString, OsStr};

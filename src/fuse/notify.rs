@@ -1,35 +1,25 @@
 //! Invalidation of the kernel's caches: one writev on a duplicate of the session's device.
 //!
-//! fuser's own notifier is not used: it hides ENOENT, which coherence must see (a reply that makes
-//! the inode known may still be on its way), and lacks INC_EPOCH.
+//! ENOENT is passed on, because coherence must see it: a reply that makes the inode known may still be
+//! on its way.
 
 use crate::fs::types::{KernelCache, NodeId};
+use crate::fuse::channel::Channel;
 use crate::fuse::guardian::Lease;
-use std::fs::File;
-use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use crate::fuse::wire::{FuseNotifyInvalEntryOut, FuseNotifyInvalInodeOut, NotifyCode};
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-
-/// `enum fuse_notify_code` of <linux/fuse.h>.
-#[derive(Clone, Copy)]
-#[repr(i32)]
-enum Code {
-    InvalInode = 2,
-    InvalEntry = 3,
-    IncEpoch = 8,
-}
+use zerocopy::IntoBytes;
 
 /// First protocol minor with FUSE_NOTIFY_INC_EPOCH (Linux 6.16).
 const MINOR_INC_EPOCH: u32 = 44;
 
-/// Bytes of `struct fuse_out_header`.
-const HEADER: usize = 16;
-
 /// The kernel's caches of one mount.
 pub struct Notifier {
-    device: File,
+    channel: Channel,
     /// Protocol minor that the kernel named in INIT; 0 before.
     minor: AtomicU32,
     /// The connection's number while it is mounted, else 0.
@@ -44,9 +34,8 @@ impl Notifier {
     /// # Errors
     /// If the descriptor cannot be duplicated.
     pub fn new(device: impl AsFd) -> io::Result<Notifier> {
-        let device: OwnedFd = device.as_fd().try_clone_to_owned()?;
         Ok(Notifier {
-            device: device.into(),
+            channel: Channel::duplicate_of(device)?,
             minor: AtomicU32::new(0),
             connection: AtomicU64::new(0),
             guardian: OnceLock::new(),
@@ -80,52 +69,29 @@ impl Notifier {
         }
     }
 
-    fn send(&self, code: Code, body: &[&[u8]]) -> io::Result<()> {
-        let length = HEADER + body.iter().map(|part| part.len()).sum::<usize>();
-        let mut header = [0u8; HEADER];
-        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-        header[4..8].copy_from_slice(&(code as i32).to_ne_bytes());
-        let mut parts = [IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[])];
-        parts[0] = IoSlice::new(&header);
-        for (slot, part) in parts[1..].iter_mut().zip(body) {
-            *slot = IoSlice::new(part);
-        }
-        loop {
-            match (&self.device).write_vectored(&parts[..=body.len()]) {
-                Ok(n) if n == length => return Ok(()),
-                Ok(n) => {
-                    return Err(io::Error::other(format!("a notification of {length} bytes took {n}")));
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+    fn send(&self, code: NotifyCode, body: &[&[u8]]) -> io::Result<()> {
+        self.channel.send(code as i32, 0, body)
     }
 }
 
 impl KernelCache for Notifier {
     fn inval_inode(&self, ino: NodeId, offset: i64, length: i64) -> io::Result<()> {
-        let mut body = [0u8; 24];
-        body[..8].copy_from_slice(&ino.0.to_ne_bytes());
-        body[8..16].copy_from_slice(&offset.to_ne_bytes());
-        body[16..].copy_from_slice(&length.to_ne_bytes());
-        self.send(Code::InvalInode, &[&body])
+        let body = FuseNotifyInvalInodeOut { ino: ino.0, off: offset, len: length };
+        self.send(NotifyCode::InvalInode, &[body.as_bytes()])
     }
 
     fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()> {
-        let mut body = [0u8; 16];
-        body[..8].copy_from_slice(&parent.0.to_ne_bytes());
-        let length =
+        let namelen =
             u32::try_from(name.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))?;
-        body[8..12].copy_from_slice(&length.to_ne_bytes());
-        self.send(Code::InvalEntry, &[&body, name, &[0]])
+        let body = FuseNotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
+        self.send(NotifyCode::InvalEntry, &[body.as_bytes(), name, &[0]])
     }
 
     fn inc_epoch(&self) -> io::Result<()> {
         if !self.supports_epoch() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        self.send(Code::IncEpoch, &[])
+        self.send(NotifyCode::IncEpoch, &[])
     }
 
     fn supports_epoch(&self) -> bool {

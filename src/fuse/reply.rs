@@ -1,89 +1,142 @@
-//! How each kind of answer goes back to the kernel.
+//! The duty to answer a request: a token that is used up by the answer, and may be carried to
+//! another thread first. One that is lost answers EIO, so that no process waits for ever.
 
-use crate::base::{Generation, InodeNo};
-use crate::fs::types::{EntryReply, NodeId, OpenReply};
-use crate::fuse::convert::{file_attr, open_flags};
-use crate::fuse::errno::reported;
-use crate::inode::{Attr, FileKind, Timestamp};
-use fuser::{Errno, FileHandle, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr};
-use std::time::Duration;
+use crate::fuse::channel::Channel;
+use crate::fuse::interrupt::Requests;
+use crate::fuse::wire::{Errno, Opcode};
+use std::io;
+use std::sync::Arc;
+use zerocopy::{Immutable, IntoBytes};
 
-/// What an operation answers.
-pub type Outcome<T> = crate::base::Result<T>;
+/// What answers need of the session.
+pub struct Line {
+    pub channel: Channel,
+    pub requests: Requests,
+}
 
-/// An entry.
-pub fn entry(
-    operation: &'static str,
-    reply: ReplyEntry,
-) -> impl FnOnce(Outcome<EntryReply>) + Send + 'static {
-    move |result| match result {
-        Ok(e) => send_entry(reply, &e),
-        Err(e) => reply.error(reported(operation, &e)),
+/// Answers one request, exactly once.
+pub struct Reply {
+    /// Present until the answer.
+    line: Option<Arc<Line>>,
+    unique: u64,
+    opcode: Opcode,
+}
+
+impl Reply {
+    /// The duty to answer request `unique`. It counts as on its way from now on.
+    pub fn new(line: &Arc<Line>, unique: u64, opcode: Opcode) -> Reply {
+        line.requests.begin(unique);
+        Reply { line: Some(Arc::clone(line)), unique, opcode }
+    }
+
+    /// What was asked for.
+    pub fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    /// How to hear of an interrupt, also when the reply itself is put away.
+    pub fn interruption(&self) -> Interruption {
+        Interruption { line: self.line.clone(), unique: self.unique }
+    }
+
+    /// It went wrong.
+    pub fn error(mut self, errno: Errno) {
+        self.send(errno.field(), &[]);
+    }
+
+    /// Done; nothing to tell.
+    pub fn done(mut self) {
+        self.send(0, &[]);
+    }
+
+    /// Done; one record tells all.
+    pub fn record(mut self, record: &(impl IntoBytes + Immutable)) {
+        self.send(0, &[record.as_bytes()]);
+    }
+
+    /// Done; these bytes.
+    pub fn data(mut self, bytes: &[u8]) {
+        self.send(0, &[bytes]);
+    }
+
+    fn send(&mut self, error: i32, body: &[&[u8]]) {
+        let Some(line) = self.line.take() else { return };
+        line.requests.end(self.unique);
+        let Err(e) = line.channel.send(error, self.unique, body) else { return };
+        if is_gone(&e) {
+            return tracing::debug!(operation = ?self.opcode, "nobody waits for the answer any more: {e}");
+        }
+        tracing::error!(operation = ?self.opcode, "the kernel does not take the answer: {e}");
+        // If the request still waits, it must not for ever.
+        let _ = line.channel.send(-libc::EIO, self.unique, &[]);
     }
 }
 
-/// An entry, at once.
-pub fn send_entry(reply: ReplyEntry, e: &EntryReply) {
-    let attr = file_attr(e.ino, &e.attr);
-    reply.entry_with_ttls(&e.attr_valid, &e.entry_valid, &attr, fuser::Generation(e.generation.0));
+/// By which one that waits for long hears that its process has got a signal.
+pub struct Interruption {
+    line: Option<Arc<Line>>,
+    unique: u64,
 }
 
-/// Done, or not.
-pub fn empty(operation: &'static str, reply: ReplyEmpty) -> impl FnOnce(Outcome<()>) + Send + 'static {
-    move |result| match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(reported(operation, &e)),
+impl Interruption {
+    /// Runs `hook` when that happens, in the thread that served the interrupt; at once if it has happened.
+    /// Not after the answer. The hook shall see to it that the request is answered with EINTR, unless it
+    /// is being answered otherwise just then; so the reply must be where it finds it.
+    pub fn call(self, hook: impl FnOnce() + Send + 'static) {
+        if let Some(line) = &self.line {
+            line.requests.listen(self.unique, Box::new(hook));
+        }
     }
 }
 
-/// A handle.
-pub fn opened(operation: &'static str, reply: ReplyOpen) -> impl FnOnce(Outcome<OpenReply>) + Send + 'static {
-    move |result| match result {
-        Ok(o) => reply.opened(FileHandle(o.fh), open_flags(&o)),
-        Err(e) => reply.error(reported(operation, &e)),
+/// Withdrawn, unmounted or aborted.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EPERM | libc::ECONNABORTED))
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.line.is_some() {
+            tracing::error!(operation = ?self.opcode, "a request was not answered");
+            self.send(-libc::EIO, &[]);
+        }
     }
 }
 
-/// Bytes.
-pub fn data<B: AsRef<[u8]> + 'static>(
-    operation: &'static str,
-    reply: ReplyData,
-) -> impl FnOnce(Outcome<B>) + Send + 'static {
-    move |result: Outcome<B>| match result {
-        Ok(bytes) => reply.data(bytes.as_ref()),
-        Err(e) => reply.error(reported(operation, &e)),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::wire::{FuseOutHeader, FuseWriteOut};
+    use std::io::Read;
 
-/// A count of bytes.
-pub fn written(operation: &'static str, reply: ReplyWrite) -> impl FnOnce(Outcome<u32>) + Send + 'static {
-    move |result| match result {
-        Ok(bytes) => reply.written(bytes),
-        Err(e) => reply.error(reported(operation, &e)),
+    /// All that was sent while `work` had a reply to request 8.
+    fn sent(work: impl FnOnce(Reply)) -> Vec<u8> {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let line = Arc::new(Line { channel: Channel::new(writer.into()), requests: Requests::default() });
+        work(Reply::new(&line, 8, Opcode::Write));
+        drop(line);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        bytes
     }
-}
 
-/// A value or list of names: its size if the caller offers no room, ERANGE if too little.
-pub fn sized(
-    operation: &'static str,
-    room: u32,
-    reply: ReplyXattr,
-) -> impl FnOnce(Outcome<Vec<u8>>) + Send + 'static {
-    move |result| match result {
-        Ok(bytes) if room == 0 => reply.size(bytes.len() as u32),
-        Ok(bytes) if bytes.len() > room as usize => reply.error(Errno::ERANGE),
-        Ok(bytes) => reply.data(&bytes),
-        Err(e) => reply.error(reported(operation, &e)),
+    fn header(len: u32, error: i32) -> Vec<u8> {
+        FuseOutHeader { len, error, unique: 8 }.as_bytes().to_vec()
     }
-}
 
-/// No such name, and whether the kernel shall remember that.
-pub fn send_missing(reply: ReplyEntry, entry_valid: Duration) {
-    if entry_valid.is_zero() {
-        return reply.error(Errno::ENOENT);
+    #[test]
+    fn answers_as_the_kernel_reads_them() {
+        assert_eq!(sent(|r| r.done()), header(16, 0));
+        assert_eq!(sent(|r| r.error(Errno(libc::ENOENT))), header(16, -2));
+        assert_eq!(sent(|r| r.data(b"abc")), [&header(19, 0)[..], b"abc"].concat());
+        let record = FuseWriteOut { size: 5, padding: 0 };
+        assert_eq!(sent(|r| r.record(&record)), [&header(24, 0)[..], &[5, 0, 0, 0, 0, 0, 0, 0]].concat());
     }
-    // Node 0 tells the kernel to remember it.
-    let nothing = Attr::new(InodeNo(0), Generation(0), FileKind::Regular, 0, Timestamp::default());
-    let attr = file_attr(NodeId(0), &nothing);
-    reply.entry_with_ttls(&Duration::ZERO, &entry_valid, &attr, fuser::Generation(0));
+
+    #[test]
+    fn a_lost_reply_is_an_error_and_no_hang() {
+        assert_eq!(sent(drop), header(16, -libc::EIO));
+        let elsewhere = sent(|r| std::thread::spawn(move || drop(r)).join().unwrap());
+        assert_eq!(elsewhere, header(16, -libc::EIO));
+    }
 }

@@ -12,7 +12,7 @@ const FUNCTION_MAX: usize = 70;
 
 /// Crates that live in certain places only, and what to use elsewhere.
 const LANDLORDS: &[(&str, &[&str], &str)] = &[
-    ("fuser", &["src/fuse/"], "the types of fs::types"),
+    ("fuser", &[], "fuse::wire and fuse::session"),
     ("bincode", &["src/format/codec.rs"], "format::codec, or zerocopy structs"),
     (
         "libc",
