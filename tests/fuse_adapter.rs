@@ -178,6 +178,30 @@ fn files_through_the_kernel() {
 }
 
 #[test]
+fn the_time_of_birth_is_shown() {
+    let Some(m) = Mount::new("mem", 0) else { return };
+    let before = SystemTime::now() - Duration::from_secs(2);
+    fs::write(m.at("f"), b"x").unwrap();
+    let born = match fs::metadata(m.at("f")).unwrap().created() {
+        Ok(born) => born,
+        Err(e) => return eprintln!("not run: this kernel asks no FUSE filesystem for it: {e}"),
+    };
+    assert!(born > before && born < SystemTime::now() + Duration::from_secs(2));
+    let file = File::options().write(true).open(m.at("f")).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    let after = file.metadata().unwrap();
+    assert_eq!((after.created().unwrap(), after.modified().unwrap()), (born, SystemTime::UNIX_EPOCH));
+}
+
+#[test]
+fn a_copy_inside_the_filesystem() {
+    let Some(m) = Mount::new("mem", 0) else { return };
+    fs::write(m.at("a"), vec![7; 300_000]).unwrap();
+    fs::copy(m.at("a"), m.at("b")).unwrap();
+    assert!(fs::read(m.at("b")).unwrap() == vec![7; 300_000]);
+}
+
+#[test]
 fn names_through_the_kernel() {
     let Some(m) = Mount::new("mem", 0) else { return };
     fs::create_dir(m.at("d")).unwrap();

@@ -403,6 +403,10 @@ impl Operations for MemFs {
         reply(Ok(()));
     }
 
+    fn syncfs(&self, reply: impl Reply<()>) {
+        reply(Ok(()));
+    }
+
     fn opendir(&self, _ino: NodeId, _flags: i32, _c: Caller, reply: impl Reply<OpenReply>) {
         reply(Ok(OPENED));
     }
@@ -443,7 +447,7 @@ impl Operations for MemFs {
         name: &[u8],
         value: &[u8],
         how: SetHow,
-        _c: Caller,
+        _kill_set_gid: bool,
         reply: impl Reply<()>,
     ) {
         reply(self.with(ino, |n| match (how, n.xattrs.contains_key(name)) {

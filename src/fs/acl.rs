@@ -90,17 +90,17 @@ impl Core {
     }
 
     /// `value` becomes the list of a file: its mode follows, and a list that says no more than the
-    /// mode is not kept. Like chmod, it costs the set-group-id bit where the caller is not in the group.
+    /// mode is not kept. Like chmod, it may cost the set-group-id bit: the kernel knows the caller's groups.
     pub(super) fn set_access_acl(
         &self,
         txn: &mut Transaction,
         attr: &mut Attr,
         value: &[u8],
-        caller: &Caller,
+        kill_set_gid: bool,
     ) -> Result<()> {
         let acl = Acl::decode(value)?;
         attr.mode = acl.mode(attr.mode);
-        if attr.mode & libc::S_ISGID != 0 && !caller.is_in_group(attr.gid) {
+        if kill_set_gid {
             attr.mode &= !libc::S_ISGID;
         }
         let tree = self.tree(attr.ino);
@@ -114,30 +114,9 @@ impl Core {
     }
 }
 
-impl Caller {
-    /// Root, or a member of `gid`. The request only brings the first group; the others are asked of
-    /// the kernel while the caller waits. Unknown is no.
-    fn is_in_group(&self, gid: u32) -> bool {
-        if self.uid == 0 || self.gid == gid {
-            return true;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
-        groups.split_whitespace().any(|g| g.parse() == Ok(gid))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn groups_of_a_caller() {
-        let own = Caller { uid: 1, gid: 2, pid: std::process::id() };
-        assert!(own.is_in_group(2) && !own.is_in_group(u32::MAX - 7));
-        assert!(Caller { uid: 0, ..own }.is_in_group(77));
-        assert!(!Caller { pid: 0, ..own }.is_in_group(77));
-    }
 
     #[test]
     fn the_umask_counts_only_without_a_list() {

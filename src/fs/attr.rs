@@ -14,7 +14,12 @@ pub const STEP: StepLimit = StepLimit::within(64);
 impl SetAttr {
     /// Is there anything but the size to change?
     fn changes_more_than_size(&self) -> bool {
-        SetAttr { size: None, ..*self } != SetAttr::default()
+        !SetAttr { size: None, ..*self }.is_nothing()
+    }
+
+    /// Is there nothing to change?
+    fn is_nothing(&self) -> bool {
+        SetAttr { kill_set_id: false, ..*self } == SetAttr::default()
     }
 
     /// Apply everything but the size.
@@ -23,7 +28,7 @@ impl SetAttr {
             attr.mode = u32::from(perm) & 0o7777;
         }
         // A change of nothing: the kernel wants the privileges gone.
-        let owner_changes = self.uid.is_some() || self.gid.is_some() || *self == SetAttr::default();
+        let owner_changes = self.uid.is_some() || self.gid.is_some() || self.is_nothing();
         if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
             // chown takes the privileges along (POSIX); setgid without group execute is not one.
             attr.mode = privileges::without_set_id(attr.mode);
@@ -164,7 +169,6 @@ impl Fs {
         &self,
         node: NodeId,
         set: SetAttr,
-        caller: Caller,
         reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
@@ -179,7 +183,7 @@ impl Fs {
             if let Some(size) = set.size {
                 match kind {
                     FileKind::Regular => {
-                        core.drop_privileges(&node, &mut state, || caller.keeps_set_id())?;
+                        core.drop_privileges(&node, &mut state, || !set.kill_set_id)?;
                         core.resize(op, &node, &mut state, size)?;
                     }
                     FileKind::Directory => return Err(Error::IsDirectory.into()),

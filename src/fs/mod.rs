@@ -46,6 +46,7 @@ mod serve;
 mod serving;
 mod space;
 mod statfs;
+mod sync;
 mod takeover;
 mod threads;
 pub mod types;

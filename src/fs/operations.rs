@@ -72,7 +72,8 @@ pub trait Operations: Send + Sync + 'static {
     );
     /// `flags` are open(2)'s without O_CREAT, O_EXCL, O_TRUNC (truncation comes as setattr).
     fn open(&self, ino: NodeId, flags: i32, caller: Caller, reply: impl Reply<OpenReply>);
-    /// Creates and opens; an existing name is opened unless `flags` has O_EXCL.
+    /// Creates and opens. If the name exists: `Exists` if `flags` has O_EXCL, else `Stale`, upon which the
+    /// kernel looks again and opens what it finds.
     fn create(
         &self,
         caller: Caller,
@@ -108,6 +109,8 @@ pub trait Operations: Send + Sync + 'static {
     /// The last close of the handle.
     fn release(&self, ino: NodeId, fh: u64, reply: impl Reply<()>);
     fn fsync(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>);
+    /// All that was changed through this mount becomes durable.
+    fn syncfs(&self, reply: impl Reply<()>);
     fn opendir(&self, ino: NodeId, flags: i32, caller: Caller, reply: impl Reply<OpenReply>);
     /// Entries after the one with cookie `after` (0: from the start), `.` and `..` first.
     fn readdir(&self, ino: NodeId, fh: u64, after: u64, out: Box<dyn DirSink>);
@@ -115,13 +118,14 @@ pub trait Operations: Send + Sync + 'static {
     fn fsyncdir(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>);
     fn statfs(&self, reply: impl Reply<Statfs>);
     fn getxattr(&self, ino: NodeId, name: &[u8], reply: impl Reply<Vec<u8>>);
+    /// `kill_set_gid`: if this is an access ACL, the file's set-group-id bit must go.
     fn setxattr(
         &self,
         ino: NodeId,
         name: &[u8],
         value: &[u8],
         how: SetHow,
-        caller: Caller,
+        kill_set_gid: bool,
         reply: impl Reply<()>,
     );
     /// The names, each with a NUL after it.

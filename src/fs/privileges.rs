@@ -2,34 +2,15 @@
 //!
 //! The kernel left this to us at INIT (HANDLE_KILLPRIV_V2); otherwise it would ask for
 //! `security.capability` before every write. What it still does:
-//! - A WRITE bears a flag if its caller may not keep set-id bits.
+//! - A WRITE, and a SETATTR of the size, bear a flag if their caller may not keep set-id bits.
 //! - Where its own copy of the mode shows such bits and the caller may not keep them (write, fallocate,
 //!   copy), and for a chown to nobody new, a SETATTR without any change comes first.
 //! - Capabilities that it knows of it removes itself; those that another host has set, we do.
-//!
-//! The flag of a truncating SETATTR is lost on the way (fuser); its caller is looked at instead.
 
 use super::*;
 use crate::xattr;
 
 const CAPABILITIES: &[u8] = b"security.capability";
-/// Number of CAP_FSETID.
-const CAP_FSETID: u32 = 4;
-
-impl Caller {
-    /// May its changes leave set-id bits alone (CAP_FSETID)?
-    pub(super) fn keeps_set_id(&self) -> bool {
-        if self.uid != 0 {
-            return false;
-        }
-        // Root without the capability, in a container perhaps. Rarely asked: the file has set-id bits.
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        effective
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .is_none_or(|bits| bits & (1 << CAP_FSETID) != 0)
-    }
-}
 
 /// The mode without set-user-id, and without set-group-id where that means what it says (without group
 /// execution it is something else).
@@ -88,14 +69,5 @@ mod tests {
         assert_eq!(without_set_id(0o6755), 0o755);
         assert_eq!(without_set_id(0o6745), 0o2745);
         assert_eq!(without_set_id(0o1644), 0o1644);
-    }
-
-    #[test]
-    fn root_keeps_set_id_bits_and_others_do_not() {
-        let pid = std::process::id();
-        assert!(!Caller { uid: 1000, gid: 1000, pid }.keeps_set_id());
-        assert!(Caller { uid: 0, gid: 0, pid }.keeps_set_id(), "run as root");
-        // The kernel did not say who.
-        assert!(Caller { uid: 0, gid: 0, pid: 0 }.keeps_set_id());
     }
 }

@@ -21,11 +21,11 @@ impl Operations for Fs {
         &self,
         ino: NodeId,
         change: SetAttr,
-        caller: Caller,
+        _caller: Caller,
         _fh: Option<u64>,
         reply: impl Reply<AttrReply>,
     ) {
-        Fs::setattr(self, ino, change, caller, reply);
+        Fs::setattr(self, ino, change, reply);
     }
 
     fn readlink(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
@@ -142,6 +142,10 @@ impl Operations for Fs {
         Fs::fsync(self, ino, fh, data_only, reply);
     }
 
+    fn syncfs(&self, reply: impl Reply<()>) {
+        Fs::syncfs(self, reply);
+    }
+
     fn opendir(&self, ino: NodeId, _flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {
         Fs::opendir(self, ino, reply);
     }
@@ -173,10 +177,10 @@ impl Operations for Fs {
         name: &[u8],
         value: &[u8],
         how: SetHow,
-        caller: Caller,
+        kill_set_gid: bool,
         reply: impl Reply<()>,
     ) {
-        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, caller, reply);
+        Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, kill_set_gid, reply);
     }
 
     fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {

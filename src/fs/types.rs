@@ -98,6 +98,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     pub mtime: Option<SetTime>,
     pub ctime: Option<Timestamp>,
+    /// The caller may not keep set-id bits (of a file whose size or owner changes).
+    pub kill_set_id: bool,
 }
 
 /// renameat2(2) flags.

@@ -55,6 +55,11 @@ impl Signal {
         self.state.lock().dirty.insert(ino);
     }
 
+    /// All inodes that have something dirty.
+    pub fn dirty(&self) -> Vec<InodeNo> {
+        self.state.lock().dirty.iter().copied().collect()
+    }
+
     /// An inode is clean: with its state locked, so that nobody dirties it in between, or without a node.
     fn cleaned(&self, ino: InodeNo) {
         self.state.lock().dirty.remove(&ino);
@@ -365,9 +370,8 @@ impl Core {
 
     /// Flush everything that is dirty and not on its way out already; for threads that hold nothing.
     pub(super) fn flush_all_now(self: &Arc<Self>) {
-        let dirty: Vec<InodeNo> = self.writeback.state.lock().dirty.iter().copied().collect();
         let now = self.clock.now();
-        dirty.into_iter().for_each(|ino| self.flush_if_due(ino, true, now));
+        self.writeback.dirty().into_iter().for_each(|ino| self.flush_if_due(ino, true, now));
     }
 
     fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {

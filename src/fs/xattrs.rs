@@ -47,18 +47,19 @@ impl Fs {
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }
 
-    /// Set an attribute. `how`: whether it may or must exist.
+    /// Set an attribute. `how`: whether it may or must exist. `kill_set_gid`: an access ACL costs the
+    /// file's set-group-id bit.
     pub fn setxattr(
         &self,
         nodeid: NodeId,
         name: Vec<u8>,
         value: Vec<u8>,
         how: xattr::SetHow,
-        caller: Caller,
+        kill_set_gid: bool,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let change = move |core: &Core, txn: &mut Transaction, attr: &mut Attr| match &name[..] {
-            xattr::acl::ACCESS => core.set_access_acl(txn, attr, &value, &caller),
+            xattr::acl::ACCESS => core.set_access_acl(txn, attr, &value, kill_set_gid),
             _ => xattr::set(&core.tree(attr.ino), txn, &name, &value, how),
         };
         self.change_xattr(nodeid, Box::new(change), reply);

@@ -37,7 +37,8 @@ const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
 /// be coherent between hosts), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide),
-/// ATOMIC_O_TRUNC (truncation comes as SETATTR).
+/// ATOMIC_O_TRUNC (truncation comes as SETATTR; so what OPEN and CREATE say of set-id bits of a file that
+/// they truncate means nothing here).
 const WANTED: &[Bits] = &[
     init::ASYNC_READ,
     init::BIG_WRITES,
@@ -163,6 +164,7 @@ impl<O: Operations> Adapter<O> {
             R::Flush(arg) => fs.flush(node, arg.fh, arg.lock_owner, empty(reply)),
             R::Release(arg) => fs.release(node, arg.fh, empty(reply)),
             R::Fsync(arg) => fs.fsync(node, arg.fh, data_only(arg.fsync_flags), empty(reply)),
+            R::Syncfs => fs.syncfs(empty(reply)),
             R::Opendir(arg) => fs.opendir(node, arg.flags as i32, who, opened(reply)),
             R::Readdir(arg) => {
                 fs.readdir(node, arg.fh, arg.offset, Box::new(Entries::new(reply, arg.size, false)));
@@ -200,8 +202,8 @@ impl<O: Operations> Adapter<O> {
     fn setxattr(&self, header: &FuseInHeader, arg: &FuseSetxattrIn, name: &[u8], value: &[u8], reply: Reply) {
         match SetHow::from_flags(arg.flags as i32) {
             Ok(how) => {
-                let node = NodeId(header.nodeid);
-                self.fs.setxattr(node, name, value, how, caller(header), empty(reply));
+                let kill_set_gid = arg.setxattr_flags & flags::SETXATTR_ACL_KILL_SGID != 0;
+                self.fs.setxattr(NodeId(header.nodeid), name, value, how, kill_set_gid, empty(reply));
             }
             Err(e) => fail(reply, &e),
         }

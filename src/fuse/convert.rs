@@ -147,6 +147,7 @@ pub fn set_attr(arg: &FuseSetattrIn) -> SetAttr {
         atime: time(setattr::ATIME, setattr::ATIME_NOW, at(arg.atime, arg.atimensec)),
         mtime: time(setattr::MTIME, setattr::MTIME_NOW, at(arg.mtime, arg.mtimensec)),
         ctime: has(setattr::CTIME).then_some(at(arg.ctime, arg.ctimensec)),
+        kill_set_id: has(setattr::KILL_SUIDGID),
     }
 }
 
@@ -189,6 +190,8 @@ mod tests {
         assert_eq!(set_attr(&all), SetAttr::default());
         let some = set_attr(&FuseSetattrIn { valid: setattr::MODE | setattr::GID, ..all });
         assert_eq!(some, SetAttr { perm: Some(0o4755), gid: Some(2), ..SetAttr::default() });
+        let kill = set_attr(&FuseSetattrIn { valid: setattr::SIZE | setattr::KILL_SUIDGID, ..all });
+        assert_eq!(kill, SetAttr { size: Some(3), kill_set_id: true, ..SetAttr::default() });
         let now = set_attr(&FuseSetattrIn { valid: setattr::ATIME | setattr::ATIME_NOW, ..all });
         assert_eq!(now.atime, Some(SetTime::Now));
     }

@@ -364,11 +364,15 @@ impl Host {
         ask("fsync", |r| Operations::fsync(&*self.fs, node, 0, false, r))
     }
 
+    pub fn syncfs(&self) -> Result<()> {
+        ask("syncfs", |r| Operations::syncfs(&*self.fs, r))
+    }
+
     pub fn set_xattr(&self, path: &str, name: &str, value: &[u8]) -> Result<()> {
         let mut known = self.known();
-        let (node, caller) = (known.walk(path)?, Caller::default());
+        let node = known.walk(path)?;
         let (fs, name) = (&*self.fs, name.as_bytes());
-        ask("setxattr", |r| Operations::setxattr(fs, node, name, value, SetHow::Either, caller, r))
+        ask("setxattr", |r| Operations::setxattr(fs, node, name, value, SetHow::Either, false, r))
     }
 
     pub fn get_xattr(&self, path: &str, name: &str) -> Result<Vec<u8>> {

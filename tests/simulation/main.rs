@@ -11,6 +11,7 @@ mod cluster;
 mod deaths;
 mod demotion;
 mod draw;
+mod durable;
 mod host;
 mod lapsed;
 mod leaving;

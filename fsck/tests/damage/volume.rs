@@ -130,8 +130,8 @@ impl<O: Operations> Content<'_, O> {
         wait(|r| self.0.symlink(WHO, root, b"short", b"sub/deep", r));
         wait(|r| self.0.symlink(WHO, root, b"long", &[b'x'; 3000], r));
         let value = vec![b'v'; 9000];
-        wait(|r| self.0.setxattr(big, b"user.long", &value, SetHow::Either, WHO, r));
-        wait(|r| self.0.setxattr(big, b"user.short", b"value", SetHow::Either, WHO, r));
+        wait(|r| self.0.setxattr(big, b"user.long", &value, SetHow::Either, false, r));
+        wait(|r| self.0.setxattr(big, b"user.short", b"value", SetHow::Either, false, r));
         let many = self.dir(root, "many");
         for i in 0..400 {
             let (ino, fh) = self.open_file(many, &format!("a name of some length {i}"));

@@ -75,8 +75,6 @@ pub mod fopen {
 
 /// GETATTR and STATX: `fh` counts.
 pub const GETATTR_FH: u32 = 1 << 0;
-/// OPEN and CREATE: set-id bits of a file that is truncated must go.
-pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// READ: `lock_owner` counts, so a read(2) asks.
 pub const READ_LOCKOWNER: u32 = 1 << 1;
 /// WRITE: out of the page cache.

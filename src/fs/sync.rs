@@ -1,0 +1,52 @@
+//! syncfs: everything that this host has changed, durable.
+
+use super::*;
+
+/// How long to wait for an inode whose lock is being given up: that flushes it too.
+const PAUSE: Duration = Duration::from_millis(1);
+
+impl Fs {
+    /// Make durable all that was changed on this host before this call.
+    pub fn syncfs(&self, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let core = self.core.clone();
+        // It takes as long as there is dirty data, and no thread that serves requests may.
+        invalidation::spawn("syncfs", move || reply(core.sync_all()));
+    }
+}
+
+impl Core {
+    fn sync_all(self: &Arc<Self>) -> Result<()> {
+        self.store.halt().check()?;
+        if self.read_only {
+            return Ok(());
+        }
+        let mut written = Ok(());
+        for ino in self.writeback.dirty() {
+            let flushed = self.sync_inode(ino);
+            written = written.and(flushed);
+        }
+        self.journal.commit(self.journal.running())?;
+        // Data that replaced a file's own blocks may have needed no commit.
+        self.store.flush_since(self.store.flush_mark())?;
+        written
+    }
+
+    fn sync_inode(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
+        loop {
+            let Some(node) = self.nodes.find(ino) else { return Ok(()) };
+            if node.state.lock().is_clean() {
+                return Ok(());
+            }
+            self.store.halt().check()?;
+            if let Some(_pins) = self.locks.try_pin(&inode(ino, Mode::X)) {
+                let flushed = self.flush_node(&node);
+                if let Err(e) = &flushed {
+                    tracing::error!(inode = ino.0, "writing for syncfs failed: {e}");
+                    node.state.lock().write_errors.note(e.clone());
+                }
+                return flushed;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
