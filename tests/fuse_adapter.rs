@@ -194,14 +194,6 @@ fn the_time_of_birth_is_shown() {
 }
 
 #[test]
-fn a_copy_inside_the_filesystem() {
-    let Some(m) = Mount::new("mem", 0) else { return };
-    fs::write(m.at("a"), vec![7; 300_000]).unwrap();
-    fs::copy(m.at("a"), m.at("b")).unwrap();
-    assert!(fs::read(m.at("b")).unwrap() == vec![7; 300_000]);
-}
-
-#[test]
 fn names_through_the_kernel() {
     let Some(m) = Mount::new("mem", 0) else { return };
     fs::create_dir(m.at("d")).unwrap();

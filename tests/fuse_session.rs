@@ -9,8 +9,8 @@ use shoal::fuse::session::Handler;
 use shoal::fuse::wire::flags::{Bits, LK_FLOCK, init, setattr};
 use shoal::fuse::wire::init::{Offer, Wanted};
 use shoal::fuse::wire::{
-    Errno, FuseAttr, FuseAttrOut, FuseCreateOut, FuseEntryOut, FuseInHeader, FuseOpenOut, FuseWriteIn,
-    FuseWriteOut, Request,
+    Errno, FuseAttr, FuseAttrOut, FuseCopyFileRangeOut, FuseCreateOut, FuseEntryOut, FuseInHeader,
+    FuseOpenOut, FuseWriteIn, FuseWriteOut, Request,
 };
 use shoal::fuse::{Notifier, daemon};
 use std::ffi::OsStr;
@@ -31,6 +31,8 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: u64 = 1;
 /// The file `f`, or any other that the kernel gets to know.
 const FILE: u64 = 2;
+/// What all are said to have.
+const SIZE: u64 = 1 << 20;
 
 /// A directory with a file `f`; tells what was asked.
 struct ByHand {
@@ -43,7 +45,7 @@ struct ByHand {
 
 fn attr(ino: u64) -> FuseAttr {
     let mode = if ino == ROOT { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o644 };
-    FuseAttr { ino, mode, nlink: 1, blksize: 4096, ..FuseAttr::default() }
+    FuseAttr { ino, mode, nlink: 1, blksize: 4096, size: SIZE, ..FuseAttr::default() }
 }
 
 fn entry() -> FuseEntryOut {
@@ -107,6 +109,12 @@ impl Handler for ByHand {
             Request::Setattr(arg) => {
                 self.tell(format!("setattr size {}", arg.valid & setattr::SIZE != 0));
                 reply.record(&attributes);
+            }
+            Request::CopyFileRange { arg, wide: true } => {
+                reply.record(&FuseCopyFileRangeOut { bytes_copied: arg.len - 1 });
+            }
+            Request::CopyFileRange { arg, wide: false } => {
+                reply.record(&FuseWriteOut { size: arg.len as u32 - 1, padding: 0 });
             }
             Request::Open(_) | Request::Opendir(_) => reply.record(&FuseOpenOut::default()),
             Request::Flush(_) | Request::Release(_) | Request::Releasedir(_) => reply.done(),
@@ -197,10 +205,15 @@ fn a_lock_may_be_granted_from_another_thread() {
 #[test]
 fn a_lost_reply_fails_the_call_instead_of_hanging_it() {
     let m = Mount::new();
-    let mut child = Command::new("flock").arg(m.path.join("f")).arg("true").spawn().unwrap();
+    let file = File::open(m.path.join("f")).unwrap();
+    // SAFETY: a descriptor that stays open until the thread is joined.
+    let locking = std::thread::spawn(move || match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } {
+        0 => None,
+        _ => io::Error::last_os_error().raw_os_error(),
+    });
     assert_eq!(m.next(), "waiting");
     drop(m.waiting.lock().unwrap().take());
-    assert!(!child.wait().unwrap().success());
+    assert_eq!(locking.join().unwrap(), Some(libc::EIO));
 }
 
 #[test]
@@ -236,9 +249,12 @@ fn payloads_come_on_pages_whatever_their_length() {
     let m = Mount::new();
     let mut file =
         OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(m.path.join("f")).unwrap();
-    file.write_all(&[7; 1 << 20]).unwrap();
+    // The kernel sends as many pages as it has asked for, so ours must not begin in the middle of one.
+    let bytes = vec![7; (1 << 20) + 4096];
+    let start = bytes.as_ptr().align_offset(4096);
+    file.write_all(&bytes[start..][..1 << 20]).unwrap();
     assert_eq!(m.next(), "write 1048576 true Some(7)");
-    let mut file = OpenOptions::new().write(true).open(m.path.join("f")).unwrap();
+    let mut file = OpenOptions::new().append(true).open(m.path.join("f")).unwrap();
     file.write_all(&[9; 5]).unwrap();
     assert_eq!(m.next(), "write 5 true Some(9)");
 }
@@ -248,4 +264,15 @@ fn files_without_names_are_not_supported() {
     let m = Mount::new();
     let made = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&m.path);
     assert_eq!(made.unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+}
+
+#[test]
+fn the_count_of_a_copy_is_understood() {
+    let m = Mount::new();
+    let file = OpenOptions::new().read(true).write(true).open(m.path.join("f")).unwrap();
+    let (mut from, mut to) = (0, 500_000);
+    // SAFETY: descriptors that are open, and live numbers.
+    let copied =
+        unsafe { libc::copy_file_range(file.as_raw_fd(), &mut from, file.as_raw_fd(), &mut to, 10_000, 0) };
+    assert_eq!((copied, from, to), (9_999, 9_999, 509_999));
 }

@@ -10,8 +10,7 @@ use shoal::inode::{Attr, FileKind, Timestamp};
 use shoal::xattr::SetHow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel may keep what it was told.
