@@ -9,6 +9,7 @@
 //! not listed is either not yet listed or answered already: EAGAIN makes the kernel ask again in the
 //! first case, and in the second it finds nothing to ask about.
 
+use crate::store::BlockHash;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 
@@ -40,11 +41,14 @@ pub enum Met {
 /// The requests that have been read and not answered.
 #[derive(Default)]
 pub struct Requests {
-    shards: [Mutex<HashMap<u64, State>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
 }
 
+/// By number: the kernel counts them up, two by two.
+type Shard = HashMap<u64, State, BlockHash>;
+
 impl Requests {
-    fn shard(&self, unique: u64) -> &Mutex<HashMap<u64, State>> {
+    fn shard(&self, unique: u64) -> &Mutex<Shard> {
         // The lowest bit is never set.
         &self.shards[(unique >> 1) as usize % SHARDS]
     }
