@@ -7,17 +7,23 @@ use super::allocator::{Allocator, Want};
 use super::cell::Cell;
 use super::page::Class;
 use super::reservation::{Part, PendingRuns, PickedInode, Reservation};
+use super::transaction::FREE_TOUCH;
 use crate::base::{BlockNo, Error, Result};
 use crate::store::Store;
 use crate::txn::BlockRun;
 use std::sync::Arc;
 
+/// Most runs chosen at once: each becomes an extent, and all of them fit one transaction.
+pub const RUNS_MAX: usize = 128;
+
 impl Allocator {
     /// Choose data blocks for `blocks` of the reservation, in long runs, from `near` on if that is
-    /// free. Nothing is changed on disk.
+    /// free; fewer, but one at least, where free space is so scattered that one transaction could not
+    /// use them all. Nothing is changed on disk.
     ///
     /// # Errors
-    /// `NoSpace` if the reservation holds less; `Corrupt`, `Io`.
+    /// `NoSpace` if the reservation holds less; `NeedSpace` if what was promised lies in a damaged group and
+    /// the others have nothing; `Corrupt`, `Io`.
     pub fn take_data(
         &self,
         res: &mut Reservation,
@@ -40,6 +46,10 @@ impl Allocator {
             near = Some(run.start.plus(run.blocks));
             let cell = part.cell.clone();
             pending.push(&cell, run);
+            // A further one may be on a chunk page of a further group.
+            if pending.runs().len() >= RUNS_MAX || pending.log_blocks() + 2 > FREE_TOUCH {
+                break;
+            }
         }
         Ok(pending)
     }
@@ -60,7 +70,8 @@ impl Allocator {
         let lost = Reservation { parts: lost };
         let meta = u32::try_from(lost.meta()).unwrap_or(u32::MAX);
         let elsewhere = self.reserve(Want { data: lost.data(), meta, near: None });
-        res.merge(elsewhere.map_err(|_| damage.clone())?);
+        // Groups that are not held may have it.
+        res.merge(elsewhere.map_err(|e| if e == Error::NeedSpace { e } else { damage.clone() })?);
         Ok(())
     }
 

@@ -16,8 +16,9 @@ use parking_lot::MutexGuard;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Group blocks that frees of one transaction may touch; what lies further apart is deferred.
-const FREE_TOUCH: u32 = 12;
+/// Group blocks that frees of one transaction may touch; what lies further apart is deferred. Data blocks
+/// to be used come out of the same.
+pub(super) const FREE_TOUCH: u32 = 12;
 /// Group blocks for an inode number picked before the transaction began.
 const PICKED_TOUCH: u32 = 2;
 /// Frees that free tree pages that are deferred again: more rounds than this are a bug.
@@ -28,13 +29,13 @@ const DEFER_ROUNDS_MAX: u32 = 8;
 ///
 /// Whoever holds one must not reserve, nor begin another: both may wait for it to end.
 pub struct Transaction {
-    alloc: Arc<Allocator>,
-    handle: Option<Handle>,
-    res: Reservation,
+    pub(super) alloc: Arc<Allocator>,
+    pub(super) handle: Option<Handle>,
+    pub(super) res: Reservation,
     /// Groups that are not given up before this ends.
-    pinned: Vec<Arc<Cell>>,
-    metas: Vec<(usize, BlockNo)>,
-    pending: Vec<PendingRuns>,
+    pub(super) pinned: Vec<Arc<Cell>>,
+    pub(super) metas: Vec<(usize, BlockNo)>,
+    pub(super) pending: Vec<PendingRuns>,
     frees: Vec<(usize, Class, Piece)>,
     deferred: Vec<DeferredFree>,
     /// Group blocks that frees will touch: pages, and `u32::MAX` for the header.
@@ -88,7 +89,7 @@ impl Transaction {
 
     /// Keep a group from being given up; it must not be on its way out unless something in it is
     /// promised to this transaction.
-    fn pin(&mut self, cell: &Arc<Cell>) -> usize {
+    pub(super) fn pin(&mut self, cell: &Arc<Cell>) -> usize {
         if let Some(at) = self.pinned.iter().position(|c| Arc::ptr_eq(c, cell)) {
             return at;
         }
@@ -153,15 +154,17 @@ impl Transaction {
 
     /// A reserved metadata block becomes busy; the group's place in `pinned`.
     pub(super) fn take_meta(&mut self, near: BlockNo) -> Result<(usize, BlockNo)> {
-        if self.emergency && self.res.meta() == 0 {
-            self.draw_emergency();
+        if self.emergency && self.res.meta() == 0 && !self.draw_emergency() {
+            // Other groups may have some.
+            return Err(Error::NeedSpace);
         }
         let (cell, block) = self.alloc.take_meta(&mut self.res, near)?;
         Ok((self.pin(&cell), block))
     }
 
-    /// Promise a block that is kept for freeing transactions.
-    fn draw_emergency(&mut self) {
+    /// Promise a block that is kept for freeing transactions, also in a group on its way out that waits
+    /// for this very transaction.
+    fn draw_emergency(&mut self) -> bool {
         let mut cells = self.pinned.clone();
         cells.extend(self.alloc.cells());
         for cell in cells {
@@ -173,8 +176,9 @@ impl Transaction {
             state.group().meta.reserved += 1;
             drop(state);
             self.res.add(Part { cell, data: 0, meta: 1 });
-            return;
+            return true;
         }
+        false
     }
 
     /// Write the header of a block that has just become busy.
@@ -304,8 +308,12 @@ impl Transaction {
     /// All of it becomes part of the running journal transaction; durable when that is.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`, `Halted`, `ChangeTooLarge`, `NoSpace`; everything has been undone then.
+    /// `Corrupt`, `Io`, `Halted`, `ChangeTooLarge`, `NeedSpace`, `NoSpace`; everything has been undone then.
     pub fn finish(mut self) -> Result<TxnId> {
+        self.complete()
+    }
+
+    pub(super) fn complete(&mut self) -> Result<TxnId> {
         self.store_deferred()?;
         let mut work = self.changes();
         // Groups are locked in ascending order.

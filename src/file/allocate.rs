@@ -25,6 +25,22 @@ impl AllocatePlan {
         space_for(blocks, self.holes.len() as u64)
     }
 
+    /// Leaves out what comes after so many blocks; `range` is that of which it was planned.
+    pub fn cut(&mut self, mut blocks: u64, (off, len): (u64, u64)) {
+        for at in 0..self.holes.len() {
+            let hole = &mut self.holes[at];
+            let end = hole.end.min(hole.start + blocks);
+            if end < hole.end {
+                let from = (end * PAGE).max(off);
+                self.rest = Some((from, off + len - from));
+                hole.end = end;
+                let kept = if hole.start == end { at } else { at + 1 };
+                return self.holes.truncate(kept);
+            }
+            blocks -= end - hole.start;
+        }
+    }
+
     /// Where the blocks should begin.
     pub fn near(&self) -> Option<BlockNo> {
         self.near

@@ -55,6 +55,8 @@ pub struct FlushBatch {
     pages: Vec<(u64, Arc<PageBuf>)>,
     /// What lies behind them, in the same order.
     pieces: Vec<Piece>,
+    /// Runs of pages that change extents, and how many of them end here: of the others more is dirty.
+    runs: (u64, u64),
     /// The first page goes into the inode, this many bytes of it.
     inline: Option<usize>,
     /// The disk held the bytes in the inode before.
@@ -78,9 +80,12 @@ impl FlushBatch {
 
     /// Metadata blocks the transaction may need, in the worst case, and data blocks it makes used.
     pub fn space(&self) -> SpaceNeed {
-        let runs = self.changes();
+        if self.inline.is_some() {
+            // The bytes may push other items out of the inode.
+            return SpaceNeed { data: 0, meta: space_for(0, 1).meta };
+        }
         let placed = |p: &&Piece| matches!(p.place, Place::New | Place::Placed(_));
-        space_for(self.pieces.iter().filter(placed).map(|p| p.blocks).sum(), runs)
+        space_for(self.pieces.iter().filter(placed).map(|p| p.blocks).sum(), self.runs.0)
     }
 
     fn changes(&self) -> u64 {
@@ -201,6 +206,7 @@ impl FileState {
             Some(piece) => self.near(src, piece.first)?,
             None => None,
         };
+        let runs = self.runs_of(&pieces);
         let mut pages = Vec::new();
         for page in pieces.iter().flat_map(|p| p.first..p.first + p.blocks) {
             pages.push((page, self.pages.take(page)));
@@ -218,7 +224,16 @@ impl FileState {
             size,
             old_size: self.disk_size,
             near,
+            runs,
         }))
+    }
+
+    /// How many runs pieces not yet placed are of, and how many end with them: what is counted for a run is
+    /// kept until its last page is on the disk.
+    fn runs_of(&self, pieces: &[Piece]) -> (u64, u64) {
+        let runs = pieces.iter().filter(|p| !matches!(p.place, Place::Written(_))).count() as u64;
+        let goes_on = |last: &Piece| self.pages.get(last.first + last.blocks).is_some_and(|p| !p.in_flight);
+        (runs, if pieces.last().is_some_and(goes_on) { runs.saturating_sub(1) } else { runs })
     }
 
     /// Whether the bytes belong into the inode as things stand.
@@ -237,6 +252,7 @@ impl FileState {
             size: self.mem_size,
             old_size: self.disk_size,
             near: None,
+            runs: (0, 0),
         }
     }
 
@@ -252,6 +268,7 @@ impl FileState {
                 size: self.mem_size,
                 old_size: self.disk_size,
                 near: None,
+                runs: (0, 0),
             }
         })
     }
@@ -322,8 +339,10 @@ impl FileState {
         }
     }
 
-    /// Gives a flush the blocks it wants: `runs` hold [`FlushBatch::blocks_wanted`] blocks.
+    /// Gives a flush the blocks it wants: `runs` hold [`FlushBatch::blocks_wanted`] blocks, or fewer. What
+    /// comes after those is left out of it.
     pub fn flush_place(&mut self, batch: &mut FlushBatch, runs: &[BlockRun]) {
+        self.flush_cut(batch, runs.iter().map(|run| run.blocks).sum());
         let mut runs = runs.iter().copied().filter(|run| run.blocks > 0);
         let mut run = BlockRun { start: BlockNo(0), blocks: 0 };
         let mut pieces = Vec::with_capacity(batch.pieces.len());
@@ -343,6 +362,33 @@ impl FileState {
             }
         }
         batch.pieces = pieces;
+    }
+
+    /// Leaves out of a flush what comes after so many blocks.
+    fn flush_cut(&mut self, batch: &mut FlushBatch, mut blocks: u64) {
+        if batch.blocks_wanted() <= blocks {
+            return;
+        }
+        let mut kept = 0;
+        for piece in &mut batch.pieces {
+            if piece.place == Place::New {
+                piece.blocks = piece.blocks.min(blocks);
+                blocks -= piece.blocks;
+                if piece.blocks == 0 {
+                    break;
+                }
+            }
+            kept += 1;
+            if blocks == 0 {
+                break;
+            }
+        }
+        batch.pieces.truncate(kept);
+        let pages = batch.pieces.iter().map(|p| p.blocks).sum::<u64>() as usize;
+        batch.pages.split_off(pages).into_iter().for_each(|(page, _)| self.pages.put_back(page));
+        batch.runs = self.runs_of(&batch.pieces);
+        let end = batch.pages.last().map_or(0, |(page, _)| (page + 1) * PAGE);
+        batch.size = self.mem_size.min(end);
     }
 
     /// Makes the pages written part of the file, in the transaction that also makes their blocks
@@ -384,8 +430,7 @@ impl FileState {
     pub fn flush_done(&mut self, batch: FlushBatch) {
         self.flushes -= 1;
         self.disk_size = self.disk_size.max(batch.size);
-        let changes = batch.changes();
-        if changes > 0 {
+        if batch.changes() > 0 {
             (self.has_extents, self.last_span) = (true, None);
         }
         self.inline &= !batch.leaves_inode;
@@ -399,7 +444,7 @@ impl FileState {
                 None => self.pages.written(page),
             }
         }
-        self.forget_runs(changes);
+        self.forget_runs(batch.runs.1);
     }
 
     /// The bytes are in the inode. If they do not belong there any more, the page stays dirty and

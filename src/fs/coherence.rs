@@ -118,10 +118,14 @@ impl Core {
     fn empty_own(self: &Arc<Self>, job: &DemoteJob) -> Result<DemoteAnswer> {
         match job.name {
             LockName::Inode(ino) if job.from == Mode::X => {
-                if let Some(node) = self.nodes.find(ino) {
-                    self.flush_node(&node)?;
+                let Some(node) = self.nodes.find(ino) else { return Ok(DemoteAnswer::Done) };
+                match self.flush_node(&node) {
+                    Err(Error::NeedSpace) => {
+                        self.seek_space(&node);
+                        Ok(DemoteAnswer::Busy)
+                    }
+                    flushed => flushed.map(|()| DemoteAnswer::Done),
                 }
-                Ok(DemoteAnswer::Done)
             }
             LockName::Ag(ag) => match self.alloc.ag_demote(ag) {
                 DemoteReady::Ready => Ok(DemoteAnswer::Done),

@@ -72,20 +72,22 @@ impl Core {
     ) -> Step<()> {
         if let Some(plan) = self.file(node, state)?.plan_leave_inode(&*self.store)? {
             self.write_planned(op, node, state, plan, &[])?;
-            self.flush_locked(node, state)?;
+            self.flush_locked_in(op, node, state)?;
         }
         let mut rest = Some((at, len));
         while let Some(range) = rest {
-            let plan = self.file(node, state)?.plan_allocate(&*self.store, range, HOLES, HOLE_BLOCKS)?;
-            rest = plan.rest;
+            let mut plan = self.file(node, state)?.plan_allocate(&*self.store, range, HOLES, HOLE_BLOCKS)?;
             let need = plan.space();
             if need.data == 0 {
+                rest = plan.rest;
                 continue;
             }
             let mut space =
                 op.space(Want { data: need.data, meta: need.meta, near: self.group(node.ino) })?;
             let pending =
                 self.alloc.take_data(&mut space, need.data, plan.near().or(Some(node.ino.block())))?;
+            plan.cut(pending.blocks(), range);
+            rest = plan.rest;
             self.change_file(state, Some(space), |file, txn, attr| {
                 file.allocate_apply(&plan, pending.runs(), txn, attr)?;
                 txn.use_data(pending);

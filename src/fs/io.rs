@@ -97,12 +97,29 @@ impl Write {
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
-        let Write { ino, fh, offset, length, how, through_cache } = *self;
+        let Write { ino, fh, how, .. } = *self;
         let durable = match how.sync {
             Some(data_only) if done.is_ok() => core.sync_node(ino, fh, data_only),
             _ => Ok(()),
         };
-        match durable.and(done) {
+        let (write, again) = (*self, core.clone());
+        let told = move |durable: Result<()>| write.tell(&again, waited, durable.and(done), reply);
+        match durable {
+            // The lock is pinned here: nothing may be waited for.
+            Err(Error::NeedSpace) => core.fsync_dirty(ino, fh, how.sync == Some(true), told),
+            durable => told(durable),
+        }
+    }
+
+    fn tell(
+        &self,
+        core: &Arc<Core>,
+        waited: bool,
+        done: Result<(u32, Forget)>,
+        reply: impl FnOnce(Result<u32>) + Send + 'static,
+    ) {
+        let Write { ino, offset, length, how, through_cache, .. } = *self;
+        match done {
             Ok((written, Forget::Attributes)) => {
                 core.after_dropping_attributes(ino, move || reply(Ok(written)));
             }
@@ -280,25 +297,39 @@ impl Fs {
             drop(pins);
             return reply(core.commit_node(ino, fh));
         }
-        // Dirty implies that X is held, perhaps only just: a demotion would flush as well.
-        let mode = if clean { Mode::S } else { Mode::X };
-        let body = move |op: &mut Op<'_>| -> Step<()> {
-            if clean {
-                return Ok(());
-            }
-            let node = op.core.nodes.get(ino);
-            let flushed = if data_only { op.core.flush_data(&node) } else { op.core.flush_node(&node) };
-            Ok(flushed?)
-        };
-        let finish = move |flushed: Result<()>| {
+        if !clean {
+            return core.fsync_dirty(ino, fh, data_only, reply);
+        }
+        let finish = move |pinned: Result<()>| {
             let committed = core.commit_node(ino, fh);
-            reply(flushed.and(committed));
+            reply(pinned.and(committed));
         };
-        op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(finish));
+        op::run(&self.core, inode(ino, Mode::S), Box::new(|_: &mut Op<'_>| Ok(())), Box::new(finish));
     }
 }
 
 impl Core {
+    /// Flush and commit an inode in which something is dirty: X is held, perhaps only just, and a demotion
+    /// would flush as well.
+    fn fsync_dirty(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        fh: u64,
+        data_only: bool,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let body = move |op: &mut Op<'_>| -> Step<()> {
+            let (core, node) = (op.core.clone(), op.core.nodes.get(ino));
+            core.flush_in(op, &node, if data_only { Core::flush_data } else { Core::flush_node })
+        };
+        let core = self.clone();
+        let finish = move |flushed: Result<()>| {
+            let committed = core.commit_node(ino, fh);
+            reply(flushed.and(committed));
+        };
+        op::run(self, inode(ino, Mode::X), Box::new(body), Box::new(finish));
+    }
+
     /// Flush and commit an inode whose lock is pinned X.
     fn sync_node(self: &Arc<Self>, ino: InodeNo, fh: u64, data_only: bool) -> Result<()> {
         let node = self.nodes.get(ino);
@@ -362,7 +393,11 @@ impl Core {
         self.write_planned(op, &node, state, plan, data)?;
         self.note_write(&node, state);
         if how.direct {
-            self.flush_locked(&node, state)?;
+            match self.flush_locked(&node, state) {
+                // It is written, as it were by a program that does not mind the cache.
+                Err(Error::NeedSpace) => self.writeback.flush_soon(ino),
+                other => other?,
+            }
         } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
             self.writeback.flush_soon(ino);
         }

@@ -22,6 +22,7 @@ use std::time::Duration;
 mod acl;
 mod ahead;
 mod append;
+mod aside;
 mod attr;
 mod coherence;
 mod create;

@@ -393,9 +393,7 @@ impl Core {
         for node in self.nodes.all() {
             self.nodes.forget(node.ino, u64::MAX);
             if !node.state.lock().is_clean() {
-                let pins = self.locks.acquire_wait(inode(node.ino, Mode::X))?;
-                self.flush_node(&node)?;
-                drop(pins);
+                self.flush_waiting(&node, || self.locks.acquire_wait(inode(node.ino, Mode::X)).map(Some))?;
             }
         }
         let deadline = self.clock.now() + REAP_PATIENCE;

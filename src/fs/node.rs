@@ -63,6 +63,8 @@ pub struct NodeState {
     /// The transaction that was running when data last went straight to the device: with it, or
     /// with a flush, that data is durable.
     pub data_txn: TxnId,
+    /// Space for a flush is being looked for, or was in vain: not again before this time.
+    pub seeks_until: Option<Duration>,
     /// Errors of write-back, until every handle has heard of them.
     pub write_errors: WriteErrors,
 }

@@ -10,6 +10,7 @@
 use crate::alloc::{Reservation, Want};
 use crate::base::{Error, LockName, Mode, Result};
 use crate::fs::Core;
+use crate::inode::tree_costs;
 use crate::lock::{LockSet, Pins};
 use std::sync::Arc;
 
@@ -28,7 +29,11 @@ pub enum Stop {
 
 impl From<Error> for Stop {
     fn from(e: Error) -> Stop {
-        Stop::Fail(e)
+        match e {
+            // Undone: the emergency share of the groups held did not suffice.
+            Error::NeedSpace => Stop::Space(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: None }),
+            e => Stop::Fail(e),
+        }
     }
 }
 
@@ -108,6 +113,11 @@ impl Op<'_> {
             Err(Stop::Fail(Error::NoSpace)) => Ok(None),
             Err(stop) => Err(stop),
         }
+    }
+
+    /// What has been got for the operation, if it was stopped for space.
+    pub fn granted(&mut self) -> Option<Reservation> {
+        self.space.take()
     }
 
     /// The operation's reservation: what was got for it over restarts, filled up to `want`.

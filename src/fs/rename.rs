@@ -149,7 +149,10 @@ impl Rename {
             // Many programs replace a file without fsync: after a crash the name has all of the old
             // file or all of the new one. The data's transaction comes before ours in the log.
             // What was overwritten in place has none of its own, and must not come after ours either.
-            core.flush_node(&core.nodes.get(source.ino))?;
+            match core.flush_node(&core.nodes.get(source.ino)) {
+                Err(Error::NeedSpace) => return Ok(Outcome::Unwritten(source.ino)),
+                flushed => flushed?,
+            }
             core.store.order_overwrites();
         }
         let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
@@ -213,8 +216,8 @@ impl Rename {
 
     fn flush_first(self, core: &Arc<Core>, ino: InodeNo, reply: Reply<()>) {
         let body = move |op: &mut Op<'_>| -> Step<()> {
-            let node = op.core.nodes.get(ino);
-            Ok(op.core.flush_node(&node)?)
+            let (core, node) = (op.core.clone(), op.core.nodes.get(ino));
+            core.flush_in(op, &node, Core::flush_node)
         };
         let again = core.clone();
         let done = move |flushed: Result<()>| match flushed {

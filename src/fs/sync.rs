@@ -32,21 +32,23 @@ impl Core {
     }
 
     fn sync_inode(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
-        loop {
-            let Some(node) = self.nodes.find(ino) else { return Ok(()) };
-            if node.state.lock().is_clean() {
-                return Ok(());
-            }
-            self.store.halt().check()?;
-            if let Some(_pins) = self.locks.try_pin(&inode(ino, Mode::X)) {
-                let flushed = self.flush_node(&node);
-                if let Err(e) = &flushed {
-                    tracing::error!(inode = ino.0, "writing for syncfs failed: {e}");
-                    node.state.lock().write_errors.note(e.clone());
+        let Some(node) = self.nodes.find(ino) else { return Ok(()) };
+        let flushed = self.flush_waiting(&node, || {
+            loop {
+                if node.state.lock().is_clean() {
+                    return Ok(None);
                 }
-                return flushed;
+                self.store.halt().check()?;
+                if let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) {
+                    return Ok(Some(pins));
+                }
+                std::thread::sleep(PAUSE);
             }
-            std::thread::sleep(PAUSE);
+        });
+        if let Err(e) = &flushed {
+            tracing::error!(inode = ino.0, "writing for syncfs failed: {e}");
+            node.state.lock().write_errors.note(e.clone());
         }
+        flushed
     }
 }

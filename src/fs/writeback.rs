@@ -1,7 +1,7 @@
 //! Write-back: flushing one inode, and the thread that does it in time.
 
 use super::*;
-use crate::alloc::Want;
+use crate::alloc::{RUNS_MAX, Want};
 use crate::file::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
 use crate::inode::tree_costs;
 use parking_lot::Condvar;
@@ -18,9 +18,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const THROTTLE_MAX: Duration = Duration::from_secs(30);
 /// How often it asks for that again.
 const THROTTLE_LOOK: Duration = Duration::from_millis(200);
-/// Extents one flush transaction may change, and its other blocks.
+/// Runs one flush transaction may change, its other blocks, and the pages for what is scattered.
 const CHANGES: u32 = 8;
-const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS;
+const FLUSH_BLOCKS: u32 = 8 + 3 * CHANGES + 2 * tree_costs::LOG_BLOCKS + RUNS_MAX as u32 / 16;
 
 /// What the write-back thread is asked for.
 #[derive(Default)]
@@ -91,10 +91,16 @@ impl Signal {
 /// Nothing could be taken for a flush: because all is clean, or flushes in flight have it.
 ///
 /// # Errors
-/// Neither is the case: there is no space for what is dirty.
+/// `NeedSpace` if neither is the case: the space for what is dirty has been lost.
 fn check_takeable(state: &NodeState) -> Result<()> {
     let in_flight = state.file.as_ref().is_some_and(|f| f.flushes_in_flight() > 0);
-    if state.is_data_dirty() && !in_flight { Err(Error::NoSpace) } else { Ok(()) }
+    if !state.is_data_dirty() || in_flight {
+        return Ok(());
+    }
+    match state.space.as_ref().map_or(0, Reservation::data) {
+        0 => Err(Error::NeedSpace),
+        _ => Err(Error::Invalid("dirty data that cannot be written")),
+    }
 }
 
 /// Errors of write-back, for those who have the file open: each handle hears of them once.
@@ -144,6 +150,10 @@ impl WriteErrors {
 
 impl Core {
     /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
+    ///
+    /// # Errors
+    /// `NeedSpace` if it must be got from a group that is not held (`aside` has what to do then); so for
+    /// the others.
     pub(super) fn flush_node(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         let _io = node.gate.read();
         self.flush_pages(node)?;
@@ -247,7 +257,9 @@ impl Core {
             }
             Err(e) => {
                 file.flush_failed(batch);
-                state.write_errors.note(e.clone());
+                if *e != Error::NeedSpace {
+                    state.write_errors.note(e.clone());
+                }
             }
         }
         applied
@@ -268,22 +280,31 @@ impl Core {
             return Err(Error::Damaged { inode: node.ino, what: "dirty data without attributes".into() });
         };
         let Some(file) = &state.file else { return Ok(()) };
+        let held = state.space.get_or_insert_default();
         let meta = batch.space().meta;
-        let mut space = match &mut state.space {
-            Some(held) => held.split(0, meta.into()),
-            None => Reservation::empty(),
-        };
-        // An earlier batch may have used more than its share; the emergency share is the last resort.
+        let mut space = held.split(0, meta.into());
+        // Promised for all of the file's dirty data, not batch by batch; the emergency share is the last resort.
         let short = meta.saturating_sub(u32::try_from(space.meta()).unwrap_or(u32::MAX));
-        if let Ok(more) = self.alloc.reserve(Want { data: 0, meta: short, near: self.group(node.ino) }) {
+        if short > 0
+            && let Ok(more) = self.alloc.reserve(Want { data: 0, meta: short, near: self.group(node.ino) })
+        {
             space.merge(more);
         }
-        let mut change = self.change_freeing(Some(space), FLUSH_BLOCKS)?;
-        file.flush_apply(batch, &mut change.txn, &mut attr)?;
+        let FreeingChange { mut txn, _slot } = self.change_freeing(Some(space), FLUSH_BLOCKS)?;
+        txn.lean_on(held);
         if let Some(pending) = pending.take() {
-            change.txn.use_data(pending);
+            txn.use_data(pending);
         }
-        state.last_txn = change.txn.finish()?;
+        let (done, unused) = match file.flush_apply(batch, &mut txn, &mut attr) {
+            Ok(()) => txn.finish_keeping(),
+            Err(e) => (Err(e), txn.undo()),
+        };
+        held.merge(unused);
+        state.last_txn = match done {
+            // What was promised in a damaged group must be had elsewhere.
+            Err(Error::Corrupt { .. }) if held.leave_damaged() => return Err(Error::NeedSpace),
+            done => done?,
+        };
         state.attr = Some(attr);
         state.attr_dirty = false;
         Ok(())
@@ -401,10 +422,15 @@ impl Core {
         }
         // Not pinned: it is being given up, and flushed by that.
         let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) else { return };
-        if let Err(e) = self.flush_node(&node) {
-            tracing::error!(inode = ino.0, "write-back failed: {e}");
-            node.state.lock().write_errors.note(e);
-        }
+        let flushed = self.flush_node(&node);
         drop(pins);
+        match flushed {
+            Ok(()) => {}
+            Err(Error::NeedSpace) => self.seek_space(&node),
+            Err(e) => {
+                tracing::error!(inode = ino.0, "write-back failed: {e}");
+                node.state.lock().write_errors.note(e);
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod deaths;
 mod demotion;
 mod draw;
 mod durable;
+mod flushing;
 mod host;
 mod lapsed;
 mod leaving;

@@ -11,33 +11,33 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 
-const ALL: TakeLimit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: u64::MAX, changes: 64 };
+pub const ALL: TakeLimit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: u64::MAX, changes: 64 };
 
-struct Host {
+pub struct Host {
     disk: Disk,
-    meta: MemoryTxn,
-    attr: Attr,
+    pub meta: MemoryTxn,
+    pub attr: Attr,
     pool: Arc<PagePool>,
-    file: FileState,
-    next: BlockNo,
+    pub file: FileState,
+    pub next: BlockNo,
     /// Blocks left free behind each run.
     gap: u64,
 }
 
 impl Host {
-    fn new() -> Host {
+    pub fn new() -> Host {
         let (meta, attr) = empty_file();
         let pool = PagePool::new(1 << 30);
         let file = FileState::new_empty(tree(), &geometry(), pool.clone());
         Host { disk: Disk::default(), meta, attr, pool, file, next: geometry().ag_start(AgNo(1)), gap: 0 }
     }
 
-    fn write(&mut self, off: u64, data: &[u8]) {
+    pub fn write(&mut self, off: u64, data: &[u8]) {
         let plan = self.file.plan_write(&self.meta, off, data.len() as u64).unwrap();
         self.file.write(plan, &self.disk, &self.meta, data).unwrap();
     }
 
-    fn take(&mut self, limit: TakeLimit) -> FlushBatch {
+    pub fn take(&mut self, limit: TakeLimit) -> FlushBatch {
         let mut batch = self.file.flush_take(&self.meta, limit).unwrap().expect("something is dirty");
         let run = BlockRun { start: self.next, blocks: batch.blocks_wanted() };
         self.next = self.next.plus(run.blocks + self.gap);
@@ -45,25 +45,25 @@ impl Host {
         batch
     }
 
-    fn finish(&mut self, batch: FlushBatch) {
+    pub fn finish(&mut self, batch: FlushBatch) {
         batch.write_data(&self.pool, &self.disk).unwrap();
         self.file.flush_apply(&batch, &mut self.meta, &mut self.attr).unwrap();
         self.file.flush_done(batch);
     }
 
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while self.file.is_dirty() {
             let batch = self.take(ALL);
             self.finish(batch);
         }
     }
 
-    fn reload(&mut self) {
+    pub fn reload(&mut self) {
         let size = tree().read_attr(&self.meta).unwrap().size;
         self.file = FileState::load(&self.meta, tree(), &geometry(), self.pool.clone(), size).unwrap();
     }
 
-    fn read(&self, off: u64, len: usize) -> Vec<u8> {
+    pub fn read(&self, off: u64, len: usize) -> Vec<u8> {
         self.file
             .plan_read(&self.meta, off, len)
             .unwrap()

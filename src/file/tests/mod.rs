@@ -3,3 +3,4 @@ mod cases;
 mod crash;
 mod disk;
 mod model;
+mod promises;
