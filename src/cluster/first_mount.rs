@@ -8,8 +8,9 @@
 //! the lock. Between machines it is a delta lease (Chockler and Malkhi) on the lobby cell with the
 //! slot's number: write the claim, wait longer than any write that began before it could be seen,
 //! read it back, and read it again before each write of the ballot: whoever takes over a claim that
-//! stands still waits for one write, not for all of a slow mount's. From different slots, Disk Paxos
-//! decides.
+//! stands still waits for one write, not for all of a slow mount's. That look holds for a guard time: a
+//! read that took longer than half of it is made again, the rest is for the way to the write. From
+//! different slots, Disk Paxos decides.
 
 use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::{Joiner, Tried};
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 /// Lost ballots after which a first mount looks afresh at who is there.
 const LOSSES_MAX: u32 = 5;
+/// Looks at the claim that may take too long before a ballot is given up.
+const LOOKS_MAX: u32 = 5;
 
 impl Joiner {
     /// Is every former member gone for certain?
@@ -172,10 +175,21 @@ impl Joiner {
     /// Is the slot still ours to propose from, and the volume still the one we loaded?
     fn may_propose(&self, slot: SlotId, local: bool) -> Result<()> {
         self.options.lease.confirm()?;
-        match local || self.is_claim_ours(slot)? {
-            true => Ok(()),
-            false => Err(Error::Busy(format!("another first mount has taken over the claim to slot {slot}"))),
+        if local {
+            return Ok(());
         }
+        for _ in 0..LOOKS_MAX {
+            let begun = self.options.clock.now();
+            if !self.is_claim_ours(slot)? {
+                return Err(Error::Busy(format!(
+                    "another first mount has taken over the claim to slot {slot}"
+                )));
+            }
+            if self.options.clock.now() <= begun + self.options.timing.guard / 2 {
+                return Ok(());
+            }
+        }
+        Err(Error::Busy(format!("the claim to slot {slot} cannot be read in time")))
     }
 
     fn is_claim_ours(&self, slot: SlotId) -> Result<bool> {
@@ -196,7 +210,7 @@ impl Joiner {
         claim.sequence = 1;
         self.disk.write_claim(slot.0, &claim)?;
         self.set_claim(slot.0, claim);
-        self.pause(self.options.timing.claim_wait())?;
+        self.pause(self.options.timing.claim_hold())?;
         self.is_claim_ours(slot)
     }
 

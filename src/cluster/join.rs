@@ -374,7 +374,7 @@ impl Joiner {
             usable: self.options.usable,
             joined: view.epoch,
             groups: Arc::new(groups),
-            watch: self.watch.expecting_all(clock.now()),
+            watch: self.watch.expecting_all(live(&view), clock.now()),
             row: self.row.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
             positions: Arc::default(),

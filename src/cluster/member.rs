@@ -111,10 +111,11 @@ impl Watch {
         }
     }
 
-    /// The same for a host that has just become a member: some may be as new as it is.
-    pub fn expecting_all(&self, now: Duration) -> Watch {
+    /// The same for a host that has just become a member: some of `members` may be as new as it is.
+    pub fn expecting_all(&self, members: u64, now: Duration) -> Watch {
         let mut watch = self.clone();
-        (0..watch.beats.len() as u16).for_each(|slot| watch.expect(SlotId(slot), now));
+        let slots = (0..watch.beats.len() as u16).map(SlotId);
+        slots.filter(|slot| members & bit(*slot) != 0).for_each(|slot| watch.expect(slot, now));
         watch
     }
 
@@ -134,9 +135,10 @@ impl Watch {
     /// R6: at `now`, can no write of the mount whose cell this is land any more (if it cannot renew)?
     /// At `told`, the row was read after the exclusion had become visible: if the cell does not show now
     /// what it bears, that may be from just before then. A gap in our own polling may have hidden beats, of
-    /// which a late duplicate of an older one leaves no trace.
+    /// which a late duplicate of an older one leaves no trace; and the first beats of a new mount may hide
+    /// behind what its cell showed before.
     pub fn is_past_wait(&self, slot: SlotId, told: Duration, now: Duration) -> bool {
-        let seen = |b: &Beat| b.first_seen.max(self.gap_free_since);
+        let seen = |b: &Beat| b.first_seen.max(b.expected).max(self.gap_free_since);
         let from = |b: &Beat| if b.readable { seen(b) } else { seen(b).max(told) };
         self.beat(slot).is_some_and(|b| now >= from(b) + self.timing.wait())
     }
@@ -221,6 +223,18 @@ mod tests {
             "what came in the gap may have been hidden again"
         );
         assert!(w.is_past_wait(SlotId(0), ms(0), ms(10_000) + T.wait()));
+    }
+
+    #[test]
+    fn a_new_mount_that_is_slow_is_not_past_the_wait_of_the_one_before() {
+        let mut w = Watch::new(T, 2);
+        for t in (0..9000).step_by(100) {
+            w.observe(ms(t), &[cell(0, 1), cell(1, 1)]);
+        }
+        let member = w.expecting_all(bit(SlotId(1)), ms(9000));
+        assert!(member.is_past_wait(SlotId(0), ms(9000), ms(9000)), "nobody has that slot");
+        assert!(!member.is_past_wait(SlotId(1), ms(9000), ms(9000) + T.wait() - ms(1)));
+        assert!(member.is_past_wait(SlotId(1), ms(9000), ms(9000) + T.wait()));
     }
 
     #[test]

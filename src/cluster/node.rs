@@ -10,7 +10,7 @@ use crate::cluster::ownership;
 use crate::cluster::paxos::{Action, Event, Proposer};
 use crate::cluster::takeover::Takeover;
 use crate::cluster::timing::Timing;
-use crate::cluster::view::{bit, dead_of, is_member, leave, live, slots};
+use crate::cluster::view::{bit, dead, dead_of, is_member, leave, live, slots};
 use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
 use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Heartbeat, View};
@@ -192,7 +192,9 @@ impl Node {
             return Ok(());
         }
         tracing::info!(epoch = %view.epoch, members = live(&view).count_ones(), "new view");
-        if !is_member(&view, self.slot, self.incarnation) && !self.leaving {
+        // Leaving, it may be out as it wished; but not if it is to be recovered.
+        let is_dead = dead(&view) & bit(self.slot) != 0;
+        if !is_member(&view, self.slot, self.incarnation) && (is_dead || !self.leaving) {
             return Err(self.lost(format!("view {} does not contain this mount", view.epoch)));
         }
         self.note_view(&view);

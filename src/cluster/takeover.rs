@@ -6,7 +6,7 @@ use crate::cluster::SlotClaim;
 use crate::cluster::fence::Fences;
 use crate::cluster::join::JoinOptions;
 use crate::cluster::node::Node;
-use crate::cluster::view::{bit, dead, dead_of, exclude, is_member, live, slots};
+use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING};
 use crate::format::cluster::{SlotState, View};
 use std::sync::{Arc, OnceLock};
@@ -56,11 +56,13 @@ pub struct Takeover {
     pub batch: u64,
     /// The last batch could not be recovered: not again before this.
     not_before: Duration,
+    /// How often in a row.
+    failures: u32,
     deaths: Vec<Option<Death>>,
 }
 
-/// How long after a failed recovery it is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// Failed recoveries in a row after which another member is to try.
+const FAILURES_MAX: u32 = 2;
 /// Heartbeats missed before a proof of death is looked for.
 const MISSED: u32 = 3;
 
@@ -73,6 +75,7 @@ impl Takeover {
             successor: Arc::default(),
             batch: 0,
             not_before: Duration::ZERO,
+            failures: 0,
             deaths: vec![None; slot_count],
         }
     }
@@ -89,6 +92,7 @@ impl Node {
             return Ok(());
         }
         self.exclude_suspects()?;
+        self.hand_on_hopeless()?;
         self.hand_over_fenced();
         Ok(())
     }
@@ -227,12 +231,31 @@ impl Node {
         }
     }
 
-    /// The batch that was handed over is recovered, or could not be.
+    /// The batch that was handed over is recovered, or could not be: then it is tried again after a while.
     pub fn batch_over(&mut self, recovered: bool) {
-        self.takeover.batch = 0;
-        if !recovered {
-            self.takeover.not_before = self.clock.now() + TRY_AGAIN;
+        let at_work = std::mem::take(&mut self.takeover.batch) != 0;
+        if recovered {
+            self.takeover.failures = 0;
+        } else if at_work {
+            self.takeover.failures += 1;
+            self.takeover.not_before = self.clock.now() + self.timing.lease;
         }
+    }
+
+    /// R5: what this host has failed to recover again and again, perhaps by its own way to the disk, is for the
+    /// next member that answers. Nothing of it is under this host's hands any more: the batch is over.
+    fn hand_on_hopeless(&mut self) -> Result<()> {
+        if self.takeover.batch != 0 || self.takeover.failures < FAILURES_MAX {
+            return Ok(());
+        }
+        self.takeover.failures = 0;
+        let (me, answering) = (self.slot, !self.silent());
+        let before = dead_of(&self.view, me);
+        if hand_on(&self.view, me, answering).is_some() {
+            tracing::warn!("this host cannot recover its dead: another one is to try");
+        }
+        // What was learnt since may be somebody else's to hand on.
+        self.propose(&mut |view| hand_on(view, me, answering).filter(|_| dead_of(view, me) & before != 0))
     }
 
     /// A view is learnt: who came, who died, who is recovered.

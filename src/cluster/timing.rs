@@ -80,6 +80,12 @@ impl Timing {
         self.write_life.mul_f64(1.0 + DRIFT)
     }
 
+    /// How long a first mount's own claim must have stood before it writes a ballot: whoever had the claim
+    /// before looked at it at most a guard time before its last write.
+    pub fn claim_hold(&self) -> Duration {
+        (self.write_life + self.guard).mul_f64(1.0 + DRIFT)
+    }
+
     /// Longest pause between two polls of the heartbeat row that still counts as gap-free.
     pub fn gap_max(&self) -> Duration {
         self.heartbeat * 2

@@ -177,6 +177,20 @@ pub fn recovered(view: &View, me: SlotId, recovered: u64) -> Option<View> {
     (which != 0).then_some(to)
 }
 
+/// `me` cannot read what it has to replay: all the dead that it sees to are for the next of `members` behind
+/// it, round and round. `None` if there are none, or nobody else.
+pub fn hand_on(view: &View, me: SlotId, members: u64) -> Option<View> {
+    let others = members & live(view) & !bit(me);
+    let others = || slots(view).map(|(slot, _)| slot).filter(|s| others & bit(*s) != 0);
+    let adopter = others().find(|s| *s > me).or_else(|| others().next())?;
+    let ours = dead_of(view, me);
+    let mut to = next(view);
+    for (_, s) in to.slots.iter_mut().enumerate().filter(|(i, _)| ours >> i & 1 == 1) {
+        s.state = SlotState::Dead { adopter };
+    }
+    (ours != 0).then_some(to)
+}
+
 /// Slots that wait for the next joiner become those of `me`: the last who left saw nobody answer, but
 /// a member that was silent is back. `None` if there are none.
 pub fn inherit(view: &View, me: SlotId) -> Option<View> {
@@ -315,6 +329,20 @@ mod tests {
         assert_eq!(states(&fourth)[1..], [dead(0); 4]);
     }
 
+    #[test]
+    fn who_cannot_recover_hands_on_to_the_next_in_turn() {
+        let v = first(&View::initial(5, 5), SlotId(0), inc(10));
+        let v = admit(&v, &[inc(11), inc(12), inc(13), inc(14)], !0, 0).unwrap();
+        let dead = |a| SlotState::Dead { adopter: SlotId(a) };
+        let v = exclude(&v, SlotId(1), &[(SlotId(0), inc(10)), (SlotId(3), inc(13))]).unwrap();
+        assert_eq!(hand_on(&v, SlotId(2), !0), None, "it has none");
+        assert_eq!(hand_on(&v, SlotId(1), 0b01011), None, "only itself and the dead");
+        let next = hand_on(&v, SlotId(1), !0).unwrap();
+        assert_eq!((states(&next)[0], states(&next)[3], next.epoch.0), (dead(2), dead(2), v.epoch.0 + 1));
+        let last = hand_on(&hand_on(&v, SlotId(1), bit(SlotId(4))).unwrap(), SlotId(4), !0).unwrap();
+        assert_eq!(states(&last)[0], dead(1), "round and round");
+    }
+
     /// All views that `view` may be followed by; `inc(1)` is every mount's.
     fn successors(view: &View) -> Vec<View> {
         let members = || slots(view).map(|(s, _)| s).filter(|s| live(view) & bit(*s) != 0);
@@ -332,6 +360,7 @@ mod tests {
                 let suspects: Vec<_> = members().filter(of).map(|s| (s, inc(1))).collect();
                 all.extend(exclude(view, me, &suspects));
                 all.extend(leave(view, me, inc(1), mask));
+                all.extend(hand_on(view, me, mask));
             }
             all.extend((1..=ALL).filter_map(|mask| recovered(view, me, mask)));
         }

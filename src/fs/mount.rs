@@ -16,6 +16,7 @@ use crate::format::superblock::{self, LoadedFrom, Superblock};
 use crate::format::volume::{self, SlotExtents, Volume};
 use crate::journal::{Journal, JournalConfig};
 use crate::lock::{Demoter, LockConfig};
+use std::sync::mpsc::RecvTimeoutError;
 
 /// How long living members are asked to let us in: longer than they need to take over from one that died,
 /// for before that they let nobody in.
@@ -252,8 +253,7 @@ fn assemble(
         opened.superblock.check_features(true)?;
     }
     let able = opened.superblock.check_features(true).is_ok();
-    let settle = Timing::of(opened.superblock.timing).claim_wait();
-    let recovery = takeover::Recovery::new(&opened.volume, settle, able);
+    let recovery = takeover::Recovery::new(&opened.volume, Timing::of(opened.superblock.timing), able);
     // There is no other member, or there would be nothing to replay yet: no torn block is in anybody's hands.
     recovery.replay_all(&store, &report.replay, Duration::ZERO)?;
     let slot = report.slot;
@@ -357,12 +357,35 @@ impl Core {
         self.cluster.recovered(replayed)
     }
 
-    /// The root must be there before anybody is told that the mount is.
+    /// The root must be there before anybody is told that the mount is. While the lease is renewed, others
+    /// are waited for; they may be taking over from somebody. Without a device that would be for ever.
     fn look_at_root(self: &Arc<Self>) -> Result<()> {
-        let _pins = self.locks.acquire_wait(inode(self.root, Mode::S))?;
+        let (sender, granted) = std::sync::mpsc::channel();
+        self.locks.acquire(inode(self.root, Mode::S), Box::new(move |pins| drop(sender.send(pins))));
+        let _pins = loop {
+            match granted.recv_timeout(REPORT) {
+                Ok(pins) => break pins?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Halted("the lock manager is gone".into()));
+                }
+                Err(RecvTimeoutError::Timeout) => self.is_hopeless()?,
+            }
+        };
         let node = self.nodes.get(self.root);
         let mut state = node.state.lock();
         self.load_dir(&node, &mut state).map(|_| ())
+    }
+
+    /// An error once the lease has been over for too long.
+    fn is_hopeless(&self) -> Result<()> {
+        let end = self.store.permit().lease_end().unwrap_or(Duration::MAX);
+        let over = self.clock.now().saturating_sub(end);
+        if over <= self.recovery.patience {
+            return Ok(());
+        }
+        let why = format!("the device does not answer: the lease ended {:.1} s ago", over.as_secs_f32());
+        self.store.halt().trip(format!("the mount failed: {why}"));
+        Err(Error::Device(why))
     }
 
     /// Tells the heartbeat what this host has, and keeps the lock cache bounded.

@@ -7,6 +7,7 @@
 //! have been recovering another when it died.
 
 use super::*;
+use crate::cluster::Timing;
 use crate::format::volume::{SlotExtents, Volume};
 use crate::journal::{DeviceSink, replay};
 use parking_lot::Condvar;
@@ -17,6 +18,8 @@ pub struct Recovery {
     extents: Vec<SlotExtents>,
     /// The longest time that a write of a living host may take to land.
     settle: Duration,
+    /// How long after the end of its lease a mount that is not complete waits for the device.
+    pub patience: Duration,
     /// All features of the volume are known, so that replay may write.
     able: bool,
     state: Mutex<State>,
@@ -31,10 +34,11 @@ struct State {
 
 impl Recovery {
     /// Nobody is dead yet.
-    pub fn new(volume: &Volume, settle: Duration, able: bool) -> Recovery {
+    pub fn new(volume: &Volume, timing: Timing, able: bool) -> Recovery {
         Recovery {
             extents: volume.slots.clone(),
-            settle,
+            settle: timing.claim_wait(),
+            patience: timing.wait(),
             able,
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -114,6 +118,11 @@ impl Core {
                     return;
                 }
                 tracing::error!("dead hosts cannot be recovered now, what they held stays locked: {e}");
+                // Another member may be the next to try: it must find on the disk what was moved so far.
+                if let Err(e) = slots.iter().try_for_each(|slot| self.let_go_of(*slot)) {
+                    self.store.halt().trip(format!("what was moved from a dead host cannot be written: {e}"));
+                    return;
+                }
                 self.cluster.unrecovered();
             }
         }
@@ -135,12 +144,20 @@ impl Core {
             match self.adopt_slot(other) {
                 Ok(0) => {}
                 Ok(n) => tracing::info!(slot = slot.0, "took over {n} orphans and deferred frees"),
-                // They stay where they are, for the next host with that slot.
+                Err(e @ (Error::Io { .. } | Error::TimedOut(_) | Error::Halted(_))) => return Err(e),
+                // No space, or damage: they stay where they are, for the next host with that slot.
                 Err(e) => tracing::warn!(slot = slot.0, "orphans are left for the slot's next host: {e}"),
             }
-            self.journal.release(&BTreeSet::from([other.cover]))?;
-            self.store.drop_cover(other.cover);
+            self.let_go_of(*slot)?;
         }
+        Ok(())
+    }
+
+    /// Nothing under the lock of a dead host's slot stays in memory or only in the journal.
+    fn let_go_of(&self, slot: SlotId) -> Result<()> {
+        let cover = LockName::Slot(slot);
+        self.journal.release(&BTreeSet::from([cover]))?;
+        self.store.drop_cover(cover);
         Ok(())
     }
 }

@@ -167,6 +167,14 @@ pub fn begin<H: Handler>(
 }
 
 impl<H: Handler> Served<H> {
+    /// Takes the mount out of the tree again: it is not to be served.
+    pub fn withdraw(&self) {
+        if let Err(e) = mount::unmount(&self.mountpoint, Unmount::Lazy) {
+            tracing::warn!("unmounting {}: {e}", self.mountpoint.display());
+        }
+        self.notifier.set_unmounted();
+    }
+
     /// Serves until the filesystem is unmounted or its connection aborted.
     ///
     /// # Errors

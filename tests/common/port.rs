@@ -45,6 +45,8 @@ pub struct Port {
     mortal: AtomicBool,
     /// Held while a write is on its way: a file whose writes are not over is not closed.
     writing: RwLock<()>,
+    /// Reads within it fail: this way to the disk is bad there.
+    refused: Mutex<std::ops::Range<u64>>,
     /// Blocks that metadata reads go on finding, where reads are stale.
     seen: Mutex<HashMap<u64, Vec<u8>>>,
 }
@@ -62,6 +64,7 @@ impl Port {
             stalled: AtomicBool::new(false),
             mortal: AtomicBool::new(false),
             writing: RwLock::default(),
+            refused: Mutex::new(0..0),
             seen: Mutex::default(),
         })
     }
@@ -91,6 +94,11 @@ impl Port {
     /// from this host counts on that.
     pub fn lose_late_writes(&self) {
         self.mortal.store(true, Ordering::Release);
+    }
+
+    /// Reads of these bytes fail from now on.
+    pub fn refuse_reads(&self, bytes: std::ops::Range<u64>) {
+        *self.refused.lock() = bytes;
     }
 
     /// Requests that the weather made fail.
@@ -123,6 +131,9 @@ impl Port {
         let late = op == "write" && begun.elapsed() > Timing::TEST.write_life;
         if late && self.mortal.load(Ordering::Acquire) {
             return Err(fails("it took longer than a write may"));
+        }
+        if op == "read" && self.refused.lock().contains(&offset) {
+            return Err(fails("refused by the test"));
         }
         if failing {
             self.failed.fetch_add(1, Ordering::Relaxed);

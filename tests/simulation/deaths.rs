@@ -393,7 +393,7 @@ impl Demoter for Stubborn {
 }
 
 /// A host whose inodes are kept to itself once the flag is up, and how often it was asked for some.
-fn stubborn(disk: &Arc<SimDisk>, name: &str) -> (Host, Arc<AtomicBool>, Arc<AtomicUsize>) {
+pub fn stubborn(disk: &Arc<SimDisk>, name: &str) -> (Host, Arc<AtomicBool>, Arc<AtomicUsize>) {
     let (stubborn, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
     let wrap = |inner| {
         let (stubborn, asked) = (stubborn.clone(), asked.clone());
@@ -403,7 +403,7 @@ fn stubborn(disk: &Arc<SimDisk>, name: &str) -> (Host, Arc<AtomicBool>, Arc<Atom
     (host, stubborn, asked)
 }
 
-fn until_asked(asked: &AtomicUsize) {
+pub fn until_asked(asked: &AtomicUsize) {
     let limit = Instant::now() + WAIT_MAX;
     while asked.load(Ordering::Acquire) == 0 {
         assert!(Instant::now() < limit, "it is never asked for a lock");

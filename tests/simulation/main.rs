@@ -24,6 +24,7 @@ mod reused;
 mod runs;
 mod space;
 mod story;
+mod successor;
 mod taken;
 mod tree;
 mod worker;

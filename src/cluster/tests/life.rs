@@ -151,3 +151,34 @@ fn an_idle_pair_costs_little() {
         assert!((3..=17).contains(&polls), "{polls} polls a second when idle");
     }
 }
+
+/// Its look at the claim counts from when it began: whoever takes the slot over goes by that.
+#[test]
+fn a_first_mount_writes_no_ballot_behind_an_old_look_at_its_claim() {
+    let medium = Medium::formatted();
+    let port = medium.port();
+    let regions = geometry().regions();
+    let (ballots, lobby) =
+        (regions.ballots * 4096..regions.ledgers * 4096, regions.lobby * 4096..regions.end * 4096);
+    let looks = Arc::<Mutex<(u32, Duration)>>::default();
+    let (seen, oldest) = (looks.clone(), Arc::<Mutex<Duration>>::default());
+    let longest = oldest.clone();
+    port.set_hook(move |op, offset| {
+        if op == "read" && lobby.contains(&offset) {
+            let mut looks = seen.lock();
+            *looks = (looks.0 + 1, now());
+            // Before and behind the claim; then before each write of a ballot.
+            if matches!(looks.0, 3 | 4 | 7) {
+                std::thread::sleep(QUICK.guard * 2);
+            }
+        }
+        if op == "write" && ballots.contains(&offset) {
+            let mut longest = longest.lock();
+            *longest = longest.max(now() - seen.lock().1);
+        }
+        true
+    });
+    let host = join_by(port.clone(), "a", Where::Elsewhere).unwrap();
+    assert!(looks.lock().0 > 7 && host.report.first, "nothing was tested");
+    assert!(*oldest.lock() < QUICK.guard, "{:?}", oldest.lock());
+}

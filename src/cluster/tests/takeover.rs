@@ -180,7 +180,16 @@ fn an_heir_that_dies_is_recovered_with_those_it_was_to_recover() {
 }
 
 #[test]
-fn two_at_once_and_an_heir_that_cannot() {
+fn two_at_once_and_an_heir_that_cannot_and_leaves() {
+    two_at_once_and_an_heir_that_cannot(true);
+}
+
+#[test]
+fn two_at_once_and_an_heir_that_cannot_and_stays() {
+    two_at_once_and_an_heir_that_cannot(false);
+}
+
+fn two_at_once_and_an_heir_that_cannot(leaves: bool) {
     let medium = Medium::formatted();
     let hosts = ["a", "b", "c", "d"].map(|name| member(&medium, name, Where::Elsewhere));
     let [a, b, c, d] = hosts;
@@ -191,15 +200,51 @@ fn two_at_once_and_an_heir_that_cannot() {
         let cluster = cluster.clone();
         std::thread::spawn(move || cluster.upgrade().inspect(|a| a.cluster.unrecovered()));
     }));
-    heir(&d, Duration::ZERO);
+    let batches = heir(&d, Duration::ZERO);
     die(b);
     die(c);
     eventually("a is asked", || *asked.lock() >= 1);
-    std::thread::sleep(QUICK.suspicion * 2);
+    std::thread::sleep(QUICK.lease / 3);
     assert_eq!(*asked.lock(), 1, "not again at once");
     assert_eq!(dead(&d.cluster.membership().view), bit(SlotId(1)) | bit(SlotId(2)));
     // It gives up: they are the next one's.
-    a.cluster.leave().unwrap();
+    if leaves {
+        a.cluster.leave().unwrap();
+    }
     eventually("d recovers them", || is_clean(&d, 1) && is_clean(&d, 2));
+    assert_eq!((*asked.lock(), batches.lock().len()), (if leaves { 1 } else { 2 }, 1));
     assert_eq!(adopt(&d, 1), Ok(Token(2)));
+}
+
+/// The others act upon its death while it waits, in the middle of leaving, for the row of ballots.
+#[test]
+fn who_is_excluded_while_it_leaves_has_not_left() {
+    let medium = Medium::formatted();
+    let [a, b] = ["a", "b"].map(|name| member(&medium, name, Where::Elsewhere));
+    // It never gets done.
+    let asked = Arc::<Mutex<u32>>::default();
+    let count = asked.clone();
+    a.cluster.on_fenced(Box::new(move |_| *count.lock() += 1));
+    let (written, gone) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let regions = geometry().regions();
+    let ballots = regions.ballots * 4096..regions.ledgers * 4096;
+    let (begun, over) = (written.clone(), gone.clone());
+    b.port.set_hook(move |op, offset| {
+        if ballots.contains(&offset) && op == "write" {
+            begun.store(true, Ordering::Release);
+        }
+        while begun.load(Ordering::Acquire) && !over.load(Ordering::Acquire) && op == "read" {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    });
+    std::thread::scope(|scope| {
+        let leaving = scope.spawn(|| b.cluster.leave());
+        eventually("b is dead to a", || *asked.lock() > 0);
+        gone.store(true, Ordering::Release);
+        let left = leaving.join().unwrap();
+        assert!(matches!(left, Err(Error::Halted(_))), "{left:?}");
+    });
+    assert!(b.lease.lost.lock().is_some());
+    assert_eq!(state(&a, 1), SlotState::Dead { adopter: SlotId(0) });
 }

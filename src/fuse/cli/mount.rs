@@ -208,9 +208,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
     let at = (task.source.as_os_str(), task.mountpoint.as_path());
     let served = daemon::begin(adapter, fuse, notifier.clone(), at, task.request.flags, task.request.threads)
         .and_then(|served| {
-            registration.lock().set_mounted(served.connection, task.request.volume.read_only)?;
-            served.unmount_on_signals(signals)?;
-            Ok(served)
+            let known = registration.lock().set_mounted(served.connection, task.request.volume.read_only);
+            let known = known.and_then(|()| served.unmount_on_signals(signals));
+            known.inspect_err(|_| served.withdraw()).map(|()| served)
         });
     let ended = match served {
         Ok(served) => {
