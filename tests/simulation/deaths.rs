@@ -274,7 +274,7 @@ fn deaths(sim: &Sim, random: &mut StdRng, rounds: usize) -> Result<(), String> {
 }
 
 /// With `SHOAL_LOG` set, what the hosts log goes to stderr.
-fn tell() {
+pub fn tell() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("SHOAL_LOG") {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     }
