@@ -32,6 +32,7 @@ mod free;
 mod handles;
 mod invalidation;
 mod io;
+mod lapse;
 mod link;
 mod lookup;
 pub mod mount;

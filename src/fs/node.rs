@@ -349,6 +349,14 @@ impl NodeTable {
         self.shards.iter().map(|s| s.lock().nodes.len()).sum()
     }
 
+    /// Those with a handle open.
+    pub fn open(&self) -> Vec<Arc<Node>> {
+        let of = |shard: &Mutex<Shard>| -> Vec<Arc<Node>> {
+            shard.lock().nodes.values().filter(|node| node.is_open()).cloned().collect()
+        };
+        self.shards.iter().flat_map(of).collect()
+    }
+
     /// Make nodes quiet that nobody has used since the last call; all that can be while there are more
     /// than `most`.
     pub fn quieten(&self, most: usize) {

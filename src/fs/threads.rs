@@ -16,6 +16,7 @@ impl Core {
         };
         start("shoal-writeback", Core::run_writeback)?;
         start("shoal-reaper", Core::run_reaper)?;
+        start("shoal-lapse", Core::run_lapse)?;
         start(RECOVERY, Core::run_recovery)?;
         start("shoal-report", Core::run_report)
     }

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
 const IMAGE: INodeNo = INodeNo(2);
@@ -28,10 +28,14 @@ struct Proxy {
     image: File,
     size: u64,
     failing: Arc<AtomicU8>,
+    stalled: Arc<AtomicBool>,
 }
 
 impl Proxy {
     fn fails(&self, what: u8) -> bool {
+        while self.stalled.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.failing.load(Ordering::SeqCst) & what != 0
     }
 
@@ -87,8 +91,9 @@ impl Filesystem for Proxy {
         reply: ReplyData,
     ) {
         let mut bytes = vec![0; size as usize];
+        let fails = self.fails(READS);
         match self.image.read_exact_at(&mut bytes, offset) {
-            Ok(()) if !self.fails(READS) => reply.data(&bytes),
+            Ok(()) if !fails => reply.data(&bytes),
             _ => reply.error(Errno::EIO),
         }
     }
@@ -126,6 +131,7 @@ impl Filesystem for Proxy {
 /// A path to an image that can be made to fail; gone when dropped.
 pub struct Faulty {
     failing: Arc<AtomicU8>,
+    stalled: Arc<AtomicBool>,
     session: Option<BackgroundSession>,
     directory: tempfile::TempDir,
 }
@@ -135,12 +141,12 @@ impl Faulty {
         let directory = tempfile::tempdir().unwrap();
         let image = File::options().read(true).write(true).open(image).unwrap();
         let size = image.metadata().unwrap().len();
-        let failing = Arc::new(AtomicU8::new(NOTHING));
+        let (failing, stalled) = (Arc::new(AtomicU8::new(NOTHING)), Arc::<AtomicBool>::default());
         let mut config = Config::default();
         config.n_threads = Some(4);
-        let proxy = Proxy { image, size, failing: failing.clone() };
+        let proxy = Proxy { image, size, failing: failing.clone(), stalled: stalled.clone() };
         let session = fuser::spawn_mount(proxy, directory.path(), &config).unwrap();
-        Faulty { failing, session: Some(session), directory }
+        Faulty { failing, stalled, session: Some(session), directory }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -152,6 +158,11 @@ impl Faulty {
         self.failing.store(what, Ordering::SeqCst);
     }
 
+    /// Requests wait from now on, or no more.
+    pub fn stall(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
     /// The device is pulled out: whoever has it open gets ENOTCONN for everything.
     pub fn pull(&self) {
         let found = shoal::device::mountinfo::mounted_at(self.directory.path()).unwrap().unwrap();
@@ -161,6 +172,7 @@ impl Faulty {
 
 impl Drop for Faulty {
     fn drop(&mut self) {
+        self.stall(false);
         let _ = shoal::fuse::mount::unmount(self.directory.path(), shoal::fuse::mount::Unmount::Lazy);
         drop(self.session.take());
     }

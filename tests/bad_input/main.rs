@@ -11,6 +11,7 @@ mod groups;
 mod older_life;
 mod readonly;
 mod refused;
+mod stalls;
 
 #[allow(dead_code)]
 #[path = "../cluster/rig.rs"]

@@ -2,7 +2,7 @@
 
 use crate::common::port::Port;
 use crate::common::simdisk::SimDisk;
-use crate::deaths::{stubborn, tell, until_asked};
+use crate::deaths::{stubborn, until_asked};
 use crate::host::{Host, How};
 use crate::story::volume;
 use crate::tree;
