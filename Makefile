@@ -26,8 +26,9 @@ SEEDS ?= 20
 SEED ?= 1
 JOBS ?= 4
 DEATHS ?= 200
+REPLAYS ?= 60
 
-.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate torture bench install deps lint clean
+.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate deaths replays torture bench install deps lint clean
 
 all: build
 
@@ -67,6 +68,18 @@ crash-points:
 simulate:
 	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) SHOAL_JOBS=$(JOBS) \
 		$(CARGO) test --release --test simulation -- --nocapture cluster chaos
+
+# Hosts that die while others live, in memory: SEEDS=10000 JOBS=12 takes a night.
+deaths:
+	SHOAL_SEEDS=$(SEEDS) SHOAL_SEED=$(SEED) SHOAL_JOBS=$(JOBS) \
+		$(CARGO) test --release --test simulation -- --nocapture hosts_die_while_others_live
+
+# Power cuts behind every request of a replay, for so many seeds.
+replays:
+	for seed in $$(seq $(SEED) $$(($(SEED) + $(REPLAYS) - 1))); do \
+		SHOAL_SEED=$$seed SHOAL_REPLAYS=0 \
+			$(CARGO) test --release --test simulation -- --nocapture replayed || exit 1; \
+	done
 
 # Random deaths of real mounts under load, 3 to 10 s each. Needs root and /dev/fuse.
 torture: build

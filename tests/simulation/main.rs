@@ -20,6 +20,7 @@ mod model;
 mod orphans;
 mod points;
 mod refused;
+mod replayed;
 mod reused;
 mod runs;
 mod space;

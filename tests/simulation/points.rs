@@ -74,14 +74,14 @@ fn choose(events: &[Event], count: usize, seed: u64) -> Vec<Point> {
 }
 
 /// Check, replay with the library, walk, compare.
-fn check_image(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
+pub fn check_image(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
     tree::fsck(disk)?;
     let volume = Image::open(disk)?;
     story.check(count, &volume.walk()?)
 }
 
 /// Mount, walk, compare, work, leave; then look at the image again.
-fn check_mounted(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
+pub fn check_mounted(story: &Story, count: usize, disk: &Arc<SimDisk>) -> Result<(), String> {
     let host = Host::mount(disk, "after").map_err(|e| format!("mount: {e}"))?;
     let looked = tree::of_host(&host).and_then(|found| story.check(count, &found));
     let worked = looked.and_then(|()| match work(&host) {

@@ -130,11 +130,21 @@ impl Recorder {
     }
 
     /// All hosts leave.
-    pub fn finish(self) -> Story {
-        for host in self.hosts {
+    pub fn finish(mut self) -> Story {
+        for host in self.hosts.drain(..) {
             host.stop().expect("a clean leave");
         }
         let left = self.disk.event_count();
+        self.told(left)
+    }
+
+    /// The hosts that are left die now: nothing more is promised than was.
+    pub fn cut(mut self) -> Story {
+        self.hosts.drain(..).for_each(Host::crash);
+        self.told(usize::MAX)
+    }
+
+    fn told(self, left: usize) -> Story {
         Story {
             history: self.history,
             events: self.disk.events(),

@@ -53,7 +53,8 @@ fn random_story(seed: u64, hosts: usize, operations: usize) -> Story {
     work_at_random(run, &mut random, operations).finish()
 }
 
-fn work_at_random(mut run: Recorder, random: &mut StdRng, operations: usize) -> Recorder {
+/// So many random operations on random hosts.
+pub fn work_at_random(mut run: Recorder, random: &mut StdRng, operations: usize) -> Recorder {
     run.run(0, Op::Mkdir(p("/shared")));
     run.run(0, Op::Mkdir(p("/w0")));
     for _ in 0..operations {
