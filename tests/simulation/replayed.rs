@@ -61,8 +61,8 @@ fn occupied(run: &Recorder) -> Vec<SlotId> {
 fn points(events: &[Event], from: usize, seed: u64) -> Vec<(usize, Unflushed)> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut all = Vec::new();
-    for at in from..events.len() {
-        if matches!(events[at], Event::Flush) {
+    for (at, event) in events.iter().enumerate().skip(from) {
+        if matches!(event, Event::Flush) {
             all.push((at, Unflushed::Lost));
         }
         let torn: [u64; 3] = random.random();
