@@ -40,6 +40,7 @@ mod node;
 mod op;
 pub mod operations;
 mod privileges;
+mod quiet;
 mod readdir;
 mod reap;
 mod remove;
@@ -165,6 +166,15 @@ impl Core {
         Ok(state.attr.as_mut().expect("just read"))
     }
 
+    /// Like [`Core::load`] for an inode that was found by its name just now: whatever inode the kernel knows
+    /// by the number, it is this one that is meant.
+    fn load_named<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
+        if state.attr.is_none() {
+            node.generation.store(0, Ordering::Release);
+        }
+        self.load(node, state)
+    }
+
     /// Like [`Core::load`] for a directory that is still linked.
     fn load_dir<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
         let attr = self.load(node, state)?;
@@ -198,10 +208,8 @@ impl Core {
     fn entry(&self, ino: InodeNo) -> Result<EntryReply> {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
-        // A lookup by name brings the generation that the kernel is going to know.
-        if state.attr.is_none() {
-            node.generation.store(0, Ordering::Release);
-        }
+        // It brings the generation that the kernel is going to know.
+        self.load_named(&node, &mut state)?;
         let attr = self.visible(&node, &mut state)?;
         Ok(self.entry_of(&node, attr))
     }

@@ -76,7 +76,7 @@ impl Core {
             }
             states
         };
-        let mut child_attr = self.load(&child, state_of(&mut states, found.ino))?.clone();
+        let mut child_attr = self.load_named(&child, state_of(&mut states, found.ino))?.clone();
         match (directory, child_attr.kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
             (false, true) => return Err(Error::IsDirectory.into()),

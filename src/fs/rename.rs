@@ -169,7 +169,9 @@ impl Rename {
         }
         let mut attr = |ino: InodeNo| -> Result<Attr> {
             let node = core.nodes.get(ino);
-            core.load(&node, state_of(&mut states, ino)).cloned()
+            let state = state_of(&mut states, ino);
+            let by_number = ino == self.from || ino == self.to;
+            if by_number { core.load(&node, state) } else { core.load_named(&node, state) }.cloned()
         };
         let mut parties = Parties {
             from: attr(self.from)?,

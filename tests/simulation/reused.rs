@@ -52,6 +52,40 @@ fn make(host: &Host, round: usize) -> Vec<(String, InodeNo)> {
     names(round).into_iter().map(with_number).collect()
 }
 
+/// A kernel still knows the inode that had the number before. What is done to the new one by its name is
+/// done to the new one.
+#[test]
+fn a_number_used_again_is_reached_by_its_new_name() {
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    let first = make(&b, 0);
+    let kept: Vec<NodeId> = first.iter().map(|(name, _)| a.keep(name).expect("lookup")).collect();
+    first.iter().for_each(|(name, _)| b.unlink(name).expect("unlink"));
+    let mut again = Vec::new();
+    for round in 1..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        let made = make(&b, round).into_iter().filter(|(_, ino)| first.iter().any(|(_, i)| i == ino));
+        again.extend(made.map(|(name, _)| name));
+        if again.len() > 8 {
+            break;
+        }
+    }
+    assert!(again.len() > 8, "no number was used again: nothing was tested");
+    for (n, name) in again.iter().enumerate() {
+        let done = match n % 3 {
+            0 => a.unlink(name),
+            1 => a.rename(name, "/moved", false),
+            _ => a.rename("/moved", name, false),
+        };
+        done.unwrap_or_else(|e| panic!("{name}, the {n}th: {e}"));
+    }
+    kept.into_iter().for_each(|node| a.forget(node));
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
 /// A name that the kernel has cached keeps an inode in it whose number the other host has long given to
 /// another file. The kernel looks that one up, and forgets it again. What it still counts of the first is no
 /// reply on its way: nothing is to be waited for when the lock is wanted elsewhere.
