@@ -9,6 +9,7 @@ use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
+use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
 use crate::fs::walk::Walk;
 use crate::fs::writeback::WriteErrors;
 use crate::inode::Attr;
@@ -213,21 +214,10 @@ impl Node {
     }
 }
 
-/// What is kept of an inode that the kernel knows and nobody has asked about for a while: the kernel may
-/// remember millions.
-struct Quiet {
-    generation: u64,
-    told: u64,
-    lookups: u32,
-    mixed: bool,
-    stale_pages: bool,
-    has_pages: bool,
-}
-
 #[derive(Default)]
 struct Shard {
     nodes: HashMap<InodeNo, Arc<Node>, BlockHash>,
-    quiet: HashMap<InodeNo, Quiet, BlockHash>,
+    quiet: QuietTable,
 }
 
 /// The nodes by inode number.
@@ -241,7 +231,8 @@ pub struct NodeTable {
 
 impl NodeTable {
     fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
-        &self.shards[(ino.0 % 16) as usize]
+        // Neighbours are quiet together.
+        &self.shards[(ino.0 / LINE % 16) as usize]
     }
 
     /// A node for an inode that is not in memory. The shard is locked: sheds of it have happened.
@@ -260,12 +251,12 @@ impl NodeTable {
             node.used.store(true, Ordering::Relaxed);
             return Some(node.clone());
         }
-        let quiet = shard.quiet.remove(&ino)?;
+        let quiet = shard.quiet.remove(ino)?;
         let node = self.fresh(ino);
-        node.generation.store(quiet.generation, Ordering::Release);
-        node.told.store(quiet.told, Ordering::Release);
+        node.generation.store(quiet.generation.0, Ordering::Release);
+        node.told.store(quiet.generation.0, Ordering::Release);
         node.mixed.store(quiet.mixed, Ordering::Release);
-        node.set_lookups(quiet.lookups.into());
+        node.set_lookups(quiet.lookups);
         node.stale_pages.store(quiet.stale_pages, Ordering::Release);
         if quiet.has_pages {
             node.fills(0, u64::MAX);
@@ -282,7 +273,7 @@ impl NodeTable {
     /// Is the inode in memory, if only as one that the kernel knows?
     pub fn knows(&self, ino: InodeNo) -> bool {
         let shard = self.shard(ino).lock();
-        shard.nodes.contains_key(&ino) || shard.quiet.contains_key(&ino)
+        shard.nodes.contains_key(&ino) || shard.quiet.get(ino).is_some()
     }
 
     /// The node, made if need be.
@@ -306,10 +297,10 @@ impl NodeTable {
     /// The kernel forgets `n` lookups. Returns the node if none is left and it was not quiet.
     pub fn forget(&self, ino: InodeNo, n: u64) -> Option<Arc<Node>> {
         let mut shard = self.shard(ino).lock();
-        if let Some(quiet) = shard.quiet.get_mut(&ino) {
-            quiet.lookups = quiet.lookups.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX));
-            if quiet.lookups == 0 {
-                shard.quiet.remove(&ino);
+        if let Some(quiet) = shard.quiet.remove(ino) {
+            let lookups = quiet.lookups.saturating_sub(n);
+            if lookups > 0 {
+                shard.quiet.insert(ino, Quiet { lookups, ..quiet });
             }
             return None;
         }
@@ -375,14 +366,16 @@ impl NodeTable {
         let quiet = &mut shard.quiet;
         shard.nodes.retain(|ino, node| {
             let used = node.used.swap(false, Ordering::Relaxed);
-            let Ok(lookups) = u32::try_from(node.lookups()) else { return true };
-            if (used && spare_used) || !node.is_plain() || !self.is_idle(node) {
+            let lookups = node.lookups();
+            let told = node.told.load(Ordering::Acquire);
+            let known = node.generation.load(Ordering::Acquire);
+            let small = lookups == 0 || lookups <= LOOKUPS_MAX && (known == told || known == 0);
+            if (used && spare_used) || !small || !node.is_plain() || !self.is_idle(node) {
                 return true;
             }
             if lookups > 0 {
                 let known = Quiet {
-                    generation: node.generation.load(Ordering::Acquire),
-                    told: node.told.load(Ordering::Acquire),
+                    generation: Generation(told),
                     lookups,
                     mixed: node.is_mixed(),
                     stale_pages: node.stale_pages.load(Ordering::Acquire),
@@ -399,7 +392,7 @@ impl NodeTable {
         let mut all = Vec::new();
         for shard in &self.shards {
             let shard = &mut *shard.lock();
-            let quiet: Vec<InodeNo> = shard.quiet.keys().copied().collect();
+            let quiet = shard.quiet.inodes();
             quiet.into_iter().for_each(|ino| _ = self.wake(shard, ino));
             all.extend(shard.nodes.values().cloned());
         }

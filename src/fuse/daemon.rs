@@ -21,6 +21,13 @@ const PR_SET_IO_FLUSHER: i32 = 57;
 /// Heaps of the allocator.
 const ARENAS_MAX: i32 = 4;
 
+/// How often to look whether the heaps have grown, and by how many pages that is worth it to give back what
+/// is free in them. The busiest moment leaves pages that hardly anything lies in.
+#[cfg(target_env = "gnu")]
+const TRIM_LOOK: std::time::Duration = std::time::Duration::from_secs(2);
+#[cfg(target_env = "gnu")]
+const TRIM_GROWTH: u64 = 4096;
+
 /// Which of the two processes this is after [`detach`].
 pub enum Role {
     /// The command; it ends with this: all well, or what went wrong.
@@ -180,6 +187,8 @@ impl<H: Handler> Served<H> {
     /// # Errors
     /// Those of the device.
     pub fn run(self) -> io::Result<()> {
+        #[cfg(target_env = "gnu")]
+        std::thread::Builder::new().name("trim".into()).spawn(trim_heaps)?;
         self.session.run(self.threads)
     }
 
@@ -202,6 +211,25 @@ impl<H: Handler> Served<H> {
             }
         })?;
         Ok(())
+    }
+}
+
+/// Gives memory back that the allocator keeps for nothing, as long as the process lives.
+#[cfg(target_env = "gnu")]
+fn trim_heaps() {
+    let resident = || -> Option<u64> {
+        std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()
+    };
+    let mut after = 0;
+    loop {
+        std::thread::sleep(TRIM_LOOK);
+        let Some(pages) = resident() else { return };
+        if pages > after + TRIM_GROWTH {
+            // SAFETY: may be called at any time.
+            unsafe { libc::malloc_trim(0) };
+            after = resident().unwrap_or(pages);
+        }
+        after = after.min(pages);
     }
 }
 
