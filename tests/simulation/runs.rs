@@ -88,14 +88,26 @@ fn number(name: &str, default: u64) -> u64 {
 #[derive(Default)]
 struct Pauses(Mutex<Vec<(Instant, Duration)>>);
 
+/// What this thread has had of a CPU.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a pointer to a live value.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 impl Pauses {
-    const LOOK: Duration = Duration::from_millis(20);
+    const LOOK: Duration = Duration::from_millis(100);
+    /// Who only sleeps is soon served by a busy machine. Hosts work as well.
+    const WORK: Duration = Duration::from_millis(2);
 
     fn watch(&self, done: &AtomicBool) {
         while !done.load(Ordering::Acquire) {
             let began = Instant::now();
             std::thread::sleep(Pauses::LOOK);
-            let late = began.elapsed().saturating_sub(Pauses::LOOK);
+            let end = cpu_time() + Pauses::WORK;
+            while cpu_time() < end {}
+            let late = began.elapsed().saturating_sub(Pauses::LOOK + Pauses::WORK);
             if late > PAUSE_MAX {
                 self.0.lock().push((began, late));
             }
