@@ -227,9 +227,14 @@ impl Joiner {
                 "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
             )));
         }
-        if told.replace(self.view.epoch) != Some(self.view.epoch) {
+        // Who lives has beaten by then.
+        let patient = now >= started + self.options.timing.heartbeat * 3;
+        if patient && told.replace(self.view.epoch) != Some(self.view.epoch) {
             let wait = self.options.timing.wait().as_secs_f32();
-            tracing::info!("nobody answers; until {names} must be gone, that is up to {wait:.1} s");
+            tracing::info!(
+                "no heartbeat of {names} so far; mounting goes on when one comes, or when whoever it was is \
+                 certainly gone, {wait:.1} s after its last"
+            );
         }
         Ok(())
     }

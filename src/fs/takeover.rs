@@ -98,7 +98,7 @@ impl Recovery {
             let mut sink = DeviceSink::new(store, settle);
             let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
             tracing::info!(
-                "slot {slot}: replayed {} transactions in {:.2} s, {} of {} blocks written",
+                "slot {slot}: replayed {} transactions of its journal in {:.2} s, {} of {} blocks written",
                 report.txns,
                 begun.elapsed().as_secs_f32(),
                 report.applied,
@@ -117,7 +117,11 @@ impl Core {
                 if self.store.halt().is_tripped() {
                     return;
                 }
-                tracing::error!("dead hosts cannot be recovered now, what they held stays locked: {e}");
+                let names: Vec<_> = slots.iter().map(|slot| self.name_of(*slot)).collect();
+                tracing::error!(
+                    "dead hosts cannot be recovered now ({}), what they held stays locked, it is tried again: {e}",
+                    names.join(", ")
+                );
                 // Another member may be the next to try: it must find on the disk what was moved so far.
                 if let Err(e) = slots.iter().try_for_each(|slot| self.let_go_of(*slot)) {
                     self.store.halt().trip(format!("what was moved from a dead host cannot be written: {e}"));
@@ -126,6 +130,13 @@ impl Core {
                 self.cluster.unrecovered();
             }
         }
+    }
+
+    /// A slot with the name of the host that was there last.
+    fn name_of(&self, slot: SlotId) -> String {
+        let row = self.cluster.heartbeats().1;
+        let beat = row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
+        beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
     }
 
     fn take_over(self: &Arc<Self>, slots: &[SlotId]) -> Result<()> {
@@ -143,7 +154,10 @@ impl Core {
             let other = self.recovery.tree(*slot)?;
             match self.adopt_slot(other) {
                 Ok(0) => {}
-                Ok(n) => tracing::info!(slot = slot.0, "took over {n} orphans and deferred frees"),
+                Ok(n) => {
+                    let name = self.name_of(*slot);
+                    tracing::info!("{name}: {n} unlinked files and freed ranges of its are freed here now");
+                }
                 Err(e @ (Error::Io { .. } | Error::TimedOut(_) | Error::Halted(_))) => return Err(e),
                 // No space, or damage: they stay where they are, for the next host with that slot.
                 Err(e) => tracing::warn!(slot = slot.0, "orphans are left for the slot's next host: {e}"),

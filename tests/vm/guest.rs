@@ -156,6 +156,11 @@ impl Guest {
         pids.filter(is_ours).collect()
     }
 
+    /// Pause the whole machine, with whatever its kernel has queued; or let it go on.
+    pub fn pause(&self, paused: bool) {
+        signal(self.kernel.id() as i32, if paused { libc::SIGSTOP } else { libc::SIGCONT });
+    }
+
     /// Cut its power.
     pub fn kill(&mut self) {
         let end = Instant::now() + Duration::from_secs(5);

@@ -1,5 +1,6 @@
 //! Several kernels on one disk: User-Mode Linux guests that share an image. `make test-vm`.
 
+mod deaths;
 mod guest;
 mod lab;
 

@@ -1,10 +1,11 @@
-"""What guests do on a volume. worker.py promise|keep|append|mapped ...; the docstrings tell the arguments."""
+"""What guests do on a volume. worker.py promise|keep|probe|append|mapped ...; the docstrings tell the arguments."""
 
 import hashlib
 import mmap
 import os
 import random
 import sys
+import time
 
 
 def promise(directory, who, ledger, seed):
@@ -55,6 +56,21 @@ def keep(directory, ledger):
     print(count)
 
 
+def probe(directory, seconds):
+    """Create, fsync and remove a file again and again; how long did one round take at most?"""
+    begun, longest, count = time.monotonic(), 0.0, 0
+    while (start := time.monotonic()) < begun + float(seconds):
+        path = f"{directory}/probe"
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+        os.write(fd, b"probe")
+        os.fsync(fd)
+        os.close(fd)
+        os.unlink(path)
+        longest, count = max(longest, time.monotonic() - start), count + 1
+        time.sleep(0.01)
+    print(f"{count} rounds, the longest {longest:.2f} s")
+
+
 def append(path, who, count):
     """Append that many records to a file that others append to."""
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
@@ -76,4 +92,4 @@ def mapped(path, at, value):
 
 
 if __name__ == "__main__":
-    {"promise": promise, "keep": keep, "append": append, "mapped": mapped}[sys.argv[1]](*sys.argv[2:])
+    {"promise": promise, "keep": keep, "probe": probe, "append": append, "mapped": mapped}[sys.argv[1]](*sys.argv[2:])
