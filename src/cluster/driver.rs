@@ -385,6 +385,7 @@ impl Protocol {
             std::mem::take(&mut signals.commands)
         };
         drop(commands);
+        self.node.drop_proofs();
         // Whoever can take the range takes us for gone: after a halt writes of ours may be under way
         // still, so it ends with the open file, which is when the last of them has.
         if self.left

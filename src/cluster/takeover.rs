@@ -196,6 +196,20 @@ impl Node {
         }
     }
 
+    /// We are no member any more, but our process goes on: what others could prove is not in our hands.
+    pub fn drop_proofs(&mut self) {
+        for (slot, _) in slots(&self.view.clone()).filter(|(slot, _)| *slot != self.slot) {
+            if self.takeover.fences.proven(slot).is_none() {
+                continue;
+            }
+            self.takeover.fences.forget_proof(slot);
+            let (offset, length) = self.disk.slot_range(slot);
+            if let Some(Err(e)) = self.takeover.proofs.claim.as_ref().map(|c| c.release(offset, length)) {
+                tracing::warn!("releasing the byte range of slot {slot}: {e}");
+            }
+        }
+    }
+
     /// R6, F2. All that we see to at once, and nothing while the last batch is at work.
     fn hand_over_fenced(&mut self) {
         let now = self.clock.now();

@@ -194,7 +194,7 @@ pub fn replay(
         mark_empty(store, &place, &header, end)?;
     }
     if report.txns > 0 {
-        tracing::info!(
+        tracing::debug!(
             "journal of slot {slot}: {} transactions, {} of {} blocks written, {} torn",
             report.txns,
             report.applied,

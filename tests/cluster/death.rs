@@ -203,6 +203,13 @@ fn nothing_of_a_host_that_was_stopped_for_too_long_lands_later() {
     let daemon = pid(&cluster, 0);
     signal(daemon, libc::SIGSTOP);
     let begun = Instant::now();
+    let image = cluster.image();
+    eventually("it is seen to stand still", Duration::from_secs(2), || {
+        let shown = String::from_utf8(run("shoal", &["nodes", image.to_str().unwrap()]).stdout).unwrap();
+        let line =
+            shown.lines().find(|l| l.contains("host0")).unwrap_or_else(|| panic!("{shown}")).to_owned();
+        line.contains("stalled") && line.contains("is waited for")
+    });
     // Its lock is taken from it.
     fs::write(b.join("shared"), vec![b'b'; 50_000]).unwrap();
     println!("waited {:?}", begun.elapsed());

@@ -248,3 +248,22 @@ fn who_is_excluded_while_it_leaves_has_not_left() {
     assert!(b.lease.lost.lock().is_some());
     assert_eq!(state(&a, 1), SlotState::Dead { adopter: SlotId(0) });
 }
+
+/// It has proven another one gone when it halts, and stays there as a process.
+#[test]
+fn a_host_that_halts_keeps_nobody_out_of_anothers_slot() {
+    let medium = Medium::formatted();
+    let [a, b, c] = ["a", "b", "c"].map(|name| member(&medium, name, Where::Here));
+    // It never gets done.
+    let asked = Arc::<Mutex<u32>>::default();
+    let count = asked.clone();
+    b.cluster.on_fenced(Box::new(move |_| *count.lock() += 1));
+    die(a);
+    eventually("b is asked, by proof", || *asked.lock() > 0);
+    b.cluster.abandon();
+    heir(&c, Duration::ZERO);
+    eventually("both are recovered", || is_clean(&c, 0) && is_clean(&c, 1));
+    let d = join(&medium, "d", Where::Here);
+    assert_eq!(d.report.slot, SlotId(0));
+    drop(b);
+}

@@ -30,6 +30,8 @@ enum Command {
     Umount(umount::Arguments),
     /// Show volumes mounted on this machine, or the hosts that have a given one.
     Status(status::Arguments),
+    /// List the hosts of a volume in short: who lives, who is dead, and who takes over from whom.
+    Nodes(status::NodesArguments),
 }
 
 /// Runs the command that the first argument names and returns its exit code.
@@ -50,6 +52,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Shoal { command: Command::Mount(a) }) => mount::run(&name, a),
         Ok(Shoal { command: Command::Umount(a) }) => umount::run(&name, &a),
         Ok(Shoal { command: Command::Status(a) }) => status::run(&name, &a),
+        Ok(Shoal { command: Command::Nodes(a) }) => status::run_nodes(&name, &a),
         Err(e) => {
             // Help and version are no errors to clap's printing, which goes to the right stream.
             let _ = e.print();

@@ -1,6 +1,7 @@
 //! `shoal status [--json] [DEVICE]`: the mounts of this machine, or who has a volume. The second
 //! needs nothing but the device, and works from any host.
 
+mod nodes;
 mod show;
 mod volume;
 
@@ -24,6 +25,26 @@ pub struct Arguments {
     /// Do not wait to see whose heartbeat moves.
     #[arg(long)]
     quick: bool,
+}
+
+/// Of `shoal nodes`.
+#[derive(clap::Args)]
+pub struct NodesArguments {
+    /// Block device or image file.
+    device: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the hosts of a volume, the dead and those who left included, and who waits for whom.
+pub fn run_nodes(name: &str, arguments: &NodesArguments) -> ExitCode {
+    match VolumeStatus::read(&arguments.device, false) {
+        Ok(volume) if arguments.json => println!("{}", nodes::json(&volume)),
+        Ok(volume) => println!("{}", nodes::text(&volume)),
+        Err(e) => return complain(name, e, USAGE),
+    }
+    ExitCode::SUCCESS
 }
 
 /// Prints what was asked.

@@ -13,7 +13,7 @@ fn mib(blocks: u64) -> u64 {
 }
 
 /// What is said of a host. How far a dead one is, its adopter's heartbeat tells.
-fn state(volume: &VolumeStatus, host: &HostStatus) -> &'static str {
+pub fn state(volume: &VolumeStatus, host: &HostStatus) -> &'static str {
     let flags_of = |host: &HostStatus| host.beat.as_ref().map_or(0, |b| b.flags);
     let flags = flags_of(host);
     let adopter = |slot| volume.cluster.hosts.iter().find(|h| h.slot == slot).map_or(0, flags_of);
@@ -133,7 +133,7 @@ fn others_row(volume: &VolumeStatus, hosts: &[&HostStatus]) -> String {
 }
 
 /// By the clocks of two hosts, which need not agree.
-fn age(now_ms: u64, then_ms: u64) -> String {
+pub fn age(now_ms: u64, then_ms: u64) -> String {
     match now_ms.checked_sub(then_ms) {
         None => "now".into(),
         Some(ms) if ms < 10_000 => format!("{}.{} s ago", ms / 1000, ms % 1000 / 100),
