@@ -244,6 +244,7 @@ fn the_short_list_tells_what_becomes_of_a_host() {
     eventually("it is recovered", Duration::from_secs(20), || {
         let line = of_host0();
         let notes = [
+            ("member", ""),
             ("stalled", "what it holds is waited for"),
             ("dead", "host1 takes over from it"),
             ("fencing", "host1 takes over from it"),
