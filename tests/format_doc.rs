@@ -224,11 +224,18 @@ fn cluster_records() -> BTreeMap<String, Vec<Field>> {
             zero,
             name,
             device,
-            zero2
+            fence_attempts,
+            fence_slot,
+            zero2,
+            fence_error
         }
     );
     record!(r, "RawBallot", ballot::RawBallot { mbal, bal, incarnation, zero, decided, input });
-    record!(r, "RawView", view::RawView { epoch, features, protocol, slot_count, fence, zero, slots });
+    record!(
+        r,
+        "RawView",
+        view::RawView { epoch, features, protocol, slot_count, fence, fenced, zero, slots }
+    );
     record!(r, "RawSlotView", view::RawSlotView { state, zero, adopter, zero2, incarnation });
     record!(r, "ledger::RawEntry", ledger::RawEntry { token, kind, zero, to, incarnation_low });
     record!(r, "RawHead", inbox::RawHead { header, count, entries_crc, meant_for, zero });

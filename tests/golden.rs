@@ -249,6 +249,7 @@ fn view() -> View {
         features: 1,
         protocol: 1,
         fence: 2,
+        fenced: false,
         slots: (10..).zip(slots).map(|(i, state)| SlotView { state, incarnation: Incarnation(i) }).collect(),
     }
 }
@@ -283,6 +284,7 @@ fn membership() {
         wall_ms: 16,
         file: heartbeat::DeviceFile { dev: 17, ino: 18, rdev: 19 },
         reservation_key: 20,
+        fencing: None,
         name: "host-a".into(),
         device: "/dev/sdb".into(),
     };

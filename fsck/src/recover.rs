@@ -4,7 +4,8 @@
 
 use crate::journals::Replayed;
 use shoal::base::{Error, Result, SystemClock};
-use shoal::cluster::{Cluster, Disk, JoinOptions, SlotClaim, StoreLease, Timing};
+use shoal::cluster::{Cluster, Disk, FenceOptions, JoinOptions, SlotClaim, StoreLease, Timing};
+use shoal::device::pr::{self, Fitness, KernelReservations};
 use shoal::device::{FileDevice, probe};
 use shoal::format::cluster::heartbeat::DeviceFile;
 use shoal::format::superblock::Superblock;
@@ -66,6 +67,17 @@ pub fn recover(
     Ok(replayed)
 }
 
+/// A check takes part in what the hosts do, and chooses nothing for them.
+fn fence(device: &Arc<FileDevice>) -> FenceOptions {
+    let leases = FenceOptions::leases("a check chooses nothing");
+    match pr::fitness(device) {
+        Fitness::Unfit(why) => FenceOptions { reluctance: Some(why), ..leases },
+        Fitness::Fit | Fitness::OnRequest(_) => {
+            FenceOptions { reservations: Some(Arc::new(KernelReservations::new(device.clone()))), ..leases }
+        }
+    }
+}
+
 fn options(
     device: &Arc<FileDevice>,
     path: &Path,
@@ -78,13 +90,14 @@ fn options(
     Ok(JoinOptions {
         usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
         timing: Timing::of(volume.timing),
-        host: *uuid::Uuid::new_v4().as_bytes(),
+        host: probe::machine_id(),
         boot: id.boot_id,
         name: "fsck.shoal".into(),
         device: path.display().to_string(),
         file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
         local: id.local_filesystem,
         prove: true,
+        fence: fence(device),
         claim: id.local_filesystem.then_some(claim),
         clock: Arc::new(SystemClock),
         lease: Arc::new(StoreLease(store.clone())),

@@ -5,6 +5,9 @@
 use crate::base::{BlockNo, InodeNo};
 use std::fmt;
 
+/// What the kernel says of a request that ended with a reservation conflict, and of nothing else.
+const EBADE: i32 = 52;
+
 /// Shorthand.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -22,6 +25,12 @@ pub enum Error {
     /// The device refused.
     #[error("I/O error: {op} at byte {offset}, {length} bytes: {cause}")]
     Io { op: &'static str, offset: u64, length: u64, cause: String },
+    /// The device refuses this host's writes: it bears a reservation that this host has no part in (any more).
+    #[error(
+        "reservation conflict: {op} at byte {offset}: the device refuses writes of this host, which another host \
+         or program keeps off it (see `shoal fence` for the keys)"
+    )]
+    Fenced { op: &'static str, offset: u64 },
     /// The device as a whole is not usable (not a Shoal volume, in use, too small ...).
     #[error("{0}")]
     Device(String),
@@ -104,6 +113,9 @@ impl Error {
 
     /// A failed device request.
     pub fn io(op: &'static str, offset: u64, length: usize, cause: &std::io::Error) -> Error {
+        if cause.raw_os_error() == Some(EBADE) {
+            return Error::Fenced { op, offset };
+        }
         Error::Io { op, offset, length: length as u64, cause: cause.to_string() }
     }
 }

@@ -13,11 +13,14 @@
 //!   of them is still writing into its own ledger what it took as the adopter of that host's slot; and what
 //!   the heartbeats that say so announce has been read. A member that does not answer will be dead itself;
 //!   then its wait must be over, too.
+//! - F8: where a device or a command keeps hosts off, no time does: the dead are acted upon once that is done,
+//!   told after their death was published, and their lease is over (which it was when they were suspected: it
+//!   is for what they may tell from memory).
 
 use crate::base::{Epoch, Incarnation, SlotId};
 use crate::cluster::member::Watch;
 use crate::cluster::view::{bit, dead, dead_of, live, slots};
-use crate::format::cluster::{Heartbeat, View};
+use crate::format::cluster::{FenceClass, Heartbeat, View};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -30,6 +33,8 @@ pub struct Fences {
     told_at: Duration,
     /// By slot, the mount of it that is proven gone.
     proven: BTreeMap<SlotId, Incarnation>,
+    /// By slot, the mount of it that the device or a command keeps off.
+    cut: BTreeMap<SlotId, Incarnation>,
 }
 
 impl Fences {
@@ -69,10 +74,32 @@ impl Fences {
         self.told.0 >= view.epoch && watch.is_past_wait(slot, self.told_at, now)
     }
 
-    /// R6, F1: can nothing of the dead host that `view` has in `slot` land any more?
+    /// F8: this mount of `slot` is kept off by other means than time.
+    pub fn cut(&mut self, slot: SlotId, incarnation: Incarnation) {
+        self.cut.insert(slot, incarnation);
+    }
+
+    /// Is the mount that `view` has in `slot` kept off so?
+    pub fn is_cut(&self, view: &View, slot: SlotId) -> bool {
+        let there = view.slots.get(usize::from(slot.0)).map(|s| s.incarnation);
+        there.is_some() && self.cut.get(&slot).copied() == there
+    }
+
+    /// F8: those that `me` has to keep off and has not yet.
+    pub fn due(&self, view: &View, me: SlotId) -> Vec<SlotId> {
+        let ours = dead_of(view, me) & self.told.1;
+        let due = |s: &SlotId| ours & bit(*s) != 0 && !self.is_proven(view, *s) && !self.is_cut(view, *s);
+        slots(view).map(|(slot, _)| slot).filter(due).collect()
+    }
+
+    /// R6, F1, F8: can nothing of the dead host that `view` has in `slot` land any more?
     fn is_fenced(&self, view: &View, slot: SlotId, watch: &Watch, now: Duration) -> bool {
         let told = self.told.1 & bit(slot) != 0;
-        told && (self.is_proven(view, slot) || self.is_past_wait(view, slot, watch, now))
+        let fenced = match FenceClass::from_raw(view.fence) {
+            Some(FenceClass::Lease) => self.is_past_wait(view, slot, watch, now),
+            _ => self.is_cut(view, slot) && watch.is_past_lease(slot, self.told_at, now),
+        };
+        told && (self.is_proven(view, slot) || fenced)
     }
 
     /// The dead that `me` may recover now (with `row`, the ledgers that it announces have been read): all that it sees to, or none. One of them may have been
@@ -94,6 +121,7 @@ impl Fences {
         let ready = ours != 0
             && self.told.0 >= view.epoch
             && all(ours, &|s| self.is_fenced(view, s, watch, now))
+            && (theirs == 0 || view.fence == FenceClass::Lease as u8)
             && all(theirs, &|s| self.is_past_wait(view, s, watch, now))
             && is_acknowledged(view, me, row);
         ready.then_some(ours)
@@ -156,6 +184,32 @@ mod tests {
         fences.forget_proof(VICTIM);
         assert_eq!(ready(&fences, Duration::from_secs(1)), None);
         assert_eq!(fences.ready(&view, THIRD, &row, &watch, over), None, "not its to recover");
+    }
+
+    #[test]
+    fn no_time_is_enough_where_a_device_keeps_hosts_off() {
+        let mut view = excluded();
+        view.fence = FenceClass::Reservation as u8;
+        let mut watch = Watch::new(T, 3);
+        let row = row(&view, view.epoch);
+        watch.observe(Duration::ZERO, &row);
+        let mut fences = Fences::default();
+        let late = T.wait() * 9;
+        assert!(fences.due(&view, ME).is_empty(), "its death is not published");
+        fences.told(view.epoch, bit(VICTIM), Duration::ZERO);
+        assert_eq!((fences.due(&view, ME), fences.due(&view, THIRD)), (vec![VICTIM], vec![]));
+        assert_eq!(fences.ready(&view, ME, &row, &watch, late), None);
+        fences.cut(VICTIM, Incarnation(9));
+        assert_eq!(fences.ready(&view, ME, &row, &watch, late), None, "that was another mount of the slot");
+        fences.cut(VICTIM, Incarnation(2));
+        assert!(fences.due(&view, ME).is_empty());
+        let lease = T.lease + Duration::from_millis(5);
+        assert_eq!(fences.ready(&view, ME, &row, &watch, T.lease), None, "it may tell what it has in memory");
+        assert_eq!(
+            fences.ready(&view, ME, &row, &watch, lease),
+            Some(bit(VICTIM)),
+            "its writes are not waited for"
+        );
     }
 
     #[test]

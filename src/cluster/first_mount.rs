@@ -16,7 +16,7 @@ use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::{Joiner, Tried};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
-use crate::cluster::view::{bit, first, first_slot, slot_of, slots};
+use crate::cluster::view::{bit, first_slot, slot_of, slots};
 use crate::format::cluster::SlotState;
 use crate::format::cluster::lobby::ClaimKind;
 use std::time::Duration;
@@ -146,11 +146,12 @@ impl Joiner {
             dirty: matches!(state, SlotState::Live { .. } | SlotState::Dead { .. }),
             former: self.row[usize::from(slot.0)].as_ref().map_or(Incarnation(0), |cell| cell.incarnation),
         });
+        self.fence_former()?;
         let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);
         for losses in 1..=LOSSES_MAX {
-            let view = first(&self.view, slot, self.incarnation);
+            let view = self.first_view(slot);
             let may_write = || self.may_propose(slot, local);
             let (me, sequence) = (self.incarnation, &mut sequence);
             match run_ballot(&self.disk, &mut proposer, slot, me, sequence, view, &may_write) {

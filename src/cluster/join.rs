@@ -5,8 +5,10 @@
 //! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
 
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
+use crate::cluster::class::FenceOptions;
 use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
+use crate::cluster::keys::Registration;
 use crate::cluster::member::Watch;
 use crate::cluster::node::{HostReport, Node};
 use crate::cluster::paxos::Proposer;
@@ -14,11 +16,8 @@ use crate::cluster::takeover::{Proofs, Takeover};
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
 use crate::cluster::{LeaseSink, SlotClaim};
-use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING, Refusal};
-use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::view::PROTOCOL;
-use crate::format::cluster::{Ballot, Claim, Heartbeat, SlotState, SlotView, View};
-use crate::format::layout::LOBBY_CELLS;
+use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING};
+use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, SlotView, View};
 use parking_lot::Mutex;
 use rand::Rng;
 use std::collections::BTreeMap;
@@ -48,6 +47,8 @@ pub struct JoinOptions {
     pub local: bool,
     /// Take for gone who is provably so, without waiting for its lease to be over.
     pub prove: bool,
+    /// What can be done about hosts that die.
+    pub fence: FenceOptions,
     /// Byte-range locks on that file; without them nobody is provably gone from an image.
     pub claim: Option<Arc<dyn SlotClaim>>,
     pub clock: Arc<dyn Clock>,
@@ -67,6 +68,9 @@ pub struct JoinReport {
     /// among them if its last mount did not leave cleanly. None beside other members: then the successor
     /// hears of whom we have to take over from (see [`crate::cluster::Cluster::on_fenced`]).
     pub replay: Vec<SlotId>,
+    /// How hosts that die are kept off, and what is to be said of it.
+    pub fence: FenceClass,
+    pub warning: Option<String>,
 }
 
 /// What we proposed as the first mount.
@@ -96,7 +100,17 @@ pub(super) struct Joiner {
     pub held: u64,
     pub lobby_held: bool,
     pub tried: Option<Tried>,
-    claim: Option<(u16, Claim)>,
+    pub claim: Option<(u16, Claim)>,
+    /// How hosts that die are kept off, as far as is known yet.
+    pub class: FenceClass,
+    /// Why that is by time, where nobody asked for it.
+    pub why_leases: Option<String>,
+    /// With the device, once we are registered.
+    pub registration: Option<Arc<Registration>>,
+    /// Former mounts that are kept off for certain.
+    pub cut: BTreeMap<SlotId, Incarnation>,
+    /// Times that we were kept off on our way in.
+    pub evictions: u32,
 }
 
 impl Joiner {
@@ -116,6 +130,11 @@ impl Joiner {
             lobby_held: false,
             tried: None,
             claim: None,
+            class: FenceClass::Lease,
+            why_leases: None,
+            registration: None,
+            cut: BTreeMap::new(),
+            evictions: 0,
             disk,
             options,
         };
@@ -197,20 +216,35 @@ impl Joiner {
             if let Some(slot) = slot_of(&self.view, self.incarnation) {
                 return Ok(slot);
             }
-            if self.is_anybody_alive() {
-                self.release_proofs()?;
-                self.ask(started)?;
-            } else if self.are_all_gone()? {
-                self.first_mount()?;
-                // A view is decided now, ours or another's: look at once.
-                self.read_patiently()?;
-                if let Some(slot) = slot_of(&self.view, self.incarnation) {
-                    return Ok(slot);
-                }
-            } else {
-                self.tell_waiting(started, &mut told)?;
+            match self.approach(started, &mut told) {
+                Ok(()) => {}
+                Err(e @ Error::Fenced { .. }) => self.begin_anew(e)?,
+                Err(e) => return Err(e),
+            }
+            if let Some(slot) = slot_of(&self.view, self.incarnation) {
+                return Ok(slot);
             }
             std::thread::sleep(step);
+        }
+    }
+
+    /// One step towards a view with us. Nothing is written before the device knows us, if it has to.
+    fn approach(&mut self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
+        if self.is_anybody_alive() {
+            if !self.fit_in()? {
+                return self.tell_waiting(started, told);
+            }
+            self.release_proofs()?;
+            self.ask(started)
+        } else if self.are_all_gone()? {
+            if !self.choose()? {
+                return self.tell_waiting(started, told);
+            }
+            self.first_mount()?;
+            // A view is decided now, ours or another's: look at once.
+            self.read_patiently()
+        } else {
+            self.tell_waiting(started, told)
         }
     }
 
@@ -240,93 +274,9 @@ impl Joiner {
     }
 
     /// A slot with the name of the host that was there last.
-    fn name_of(&self, slot: SlotId) -> String {
+    pub fn name_of(&self, slot: SlotId) -> String {
         let beat = self.row[usize::from(slot.0)].as_ref();
         beat.map_or_else(|| format!("slot {slot}"), |b| format!("{} (slot {slot})", b.name))
-    }
-
-    /// Keep a claim in the lobby.
-    fn ask(&mut self, started: Duration) -> Result<()> {
-        self.look_for_refusal()?;
-        if self.options.clock.now() >= started + self.options.patience {
-            let names: Vec<_> = self.row.iter().flatten().filter(|h| self.watch.has_moved(h.slot)).collect();
-            let names: Vec<_> = names.iter().map(|h| format!("slot {} ({})", h.slot, h.name)).collect();
-            let _ = self.withdraw();
-            return Err(Error::TimedOut(format!("waiting to be let in by {}", names.join(", "))));
-        }
-        if self.claim.as_ref().is_some_and(|(_, claim)| claim.kind != ClaimKind::Join) {
-            self.withdraw()?;
-        }
-        let lobby = self.disk.read_lobby()?;
-        let ours = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.incarnation == self.incarnation);
-        let (cell, mut claim) = match self.claim.take() {
-            Some((cell, claim)) if ours(&lobby[usize::from(cell)]) => (cell, claim),
-            _ => {
-                let free: Vec<u16> = (0..LOBBY_CELLS)
-                    .filter(|c| lobby[usize::from(*c)].as_ref().is_none_or(|c| c.kind == ClaimKind::None))
-                    .collect();
-                let pick = rand::rng().random_range(0..free.len().max(1));
-                let cell = free.get(pick).copied().unwrap_or(pick as u16);
-                (cell, self.new_claim(ClaimKind::Join))
-            }
-        };
-        claim.sequence += 1;
-        self.disk.write_claim(cell, &claim)?;
-        self.claim = Some((cell, claim));
-        Ok(())
-    }
-
-    pub fn new_claim(&self, kind: ClaimKind) -> Claim {
-        Claim {
-            kind,
-            incarnation: self.incarnation,
-            sequence: 0,
-            host: self.options.host,
-            protocols: (PROTOCOL, PROTOCOL),
-            name: self.options.name.clone(),
-        }
-    }
-
-    fn look_for_refusal(&mut self) -> Result<()> {
-        let refusal = self.row.iter().flatten().find_map(|h| match h.refused {
-            Some((incarnation, why)) if incarnation == self.incarnation => Some((h.name.clone(), why)),
-            _ => None,
-        });
-        let Some((by, why)) = refusal else { return Ok(()) };
-        let _ = self.withdraw();
-        Err(Error::Device(match why {
-            Refusal::NoSlot => format!(
-                "all {} slots are taken, by {}: unmount one of these hosts first",
-                self.options.usable.count_ones(),
-                self.members()
-            ),
-            Refusal::Protocol => {
-                format!("the members speak another protocol version than {PROTOCOL} (says {by})")
-            }
-        }))
-    }
-
-    /// Who has the volume, by name.
-    fn members(&self) -> String {
-        let live = live(&self.view);
-        let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
-        taken.map(|slot| self.name_of(slot)).collect::<Vec<_>>().join(", ")
-    }
-
-    /// Empty our lobby cell, if it is still ours.
-    fn withdraw(&mut self) -> Result<()> {
-        let Some((cell, mut claim)) = self.claim.take() else { return Ok(()) };
-        if self.disk.read_claim(cell)?.is_some_and(|c| c.incarnation == self.incarnation) {
-            claim.kind = ClaimKind::None;
-            claim.sequence += 1;
-            self.disk.write_claim(cell, &claim)?;
-        }
-        Ok(())
-    }
-
-    /// Remember a claim made as first mount, to be withdrawn.
-    pub fn set_claim(&mut self, cell: u16, claim: Claim) {
-        self.claim = Some((cell, claim));
     }
 
     /// How we got in, if it was as the first mount.
@@ -366,6 +316,7 @@ impl Joiner {
             boot: self.options.boot,
             flags: if self.is_own_dirty() { FLAG_RECOVERING } else { 0 },
             file: self.options.file,
+            reservation_key: self.registration.as_ref().map_or(0, |r| r.key()),
             name: self.options.name.clone(),
             device: self.options.device.clone(),
             ..Heartbeat::default()
@@ -392,6 +343,8 @@ impl Joiner {
             ledgers_read: vec![(Incarnation(0), 0); view.slots.len()],
             last_beat: Duration::ZERO,
             takeover: Takeover::new(Proofs::of(&self.options), view.slots.len()),
+            fencer: self.fencer(),
+            registration: self.registration.clone(),
             disk: self.disk.clone(),
             clock,
             view,
@@ -407,9 +360,13 @@ impl Joiner {
         self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
-        let unproven = self.is_own_dirty() && !self.proven.contains_key(&slot);
+        let gone = self.proven.contains_key(&slot) || self.cut.contains_key(&slot);
+        let unproven = self.is_own_dirty() && !gone;
         for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
             node.takeover.fences.prove(*slot, *incarnation);
+        }
+        for (slot, incarnation) in self.cut.iter().filter(|(s, _)| **s != slot) {
+            node.takeover.fences.cut(*slot, *incarnation);
         }
         let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
         self.withdraw()?;
@@ -467,8 +424,9 @@ pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport
     let slot = match joiner.enter() {
         Ok(slot) => slot,
         Err(e) => {
-            if let Some(slot) = joiner.give_up() {
-                resign(joiner.node(slot)?, &e);
+            match joiner.give_up() {
+                Some(slot) => resign(joiner.node(slot)?, &e),
+                None => joiner.unregister(),
             }
             return Err(e);
         }
@@ -484,7 +442,10 @@ pub(super) fn join(disk: Disk, options: JoinOptions) -> Result<(Node, JoinReport
     let dead = if first { dead_of(&node.view, slot) } else { 0 };
     let own = own_dirty.then_some(slot);
     let dead = slots(&node.view).map(|(s, _)| s).filter(|s| dead & bit(*s) != 0);
-    let report = JoinReport { slot, incarnation, first, replay: own.into_iter().chain(dead).collect() };
-    tracing::info!(%slot, epoch = %node.view.epoch, first, replay = report.replay.len(), "joined");
+    let replay = own.into_iter().chain(dead).collect();
+    let (fence, warning) = (node.view.fence_class()?, joiner.warning());
+    let report = JoinReport { slot, incarnation, first, replay, fence, warning };
+    let (epoch, fence) = (node.view.epoch, fence.name());
+    tracing::info!(%slot, %epoch, first, fence, replay = report.replay.len(), "joined");
     Ok((node, report))
 }

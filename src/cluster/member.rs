@@ -138,9 +138,18 @@ impl Watch {
     /// which a late duplicate of an older one leaves no trace; and the first beats of a new mount may hide
     /// behind what its cell showed before.
     pub fn is_past_wait(&self, slot: SlotId, told: Duration, now: Duration) -> bool {
+        self.is_past(slot, told, now, self.timing.wait())
+    }
+
+    /// The same for its lease alone, whatever it wrote.
+    pub fn is_past_lease(&self, slot: SlotId, told: Duration, now: Duration) -> bool {
+        self.is_past(slot, told, now, self.timing.lease_wait())
+    }
+
+    fn is_past(&self, slot: SlotId, told: Duration, now: Duration, wait: Duration) -> bool {
         let seen = |b: &Beat| b.first_seen.max(b.expected).max(self.gap_free_since);
         let from = |b: &Beat| if b.readable { seen(b) } else { seen(b).max(told) };
-        self.beat(slot).is_some_and(|b| now >= from(b) + self.timing.wait())
+        self.beat(slot).is_some_and(|b| now >= from(b) + wait)
     }
 
     /// When the value now seen was first read.

@@ -10,12 +10,17 @@
 //! only after a renewal that no exclusion can have missed; a group has one owner under its highest
 //! token; every place is written by one host.
 
+mod asking;
+mod class;
+pub mod command;
 pub mod disk;
 pub mod driver;
 pub mod fence;
+pub mod fencer;
 mod first_mount;
 pub mod groups;
 pub mod join;
+pub mod keys;
 mod lease;
 pub mod ledger;
 mod lobby;
@@ -32,6 +37,7 @@ pub mod timing;
 pub mod view;
 
 pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
+pub use class::{FenceOptions, Wanted};
 pub use disk::Disk;
 pub use driver::Cluster;
 pub use join::{JoinOptions, JoinReport};

@@ -4,7 +4,9 @@
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::LeaseSink;
 use crate::cluster::disk::{Disk, write_both};
+use crate::cluster::fencer::Fencer;
 use crate::cluster::groups::Groups;
+use crate::cluster::keys::Registration;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::ownership;
 use crate::cluster::paxos::{Action, Event, Proposer};
@@ -66,6 +68,9 @@ pub struct Node {
     /// When the last beat was started.
     pub last_beat: Duration,
     pub takeover: Takeover,
+    /// What keeps dead hosts off beside time, and our own registration with the device.
+    pub fencer: Option<Fencer>,
+    pub registration: Option<Arc<Registration>>,
 }
 
 impl Node {
@@ -77,7 +82,13 @@ impl Node {
         let started = self.clock.now();
         self.last_beat = started;
         self.look_for_rival()?;
-        self.write_beat()?;
+        if let Err(e) = self.write_beat() {
+            return Err(match e {
+                // Whoever did that has taken over, or is about to.
+                Error::Fenced { .. } => self.lost(e.to_string()),
+                e => e,
+            });
+        }
         self.row = self.disk.read_heartbeats()?;
         let read = self.clock.now();
         self.watch.observe(read, &self.row);
@@ -109,7 +120,7 @@ impl Node {
         }
         self.reload_ledgers()?;
         self.groups.set_silent(self.silent());
-        Ok(())
+        self.tend_fences()
     }
 
     /// Has another mount written our cell since our last beat? Read after our own write it would show
@@ -171,7 +182,7 @@ impl Node {
     pub fn is_barrier_passed(&self) -> bool {
         let now = self.clock.now();
         let silent = |s| self.watch.is_silent(s);
-        let past_wait = |s| self.takeover.fences.is_past_wait(&self.view, s, &self.watch, now);
+        let past_wait = |s| self.is_over(s, now);
         ownership::is_barrier_passed(&self.view, self.slot, self.joined, &self.row, silent, past_wait)
     }
 
@@ -302,6 +313,9 @@ impl Node {
         // The view is decided: whether the last beat arrives changes only how soon others know.
         if let Err(e) = self.farewell() {
             tracing::warn!("last heartbeat: {e}");
+        }
+        if let Some(registration) = self.registration.take() {
+            registration.leave(live(&self.view) == 0, self.view.fenced || dead(&self.view) != 0);
         }
         Ok(())
     }

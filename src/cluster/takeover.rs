@@ -3,12 +3,13 @@
 
 use crate::base::{Incarnation, Result, SlotId};
 use crate::cluster::SlotClaim;
+use crate::cluster::class::victim_of;
 use crate::cluster::fence::Fences;
 use crate::cluster::join::JoinOptions;
 use crate::cluster::node::Node;
 use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING};
-use crate::format::cluster::{SlotState, View};
+use crate::format::cluster::{FenceClass, SlotState, View};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -180,6 +181,49 @@ impl Node {
         gone
     }
 
+    /// F8: have those kept off that we see to, by whatever does it beside time; and whoever looked after our slot
+    /// before us, if it does not answer for so long that we would go on without it: as long as it is let
+    /// through, an adoption of its may land. Does not block.
+    pub fn tend_fences(&mut self) -> Result<()> {
+        if self.fencer.is_none() || self.leaving {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let fences = &self.takeover.fences;
+        let mut due = fences.due(&self.view, self.slot);
+        if let SlotState::Live { former: Some(former) } = self.view.slots[usize::from(self.slot.0)].state
+            && !self.is_barrier_passed()
+            && (live(&self.view) | dead(&self.view)) & bit(former) != 0
+            && fences.is_past_wait(&self.view, former, &self.watch, now)
+            && !fences.is_cut(&self.view, former)
+            && !due.contains(&former)
+        {
+            due.push(former);
+        }
+        let victim = |slot: &SlotId| {
+            let at = usize::from(slot.0);
+            victim_of(*slot, &self.view.slots[at], self.row.get(at).and_then(|cell| cell.as_ref()))
+        };
+        let victims: Vec<_> = due.iter().map(victim).collect();
+        let Some(fencer) = &mut self.fencer else { return Ok(()) };
+        let done = fencer.tend(&victims);
+        self.beat.fencing = fencer.trouble();
+        match done {
+            Ok(done) => done.into_iter().for_each(|(slot, inc)| self.takeover.fences.cut(slot, inc)),
+            Err(e) => return Err(self.lost(e.to_string())),
+        }
+        Ok(())
+    }
+
+    /// T5b: can no ledger write of the mount in `slot`, which does not answer, land any more?
+    pub fn is_over(&self, slot: SlotId, now: Duration) -> bool {
+        let fences = &self.takeover.fences;
+        let kept_off = self.view.fence == FenceClass::Lease as u8
+            || fences.is_cut(&self.view, slot)
+            || fences.is_proven(&self.view, slot);
+        kept_off && fences.is_past_wait(&self.view, slot, &self.watch, now)
+    }
+
     /// Proofs of hosts that are recovered, by us or others: the next mount of the slot wants its range.
     fn release_proofs(&mut self) {
         let occupied = live(&self.view) | dead(&self.view);
@@ -228,12 +272,14 @@ impl Node {
         let batch_slots: Vec<SlotId> =
             slots(&self.view).map(|(slot, _)| slot).filter(|s| batch & bit(*s) != 0).collect();
         for slot in &batch_slots {
-            let proven = fences.is_proven(&self.view, *slot);
+            let why = match (fences.is_proven(&self.view, *slot), fences.is_cut(&self.view, *slot)) {
+                (true, _) => "its process is gone",
+                (false, true) => "it is kept off the disk",
+                (false, false) => "its lease and its last writes are over",
+            };
             if let Some(death) = &mut self.takeover.deaths[usize::from(slot.0)]
                 && !std::mem::replace(&mut death.fenced, true)
             {
-                let why =
-                    if proven { "its process is gone" } else { "its lease and its last writes are over" };
                 let after = now.saturating_sub(death.last_beat).as_secs_f32();
                 tracing::info!("{} is fenced {after:.1} s after its last heartbeat: {why}", death.name);
             }

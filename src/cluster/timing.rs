@@ -74,6 +74,11 @@ impl Timing {
         (self.lease.div_f64(1.0 - DRIFT) + self.write_life).mul_f64(1.0 + DRIFT)
     }
 
+    /// How long after that its lease is over, for the slowest of clocks.
+    pub fn lease_wait(&self) -> Duration {
+        self.lease.div_f64(1.0 - DRIFT).mul_f64(1.0 + DRIFT)
+    }
+
     /// How long a first mount's claim must stand before it counts: longer than any write that was
     /// submitted when the claim was not visible yet.
     pub fn claim_wait(&self) -> Duration {
@@ -97,7 +102,7 @@ impl Timing {
             (self.lease >= self.heartbeat * 4, "a lease outlives three missed beats and their I/O"),
             (self.guard < self.lease / 2, "the guard leaves time to write"),
             (self.guard >= self.heartbeat * 2, "the guard covers a scheduling pause of two beats"),
-            (self.suspicion > self.lease, "nobody is suspected whose lease runs"),
+            (self.suspicion > self.lease_wait(), "nobody is suspected whose lease runs"),
             (self.suspicion >= self.heartbeat * 6, "a stall of a few beats suspects nobody"),
             (self.wait() >= self.lease + self.write_life, "the wait covers lease and write life"),
             (self.claim_wait() > self.write_life, "a claim waits for every write before it"),

@@ -2,7 +2,7 @@
 
 use crate::base::{Epoch, Incarnation, SlotId};
 use crate::format::cluster::heartbeat::Refusal;
-use crate::format::cluster::{Adopter, SlotState, SlotView, View};
+use crate::format::cluster::{Adopter, FenceClass, SlotState, SlotView, View};
 
 /// Bit of `slot` in a slot mask.
 pub fn bit(slot: SlotId) -> u64 {
@@ -174,6 +174,7 @@ pub fn recovered(view: &View, me: SlotId, recovered: u64) -> Option<View> {
             s.state = SlotState::Clean { adopter: Adopter::Slot(me) };
         }
     }
+    to.fenced |= to.fence == FenceClass::Reservation as u8;
     (which != 0).then_some(to)
 }
 

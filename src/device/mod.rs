@@ -8,8 +8,13 @@ mod file;
 pub mod local;
 mod meter;
 pub mod mountinfo;
+pub mod pr;
 pub mod probe;
+pub mod reservation;
+mod sentinel;
 
 pub use crate::base::{BlockDevice, IoCounts};
 pub use file::{Access, FileDevice, Medium};
 pub use meter::{Meter, Region};
+pub use reservation::Reservations;
+pub use sentinel::Sentinel;

@@ -68,6 +68,12 @@ pub fn boot_id() -> Result<[u8; 16]> {
     Ok(id.into_bytes())
 }
 
+/// This machine's lasting identity; random where it has none.
+pub fn machine_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).into_bytes()
+}
+
 /// Where this machine has the device or image mounted, or that it swaps to it; `None` if neither.
 /// What the kernel holds otherwise (RAID member, mapped device) an exclusive open tells.
 ///

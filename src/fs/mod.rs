@@ -28,6 +28,7 @@ mod coherence;
 mod create;
 mod data;
 mod drain;
+mod fencing;
 mod free;
 mod handles;
 mod invalidation;
@@ -100,6 +101,8 @@ pub struct Core {
     stopping: std::sync::atomic::AtomicBool,
     /// How the lock room reaches us.
     hook: Arc<coherence::Hook>,
+    /// What the administrator must be told at the mount.
+    warning: Option<String>,
 }
 
 /// A mounted filesystem: the operations, one method each. All of them answer through `reply`, on

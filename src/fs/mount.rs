@@ -7,8 +7,9 @@ use crate::cluster::disk::Disk;
 use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
 use crate::cluster::{LeaseSink, SlotClaim, StoreLease, Timing};
+use crate::device::pr::{self, Fitness, KernelReservations};
 use crate::device::probe::{self, Identity};
-use crate::device::{Access, BlockDevice, FileDevice, Meter, Region};
+use crate::device::{Access, BlockDevice, FileDevice, Meter, Region, Reservations, Sentinel};
 use crate::format::cluster::heartbeat::DeviceFile;
 use crate::format::foreign;
 use crate::format::layout::Regions;
@@ -77,6 +78,9 @@ pub struct Backing {
     /// Byte-range locks on the file behind it.
     pub claim: Arc<dyn SlotClaim>,
     pub identity: Identity,
+    /// Persistent reservations of the device, if it may have any, and whether they may be used.
+    pub reservations: Option<Arc<dyn Reservations>>,
+    pub fitness: Fitness,
 }
 
 impl Backing {
@@ -84,7 +88,9 @@ impl Backing {
     fn open(path: &std::path::Path) -> Result<Backing> {
         let device = Arc::new(FileDevice::open(path, Access::Mount)?);
         let identity = probe::identity(device.file())?;
-        Ok(Backing { claim: Arc::new(Claim(device.clone())), device, identity })
+        let fitness = pr::fitness(&device);
+        let reservations = Some(Arc::new(KernelReservations::new(device.clone())) as Arc<dyn Reservations>);
+        Ok(Backing { claim: Arc::new(Claim(device.clone())), device, identity, reservations, fitness })
     }
 }
 
@@ -119,12 +125,6 @@ fn with_foreign(error: Error, device: &dyn BlockDevice) -> Error {
     }
 }
 
-/// This machine's lasting identity; random where it has none.
-fn machine_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).into_bytes()
-}
-
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
@@ -135,7 +135,9 @@ fn join(
     options: &MountOptions,
     kernel: &Arc<dyn KernelCache>,
 ) -> Result<(Cluster, JoinReport)> {
-    let Backing { device, claim, identity: id } = &opened.backing;
+    let Backing { device, claim, identity: id, .. } = &opened.backing;
+    let host = probe::machine_id();
+    let name = options.host_name.clone().unwrap_or_else(host_name);
     let geometry = opened.superblock.geometry;
     let disk = Disk { device: device.clone(), format_id: opened.superblock.format_id, geometry };
     let slots = opened.volume.slots.len();
@@ -144,9 +146,10 @@ fn join(
         JoinOptions {
             usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
             timing: Timing::of(opened.superblock.timing),
-            host: machine_id(),
+            host,
             boot: id.boot_id,
-            name: options.host_name.clone().unwrap_or_else(host_name),
+            fence: fencing::options(&opened.backing, options, host, &name)?,
+            name,
             device: options.device.display().to_string(),
             file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
             local: id.local_filesystem,
@@ -208,10 +211,15 @@ pub fn start_wrapped(
 ) -> Result<Arc<Fs>> {
     let mut opened = load(backing, options)?;
     let Superblock { geometry, format_id, .. } = opened.superblock;
-    let metered = Arc::new(Meter::new(opened.backing.device.clone(), regions(&geometry, &opened.volume)));
+    let sentinel = Arc::new(Sentinel::new(opened.backing.device.clone()));
+    let metered = Arc::new(Meter::new(sentinel.clone(), regions(&geometry, &opened.volume)));
     opened.backing.device = metered.clone();
     let store = Store::new(metered, format_id, geometry, options.cache_bytes);
     let (cluster, report) = join(&opened, &store, options, &kernel)?;
+    fencing::halt_when_fenced(&sentinel, &store);
+    if let Some(warning) = &report.warning {
+        tracing::warn!("{warning}");
+    }
     let cluster = Arc::new(cluster);
     let fs = match assemble(&opened, store.clone(), cluster.clone(), &report, options, kernel, wrap) {
         Ok(core) => Fs { core },
@@ -295,6 +303,7 @@ fn assemble(
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),
         hook: hook.clone(),
+        warning: report.warning.clone(),
     });
     *hook.core.write() = Some(core.clone());
     Ok(core)
@@ -474,6 +483,11 @@ impl Fs {
         // The lock room's last way back to us: without it the memory of this mount can go.
         *core.hook.core.write() = None;
         left
+    }
+
+    /// What the administrator must be told at the mount.
+    pub fn warning(&self) -> Option<&str> {
+        self.core.warning.as_deref()
     }
 
     /// Call `tell` with the reason once this host halts.

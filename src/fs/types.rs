@@ -230,6 +230,17 @@ pub trait KernelCache: Send + Sync {
     fn trusted_until(&self, _lease_end: Duration, _guard: Duration) {}
 }
 
+/// How hosts that die are to be kept off the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceWish {
+    /// As the hosts that have it mounted do; the first one chooses what protects best.
+    Auto,
+    Lease,
+    Reservation,
+    /// By this program.
+    Command(PathBuf),
+}
+
 /// What a mount was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
@@ -248,6 +259,7 @@ pub struct MountOptions {
     pub dirty_bytes: usize,
     /// Do not wait for the lease of a dead host whose process is provably gone from this machine.
     pub prove_gone: bool,
+    pub fence: FenceWish,
 }
 
 impl MountOptions {
@@ -262,6 +274,7 @@ impl MountOptions {
             cache_bytes: 64 << 20,
             dirty_bytes: 64 << 20,
             prove_gone: true,
+            fence: FenceWish::Auto,
         }
     }
 }

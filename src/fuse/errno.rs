@@ -8,7 +8,8 @@ pub fn errno(error: &Error) -> Errno {
     Errno(match error {
         // EIO also for damage: it is what POSIX has for it; the log says which block it was.
         Error::Corrupt { .. } | Error::Damaged { .. } | Error::Io { .. } => libc::EIO,
-        Error::Device(_) | Error::Halted(_) | Error::ChangeTooLarge { .. } => libc::EIO,
+        Error::Device(_) | Error::Fenced { .. } | Error::Halted(_) => libc::EIO,
+        Error::ChangeTooLarge { .. } => libc::EIO,
         // Both mean 'run it again' and are met below this door; EAGAIN would be taken for O_NONBLOCK.
         Error::NeedSpace => libc::EIO,
         Error::NotFound => libc::ENOENT,

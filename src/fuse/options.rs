@@ -3,7 +3,7 @@
 //! mount(8) has taken out `defaults`, `noauto`, `x-*` and what is its own (`loop`), but passes
 //! `_netdev`, `nofail`, `user` and the like on to helpers: those are accepted and mean nothing here.
 
-use crate::fs::types::MountOptions;
+use crate::fs::types::{FenceWish, MountOptions};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -179,11 +179,17 @@ fn log(request: &mut Request, value: &str) -> Result<(), &'static str> {
 }
 
 fn fence(request: &mut Request, value: &str) -> Result<(), &'static str> {
-    request.volume.prove_gone = match value {
-        "auto" => true,
-        "lease" => false,
-        _ => return Err("auto or lease"),
+    request.volume.fence = match value {
+        "auto" => FenceWish::Auto,
+        "lease" => FenceWish::Lease,
+        "reservation" => FenceWish::Reservation,
+        _ => match value.strip_prefix("command:").map(PathBuf::from) {
+            Some(path) if path.is_absolute() => FenceWish::Command(path),
+            _ => return Err("auto, reservation, lease, or command: and the absolute path of a program"),
+        },
     };
+    // Whoever asks for leases wants them waited for.
+    request.volume.prove_gone = request.volume.fence != FenceWish::Lease;
     Ok(())
 }
 
@@ -249,9 +255,22 @@ mod tests {
             "log=x",
             "host=",
             "user_id=5",
+            "fence=",
+            "fence=command",
+            "fence=command:relative",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn classes_of_fence() {
+        let of = |list: &str| parsed(list).unwrap().volume;
+        assert_eq!((of("").fence, of("").prove_gone), (FenceWish::Auto, true));
+        assert_eq!((of("fence=lease").fence, of("fence=lease").prove_gone), (FenceWish::Lease, false));
+        assert_eq!(of("fence=lease,fence=reservation").fence, FenceWish::Reservation);
+        assert!(of("fence=lease,fence=auto").prove_gone);
+        assert_eq!(of("fence=command:/sbin/off").fence, FenceWish::Command("/sbin/off".into()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod journal_rig;
+pub mod lun;
 pub mod port;
 pub mod simdisk;
 pub mod sweep;

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
 use shoal::cluster::{SlotClaim, Timing};
-use shoal::device::BlockDevice;
+use shoal::device::{BlockDevice, Reservations};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -83,6 +83,11 @@ impl Port {
         self.cut.store(true, Ordering::Release);
         drop(self.writing.write());
         self.disk.claims.lock().retain(|_, holder| *holder != self.id);
+    }
+
+    /// Its persistent reservations.
+    pub fn reservations(&self) -> Arc<dyn Reservations> {
+        Arc::new(self.disk.lun.nexus(self.id))
     }
 
     /// Requests wait from now on, or no more.
@@ -175,15 +180,19 @@ impl BlockDevice for Port {
         let torn = self.pass("write", offset, data.len())?;
         let _writing = self.writing.read();
         connected()?;
-        if !torn {
-            return self.disk.write(offset, data);
-        }
-        let (first, second) = data.split_at(data.len() / 1024 * 512);
-        // The later half first: nothing may hang on the order within a request.
-        self.disk.write(offset + first.len() as u64, second)?;
-        std::thread::sleep(Duration::from_micros(300));
-        connected()?;
-        if first.is_empty() { Ok(()) } else { self.disk.write(offset, first) }
+        let deliver = || {
+            if !torn {
+                return self.disk.write(offset, data);
+            }
+            let (first, second) = data.split_at(data.len() / 1024 * 512);
+            // The later half first: nothing may hang on the order within a request.
+            self.disk.write(offset + first.len() as u64, second)?;
+            std::thread::sleep(Duration::from_micros(300));
+            connected()?;
+            if first.is_empty() { Ok(()) } else { self.disk.write(offset, first) }
+        };
+        let landed = self.disk.lun.write(self.id, deliver);
+        landed.ok_or(Error::Fenced { op: "write", offset })?
     }
 
     fn flush(&self) -> Result<()> {

@@ -4,6 +4,7 @@
 //! ([`History::crash_at`]): everything flushed is there, of the rest any subset, torn at 512 bytes,
 //! in any order. The same seed gives the same crash.
 
+use super::lun::Lun;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,6 +60,8 @@ pub struct SimDisk {
     hook: Mutex<Option<Arc<Hook>>>,
     /// Byte-range locks: first byte to the port that has it.
     pub(super) claims: Mutex<BTreeMap<u64, u64>>,
+    /// Its persistent reservations.
+    pub lun: Arc<Lun>,
 }
 
 pub(super) fn apply(blocks: &mut Blocks, offset: u64, data: &[u8]) {
@@ -87,6 +90,7 @@ impl SimDisk {
             logical: 512,
             hook: Mutex::default(),
             claims: Mutex::default(),
+            lun: Lun::new(),
         })
     }
 

@@ -4,12 +4,13 @@
 use crate::common::port::Port;
 use crate::common::simdisk::SimDisk;
 use shoal::base::{Error, Result};
+use shoal::device::pr::Fitness;
 use shoal::device::probe::Identity;
 use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::operations::Operations;
 use shoal::fs::{
-    Caller, DirEntryOut, DirSink, EntryReply, Fs, KernelCache, LookupReply, MountOptions, NewNode, NodeId,
-    ReadFlags, RenameFlags, SetAttr, Statfs, WriteFlags,
+    Caller, DirEntryOut, DirSink, EntryReply, FenceWish, Fs, KernelCache, LookupReply, MountOptions, NewNode,
+    NodeId, ReadFlags, RenameFlags, SetAttr, Statfs, WriteFlags,
 };
 use shoal::inode::FileKind;
 use shoal::lock::Demoter;
@@ -206,7 +207,33 @@ impl Host {
         options.cache_bytes = 8 << 20;
         options.dirty_bytes = 16 << 20;
         let identity = Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], local_filesystem: true };
-        let backing = Backing { device: port.clone(), claim: port.clone(), identity };
+        Host::mount_as(port, options, kernel, identity, wrap)
+    }
+
+    /// On a machine of its own, whose device keeps hosts off if it is asked to.
+    pub fn mount_elsewhere(port: Arc<Port>, name: &str, fence: FenceWish) -> Result<Host> {
+        let mut options = MountOptions::new("simulated".into());
+        options.host_name = Some(name.into());
+        options.cache_bytes = 8 << 20;
+        options.dirty_bytes = 16 << 20;
+        options.fence = fence;
+        let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id: rand::random(), local_filesystem: false };
+        Host::mount_as(port, options, Arc::new(NoKernel), identity, &|demoter| demoter)
+    }
+
+    fn mount_as(
+        port: Arc<Port>,
+        options: MountOptions,
+        kernel: Arc<dyn KernelCache>,
+        identity: Identity,
+        wrap: &dyn Fn(Arc<dyn Demoter>) -> Arc<dyn Demoter>,
+    ) -> Result<Host> {
+        let fitness = match identity.rdev {
+            0 => Fitness::Unfit("an image".into()),
+            _ => Fitness::Fit,
+        };
+        let reservations = Some(port.reservations());
+        let backing = Backing { device: port.clone(), claim: port.clone(), identity, reservations, fitness };
         let fs = start_wrapped(backing, &options, kernel, wrap)?;
         Ok(Host { fs, port })
     }

@@ -237,6 +237,7 @@ pub fn options(name: &str, place: Where, port: &Arc<Port>, lease: &Arc<Lease>) -
         file: DeviceFile { dev: 1, ino: 2, rdev: 0 },
         local: here,
         prove: true,
+        fence: FenceOptions::leases("memory"),
         claim: here.then(|| port.clone() as Arc<dyn SlotClaim>),
         clock: Arc::new(SystemClock),
         lease: lease.clone(),

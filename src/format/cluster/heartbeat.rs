@@ -29,12 +29,15 @@
 //! | 242 | 6 | zero |
 //! | 248 | 64 | host name |
 //! | 312 | 96 | device path |
-//! | 408 | 104 | zero |
+//! | 408 | 4 | failed attempts to keep a dead host off the disk, 0 = none |
+//! | 412 | 2 | slot of that host |
+//! | 414 | 2 | zero |
+//! | 416 | 96 | why the last one failed |
 
 use super::{CELL_SIZE, CellHeader, Stamp, get_name, open_cell, put_name, seal_cell};
 use crate::base::{Epoch, Incarnation, Result, SlotId};
 use crate::format::layout::Geometry;
-use zerocopy::little_endian::{U16, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 4] = *b"SHHB";
@@ -72,6 +75,15 @@ pub struct DeviceFile {
     pub rdev: u64,
 }
 
+/// A dead host that could not be kept off the disk yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FenceTrouble {
+    pub slot: SlotId,
+    pub attempts: u32,
+    /// Why the last attempt failed.
+    pub error: String,
+}
+
 /// What a heartbeat cell says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
@@ -96,7 +108,10 @@ pub struct Heartbeat {
     pub groups: u64,
     pub wall_ms: u64,
     pub file: DeviceFile,
+    /// The key that this mount has registered with the device.
     pub reservation_key: u64,
+    /// A dead host that could not be kept off the disk yet.
+    pub fencing: Option<FenceTrouble>,
     pub name: String,
     pub device: String,
 }
@@ -132,7 +147,10 @@ pub struct RawHeartbeat {
     pub zero: [u8; 6],
     pub name: [u8; 64],
     pub device: [u8; 96],
-    pub zero2: [u8; 104],
+    pub fence_attempts: U32,
+    pub fence_slot: U16,
+    pub zero2: [u8; 2],
+    pub fence_error: [u8; 96],
 }
 
 const _: () = assert!(size_of::<RawHeartbeat>() == CELL_SIZE);
@@ -164,6 +182,11 @@ impl Heartbeat {
         raw.ino = U64::new(self.file.ino);
         raw.rdev = U64::new(self.file.rdev);
         raw.reservation_key = U64::new(self.reservation_key);
+        if let Some(trouble) = &self.fencing {
+            raw.fence_attempts = U32::new(trouble.attempts.max(1));
+            raw.fence_slot = U16::new(trouble.slot.0);
+            put_name(&mut raw.fence_error, &trouble.error);
+        }
         put_name(&mut raw.name, &self.name);
         put_name(&mut raw.device, &self.device);
         let mut cell = vec![0; geometry.cell_pitch as usize];
@@ -202,6 +225,11 @@ impl Heartbeat {
             wall_ms: raw.wall_ms.get(),
             file: DeviceFile { dev: raw.dev.get(), ino: raw.ino.get(), rdev: raw.rdev.get() },
             reservation_key: raw.reservation_key.get(),
+            fencing: (raw.fence_attempts.get() != 0).then(|| FenceTrouble {
+                slot: SlotId(raw.fence_slot.get()),
+                attempts: raw.fence_attempts.get(),
+                error: get_name(&raw.fence_error),
+            }),
             name: get_name(&raw.name),
             device: get_name(&raw.device),
         })

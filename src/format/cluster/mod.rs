@@ -28,7 +28,7 @@ pub use heartbeat::Heartbeat;
 pub use inbox::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
 pub use ledger::{LedgerEntry, LedgerPage};
 pub use lobby::Claim;
-pub use view::{Adopter, SlotState, SlotView, View};
+pub use view::{Adopter, FenceClass, SlotState, SlotView, View};
 
 use crate::base::{Error, Incarnation, Result, SlotId};
 use crate::format::block::crc32c;

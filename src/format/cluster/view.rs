@@ -43,16 +43,62 @@ pub struct View {
     pub features: u64,
     /// Protocol version all members speak.
     pub protocol: u16,
-    /// Fence class: 0 lease, 1 reservation, 2 command.
+    /// How hosts that die are kept off the disk; see [`FenceClass`].
     pub fence: u8,
+    /// A host was kept off by the device since its reservation was made: whoever leaves last lets it stand,
+    /// for that host may still be stopped, with writes queued.
+    pub fenced: bool,
     /// One per slot the layout has room for.
     pub slots: Vec<SlotView>,
+}
+
+/// How hosts that die are kept off the disk. Numbers are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FenceClass {
+    /// By time alone.
+    Lease = 0,
+    /// By persistent reservations of the device.
+    Reservation = 1,
+    /// By a program of the administrator.
+    Command = 2,
+}
+
+impl FenceClass {
+    /// From the on-disk number.
+    pub fn from_raw(raw: u8) -> Option<FenceClass> {
+        [FenceClass::Lease, FenceClass::Reservation, FenceClass::Command]
+            .into_iter()
+            .find(|c| *c as u8 == raw)
+    }
+
+    /// As it is written in mount options and listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            FenceClass::Lease => "lease",
+            FenceClass::Reservation => "reservation",
+            FenceClass::Command => "command",
+        }
+    }
 }
 
 /// The protocol version this code speaks.
 pub const PROTOCOL: u16 = 1;
 
 impl View {
+    /// How hosts that die are kept off. A number that this code does not know is none that it may act by.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for such a number.
+    pub fn fence_class(&self) -> Result<FenceClass> {
+        FenceClass::from_raw(self.fence).ok_or_else(|| {
+            Error::Device(format!(
+                "hosts are fenced by a class {} that this release does not know",
+                self.fence
+            ))
+        })
+    }
+
     /// The view mkfs decides: epoch 1, the first `slots` slots clean and waiting for the first
     /// mount, the others empty.
     pub fn initial(max_slots: u16, slots: u16) -> View {
@@ -64,7 +110,8 @@ impl View {
             epoch: Epoch(1),
             features: 0,
             protocol: PROTOCOL,
-            fence: 0,
+            fence: FenceClass::Lease as u8,
+            fenced: false,
             slots: (0..max_slots)
                 .map(|s| SlotView { state: state(s), incarnation: Incarnation(0) })
                 .collect(),
@@ -98,7 +145,8 @@ pub struct RawSlotView {
 /// | 16 | 2 | protocol |
 /// | 18 | 2 | slots |
 /// | 20 | 1 | fence class |
-/// | 21 | 43 | zero |
+/// | 21 | 1 | 1: a host was kept off by the device since its reservation was made |
+/// | 22 | 42 | zero |
 /// | 64 | 64 x 16 | slots: state u8, zero u8, adopter u16, zero u32, incarnation u64 |
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -108,7 +156,8 @@ pub struct RawView {
     pub protocol: U16,
     pub slot_count: U16,
     pub fence: u8,
-    pub zero: [u8; 43],
+    pub fenced: u8,
+    pub zero: [u8; 42],
     pub slots: [RawSlotView; SLOTS_MAX as usize],
 }
 
@@ -124,6 +173,7 @@ impl RawView {
         raw.protocol = U16::new(view.protocol);
         raw.slot_count = U16::new(view.slots.len() as u16);
         raw.fence = view.fence;
+        raw.fenced = u8::from(view.fenced);
         for (to, from) in raw.slots.iter_mut().zip(&view.slots) {
             let (state, adopter) = match from.state {
                 SlotState::Empty => (EMPTY, RAW_SLOT_NONE),
@@ -161,6 +211,7 @@ impl RawView {
             features: self.features.get(),
             protocol: self.protocol.get(),
             fence: self.fence,
+            fenced: self.fenced != 0,
             slots,
         }))
     }

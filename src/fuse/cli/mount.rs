@@ -215,6 +215,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
     let ended = match served {
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
+            if let Some(warning) = fs.warning() {
+                eprintln!("{warning}");
+            }
             readiness.ready();
             let ended = served.run().map_err(|e| tracing::error!("serving {shown}: {e}"));
             notifier.set_unmounted();

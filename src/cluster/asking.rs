@@ -1,0 +1,103 @@
+//! Asking living members to be let in: a mount's claim in the lobby.
+
+use crate::base::{Error, Result};
+use crate::cluster::join::Joiner;
+use crate::cluster::view::{bit, live, slots};
+use crate::format::cluster::Claim;
+use crate::format::cluster::heartbeat::Refusal;
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::PROTOCOL;
+use crate::format::layout::LOBBY_CELLS;
+use rand::Rng;
+use std::time::Duration;
+
+impl Joiner {
+    /// Keep a claim in the lobby.
+    pub fn ask(&mut self, started: Duration) -> Result<()> {
+        self.look_for_refusal()?;
+        if self.options.clock.now() >= started + self.options.patience {
+            let names: Vec<_> = self.row.iter().flatten().filter(|h| self.watch.has_moved(h.slot)).collect();
+            let names: Vec<_> = names.iter().map(|h| format!("slot {} ({})", h.slot, h.name)).collect();
+            let _ = self.withdraw();
+            return Err(Error::TimedOut(format!("waiting to be let in by {}", names.join(", "))));
+        }
+        if self.claim.as_ref().is_some_and(|(_, claim)| claim.kind != ClaimKind::Join) {
+            self.withdraw()?;
+        }
+        let lobby = self.disk.read_lobby()?;
+        let ours = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.incarnation == self.incarnation);
+        let (cell, mut claim) = match self.claim.take() {
+            Some((cell, claim)) if ours(&lobby[usize::from(cell)]) => (cell, claim),
+            _ => {
+                let free: Vec<u16> = (0..LOBBY_CELLS)
+                    .filter(|c| lobby[usize::from(*c)].as_ref().is_none_or(|c| c.kind == ClaimKind::None))
+                    .collect();
+                let pick = rand::rng().random_range(0..free.len().max(1));
+                let cell = free.get(pick).copied().unwrap_or(pick as u16);
+                (cell, self.new_claim(ClaimKind::Join))
+            }
+        };
+        claim.sequence += 1;
+        self.disk.write_claim(cell, &claim)?;
+        self.claim = Some((cell, claim));
+        Ok(())
+    }
+
+    pub fn new_claim(&self, kind: ClaimKind) -> Claim {
+        Claim {
+            kind,
+            incarnation: self.incarnation,
+            sequence: 0,
+            host: self.options.host,
+            protocols: (PROTOCOL, PROTOCOL),
+            name: self.options.name.clone(),
+        }
+    }
+
+    fn look_for_refusal(&mut self) -> Result<()> {
+        let refusal = self.row.iter().flatten().find_map(|h| match h.refused {
+            Some((incarnation, why)) if incarnation == self.incarnation => Some((h.name.clone(), why)),
+            _ => None,
+        });
+        let Some((by, why)) = refusal else { return Ok(()) };
+        let _ = self.withdraw();
+        Err(Error::Device(match why {
+            Refusal::NoSlot => format!(
+                "all {} slots are taken, by {}: unmount one of these hosts first",
+                self.options.usable.count_ones(),
+                self.members()
+            ),
+            Refusal::Protocol => {
+                format!("the members speak another protocol version than {PROTOCOL} (says {by})")
+            }
+        }))
+    }
+
+    /// Who has the volume, by name.
+    fn members(&self) -> String {
+        let live = live(&self.view);
+        let taken = slots(&self.view).map(|(slot, _)| slot).filter(|s| live & bit(*s) != 0);
+        taken.map(|slot| self.name_of(slot)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Empty our lobby cell, if it is still ours.
+    pub fn withdraw(&mut self) -> Result<()> {
+        let Some((cell, mut claim)) = self.claim.take() else { return Ok(()) };
+        if self.disk.read_claim(cell)?.is_some_and(|c| c.incarnation == self.incarnation) {
+            claim.kind = ClaimKind::None;
+            claim.sequence += 1;
+            self.disk.write_claim(cell, &claim)?;
+        }
+        Ok(())
+    }
+
+    /// Remember a claim made as first mount, to be withdrawn.
+    pub fn set_claim(&mut self, cell: u16, claim: Claim) {
+        self.claim = Some((cell, claim));
+    }
+
+    /// Ours is another mount's now, which asks for itself.
+    pub fn forget_claim(&mut self) {
+        self.claim = None;
+    }
+}

@@ -1,0 +1,206 @@
+//! Keeping dead hosts off the disk by other means than time, beside the protocol thread: attempts take
+//! seconds, fail, and are made again, each later than the one before. What cannot be kept off is never
+//! recovered.
+
+use crate::base::{Clock, Error, Incarnation, Result, SlotId};
+use crate::format::cluster::heartbeat::FenceTrouble;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A mount that is to be kept off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Victim {
+    pub slot: SlotId,
+    pub incarnation: Incarnation,
+    /// Lasting identity of its machine, and of that boot of it; zero if it never beat.
+    pub host: [u8; 16],
+    pub boot: [u8; 16],
+    pub name: String,
+}
+
+/// A host that is kept off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// For the log.
+    pub how: String,
+    /// How long what it sent before may still take to land.
+    pub settle: Duration,
+}
+
+/// The means.
+pub trait Fence: Send + Sync {
+    /// Keep this mount off, for ever. May take long; may be called again for the same one.
+    ///
+    /// # Errors
+    /// It is not certain. [`Error::Fenced`]: it is this host that is kept off.
+    fn cut(&self, victim: &Victim) -> Result<Cut>;
+
+    /// Is this host itself still let through?
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if not.
+    fn verify(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is tried again waits so long at first, then twice that, up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// An attempt that takes longer than this is told of, again and again.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// How far one victim is.
+#[derive(Clone, Debug, Default)]
+struct Attempt {
+    incarnation: Incarnation,
+    failures: u32,
+    error: String,
+    /// Under way since then.
+    since: Option<Duration>,
+    told: Duration,
+    not_before: Duration,
+    /// Done: nothing lands from then on.
+    over: Option<Duration>,
+}
+
+#[derive(Default)]
+struct State {
+    attempts: BTreeMap<SlotId, Attempt>,
+    verifying: bool,
+    /// This host is kept off itself: why.
+    fenced: Option<String>,
+}
+
+/// Attempts under way and done.
+pub struct Fencer {
+    fence: Arc<dyn Fence>,
+    clock: Arc<dyn Clock>,
+    verify_every: Duration,
+    next_verify: Duration,
+    state: Arc<Mutex<State>>,
+}
+
+impl Fencer {
+    /// Nobody is to be kept off yet.
+    pub fn new(fence: Arc<dyn Fence>, clock: Arc<dyn Clock>, verify_every: Duration) -> Fencer {
+        let next_verify = clock.now() + verify_every;
+        Fencer { fence, clock, verify_every, next_verify, state: Arc::default() }
+    }
+
+    /// Go on with these, and with no others. The answer: who of them is kept off for certain by now. Does
+    /// not block.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`]: this host is kept off itself.
+    pub fn tend(&mut self, victims: &[Victim]) -> Result<Vec<(SlotId, Incarnation)>> {
+        let now = self.clock.now();
+        self.verify(now);
+        let mut state = self.state.lock();
+        if state.fenced.is_some() {
+            return Err(Error::Fenced { op: "registration", offset: 0 });
+        }
+        let wanted = |slot: &SlotId, a: &Attempt| {
+            victims.iter().any(|v| v.slot == *slot && v.incarnation == a.incarnation)
+        };
+        state.attempts.retain(|slot, attempt| wanted(slot, attempt));
+        let mut done = Vec::new();
+        for victim in victims {
+            let attempt = state
+                .attempts
+                .entry(victim.slot)
+                .or_insert_with(|| Attempt { incarnation: victim.incarnation, ..Attempt::default() });
+            match (attempt.over, attempt.since) {
+                (Some(over), _) if now >= over => done.push((victim.slot, victim.incarnation)),
+                (Some(_), _) => {}
+                (None, Some(since)) if now >= since.max(attempt.told) + SLOW => {
+                    attempt.told = now;
+                    let seconds = (now - since).as_secs();
+                    tracing::error!("keeping {} off the disk is under way for {seconds} s", victim.name);
+                }
+                (None, None) if now >= attempt.not_before => {
+                    attempt.not_before = now + PAUSE_MIN;
+                    attempt.since = self.start(victim.clone()).then_some(now);
+                }
+                _ => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// What goes wrong, for the heartbeat.
+    pub fn trouble(&self) -> Option<FenceTrouble> {
+        let state = self.state.lock();
+        let failing = state.attempts.iter().filter(|(_, a)| a.failures > 0 && a.over.is_none());
+        let worst = failing.max_by_key(|(_, a)| a.failures);
+        worst.map(|(slot, a)| FenceTrouble { slot: *slot, attempts: a.failures, error: a.error.clone() })
+    }
+
+    /// `false`: there is no thread for it now.
+    fn start(&self, victim: Victim) -> bool {
+        let (fence, clock, state) = (self.fence.clone(), self.clock.clone(), self.state.clone());
+        let slot = victim.slot;
+        let body = move || {
+            let result = fence.cut(&victim);
+            note(&mut state.lock(), &victim, result, clock.now());
+        };
+        let started = std::thread::Builder::new().name("shoal-fence".into()).spawn(body);
+        if let Err(e) = &started {
+            tracing::error!("no thread to keep slot {slot} off the disk: {e}");
+        }
+        started.is_ok()
+    }
+
+    fn verify(&mut self, now: Duration) {
+        if now < self.next_verify || std::mem::replace(&mut self.state.lock().verifying, true) {
+            return;
+        }
+        self.next_verify = now + self.verify_every;
+        let (fence, state) = (self.fence.clone(), self.state.clone());
+        let body = move || {
+            let result = fence.verify();
+            let mut state = state.lock();
+            state.verifying = false;
+            if let Err(e) = result {
+                state.fenced = Some(e.to_string());
+            }
+        };
+        if std::thread::Builder::new().name("shoal-verify".into()).spawn(body).is_err() {
+            self.state.lock().verifying = false;
+        }
+    }
+}
+
+/// An attempt is over.
+fn note(state: &mut State, victim: &Victim, result: Result<Cut>, now: Duration) {
+    if let Err(e @ Error::Fenced { .. }) = &result {
+        state.fenced = Some(e.to_string());
+    }
+    // Recovered by another meanwhile, or the slot has a new mount.
+    let Some(attempt) = state.attempts.get_mut(&victim.slot) else { return };
+    if attempt.incarnation != victim.incarnation {
+        return;
+    }
+    attempt.since = None;
+    match result {
+        Ok(cut) => {
+            tracing::info!("{} (slot {}): {}", victim.name, victim.slot, cut.how);
+            attempt.over = Some(now + cut.settle);
+        }
+        Err(e) => {
+            attempt.failures += 1;
+            attempt.error = e.to_string();
+            let pause = (PAUSE_MIN * 2u32.pow(attempt.failures.min(10) - 1)).min(PAUSE_MAX);
+            attempt.not_before = now + pause;
+            tracing::error!(
+                "{} (slot {}) cannot be kept off the disk (attempt {}), so what it held stays locked; tried \
+                 again in {pause:?}: {e}",
+                victim.name,
+                victim.slot,
+                attempt.failures
+            );
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Hosts kept off by persistent reservations: this mount's registration, and what it does with others'.
+//!
+//! Rules, by the names the tests use:
+//! - K1: a mount's key is that of its incarnation: no other mount, of whatever slot, has it again.
+//! - K2: nothing is written to the volume before the key is registered, not even a claim in the lobby; so the
+//!   key is chosen before the slot is known.
+//! - K3: a nexus that bears the key of a member is not registered anew: somebody lives there, or others
+//!   are about to take that key away. A key that no nexus has is one that was taken away.
+//! - K4: a key is taken away only while the reservation stands: without one anybody may write.
+//! - K5: the reservation is given up with the last mount that leaves, unless a host was ever kept off by it:
+//!   that one may still be stopped, with writes queued.
+
+use crate::base::{Error, Incarnation, Result, SlotId};
+use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::device::reservation::{Kind, Refused, Report, Reservations};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Bits of a key that are the mount's; those above are the volume's.
+const MOUNT_BITS: u32 = 40;
+
+/// The key of a mount of the volume with this format id.
+pub fn key_of(format_id: u64, incarnation: Incarnation) -> u64 {
+    // A multiplication mixes all bits of the id into the highest ones.
+    let volume = (format_id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> MOUNT_BITS).max(1);
+    volume << MOUNT_BITS | incarnation.0 & ((1 << MOUNT_BITS) - 1)
+}
+
+/// Is this the key of some mount of that volume?
+pub fn is_of_volume(format_id: u64, key: u64) -> bool {
+    key >> MOUNT_BITS == key_of(format_id, Incarnation(0)) >> MOUNT_BITS
+}
+
+/// What became of registering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    Yes,
+    /// This nexus bears the key of that member (K3).
+    Bears(SlotId, Incarnation),
+}
+
+/// This mount's registration with the device.
+pub struct Registration {
+    device: Arc<dyn Reservations>,
+    format_id: u64,
+    key: u64,
+    /// Longest life of a write in the device.
+    write_life: Duration,
+    kind: Mutex<Option<Kind>>,
+    /// It has, or may have, a reservation in its hands that must not end with it.
+    holds: AtomicBool,
+}
+
+fn failed(what: &str, why: &Refused) -> Error {
+    Error::Device(format!("{what}: {why}"))
+}
+
+/// The names of keys for people.
+pub fn listed(keys: &[u64]) -> String {
+    keys.iter().map(|k| format!("{k:#018x}")).collect::<Vec<_>>().join(", ")
+}
+
+impl Registration {
+    /// Nothing is registered yet.
+    pub fn new(
+        device: Arc<dyn Reservations>,
+        format_id: u64,
+        incarnation: Incarnation,
+        write_life: Duration,
+    ) -> Registration {
+        let key = key_of(format_id, incarnation);
+        Registration {
+            device,
+            format_id,
+            key,
+            write_life,
+            kind: Mutex::default(),
+            holds: AtomicBool::new(false),
+        }
+    }
+
+    /// The key.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// K2, K3. `members`: those of the newest view, the dead who are not recovered included.
+    ///
+    /// # Errors
+    /// What the device says, as it is: not every device can.
+    pub fn enrol(&self, members: &[(SlotId, Incarnation)]) -> std::result::Result<Enrolled, Refused> {
+        match self.device.register(0, self.key) {
+            Err(Refused::Conflict) => {}
+            other => return other.map(|()| Enrolled::Yes),
+        }
+        for (slot, incarnation) in members {
+            let key = key_of(self.format_id, *incarnation);
+            // It changes nothing, and succeeds if the key is that of this nexus.
+            if self.device.register(key, key).is_ok() {
+                return Ok(Enrolled::Bears(*slot, *incarnation));
+            }
+        }
+        // What a mount left that is over, or another program.
+        self.device.replace(self.key)?;
+        self.holds.store(true, Ordering::Release);
+        Ok(Enrolled::Yes)
+    }
+
+    /// As [`Registration::enrol`] where this nexus bears the key of `former`, which is gone for certain.
+    pub fn succeed(&self, former: Incarnation) -> Result<()> {
+        let old = key_of(self.format_id, former);
+        self.device.register(old, self.key).map_err(|e| failed("registering with the device", &e))?;
+        self.holds.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Is our key registered still? Else somebody has taken it away.
+    pub fn is_registered(&self) -> Result<bool> {
+        if let Ok(report) = self.device.report() {
+            return Ok(report.keys.contains(&self.key));
+        }
+        match self.device.register(self.key, self.key) {
+            Ok(()) => Ok(true),
+            Err(Refused::Conflict) => Ok(false),
+            Err(e) => Err(failed("asking for our key", &e)),
+        }
+    }
+
+    fn confirm(&self) -> Result<()> {
+        match self.is_registered()? {
+            true => Ok(()),
+            false => Err(Error::Fenced { op: "registration", offset: 0 }),
+        }
+    }
+
+    /// K4: of which kind is the reservation? Made if there is none.
+    ///
+    /// # Errors
+    /// What keeps it from standing.
+    pub fn hold(&self) -> Result<Kind> {
+        let known = *self.kind.lock();
+        let mut last = Refused::Conflict;
+        for kind in [Kind::AllRegistrants, Kind::RegistrantsOnly] {
+            match self.device.reserve(self.key, kind) {
+                Ok(()) => {
+                    self.kind.lock().replace(kind);
+                    return Ok(kind);
+                }
+                // Only what is not there may be thought impossible.
+                Err(e @ Refused::Failed(_)) if known == Some(kind) => return Err(failed("reserving", &e)),
+                Err(e) => last = e,
+            }
+        }
+        match last {
+            Refused::Conflict => {}
+            why => return Err(failed("reserving", &why)),
+        }
+        // All registered nexuses hold the first kind: it is the second, and another has it.
+        self.confirm()?;
+        match self.device.report().ok().map(|r| r.held) {
+            None => Ok(Kind::RegistrantsOnly),
+            Some(Some(held)) if held.kind.is_some() => Ok(Kind::RegistrantsOnly),
+            Some(Some(held)) => Err(Error::Device(format!(
+                "the device bears a reservation of another kind, held by key {:#018x}: see `shoal fence`",
+                held.key
+            ))),
+            Some(None) => Err(Error::TimedOut("the reservation has changed meanwhile".into())),
+        }
+    }
+
+    /// `None`: no nexus had that key.
+    fn preempt(&self, victim: u64, kind: Kind) -> Result<Option<Cut>> {
+        let cut = |how: String, settle| Ok(Some(Cut { how, settle }));
+        let why = match self.device.preempt(self.key, victim, kind, true) {
+            Ok(()) => return cut("its key is preempted, its writes are aborted".into(), Duration::ZERO),
+            Err(Refused::Conflict) => return self.confirm().map(|()| None),
+            Err(why) => why,
+        };
+        // Perhaps the device does not abort; or it failed after the key was gone.
+        match self.device.preempt(self.key, victim, kind, false) {
+            Ok(()) => cut(
+                format!(
+                    "its key is preempted; its writes are waited for, for they could not be aborted ({why})"
+                ),
+                self.write_life,
+            ),
+            Err(Refused::Conflict) => {
+                self.confirm()?;
+                cut(format!("its key is gone; aborting its writes failed ({why})"), self.write_life)
+            }
+            Err(again) => Err(failed(&format!("preempting (with abort: {why})"), &again)),
+        }
+    }
+
+    /// Take a mount's key away. Returned, nothing that it sends lands any more, once what settles has.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if our own key is gone; else it is not known to be done, and is to be tried again.
+    pub fn cut_off(&self, victim: Incarnation) -> Result<Cut> {
+        let victim = key_of(self.format_id, victim);
+        assert_ne!(victim, self.key, "a mount does not take its own key away");
+        let kind = self.hold()?;
+        // Who took the key away before us may not have aborted what was under way.
+        let gone = || Cut { how: "its key was gone already".into(), settle: self.write_life };
+        let cut = self.preempt(victim, kind)?.unwrap_or_else(gone);
+        self.look(|report| match report.keys.contains(&victim) {
+            true => Some("the key is registered still".into()),
+            false => None,
+        })?;
+        Ok(cut)
+    }
+
+    /// After the fact, where keys can be read: the reservation stands, ours is among the keys, and `fault`
+    /// finds nothing.
+    fn look(&self, fault: impl Fn(&Report) -> Option<String>) -> Result<()> {
+        let Ok(report) = self.device.report() else { return self.confirm() };
+        if !report.keys.contains(&self.key) {
+            return Err(Error::Fenced { op: "registration", offset: 0 });
+        }
+        let kind = report.held.and_then(|held| held.kind);
+        let fault = if kind.is_none() { Some("no reservation stands".into()) } else { fault(&report) };
+        fault.map_or(Ok(()), |what| Err(Error::Device(format!("after preempting: {what}"))))
+    }
+
+    /// Without living members: have the reservation, and take all keys of this volume away but ours. `former`
+    /// are the mounts that may have one, for devices that do not tell. The answer: how long what may be in
+    /// the device takes to settle.
+    ///
+    /// # Errors
+    /// Names keys that are no mount's of this volume.
+    pub fn take(&self, former: &[Incarnation]) -> Result<Duration> {
+        self.holds.store(true, Ordering::Release);
+        let report = self.device.report().ok();
+        let mut victims: BTreeSet<u64> = former.iter().map(|i| key_of(self.format_id, *i)).collect();
+        if let Some(report) = &report {
+            // A key of 0 is what NVMe has of a host that could not be unregistered.
+            let (ours, foreign): (Vec<u64>, Vec<u64>) =
+                report.keys.iter().filter(|k| **k != 0).partition(|k| is_of_volume(self.format_id, **k));
+            if !foreign.is_empty() {
+                return Err(foreign_keys(&foreign));
+            }
+            victims.extend(ours);
+        }
+        victims.remove(&self.key);
+        let mut settle = Duration::ZERO;
+        let kind = self.hold()?;
+        for victim in victims {
+            // What was gone before has settled: the longest wait has passed since anybody lived.
+            let cut = self.preempt(victim, kind)?;
+            settle = settle.max(cut.map_or(Duration::ZERO, |cut| cut.settle));
+        }
+        match self.device.reserve(self.key, kind) {
+            Ok(()) => {}
+            Err(Refused::Conflict) => {
+                self.confirm()?;
+                return Err(Error::Device(
+                    "the device is reserved under a key that no mount of this volume had: see `shoal fence`"
+                        .into(),
+                ));
+            }
+            Err(e) => return Err(failed("reserving", &e)),
+        }
+        let foreign = |r: &Report| {
+            let others: Vec<u64> = r.keys.iter().copied().filter(|k| *k != self.key && *k != 0).collect();
+            (!others.is_empty()).then(|| format!("keys {} are registered", listed(&others)))
+        };
+        // One that came meanwhile is a mount that waits to be let in, or takes our key away next.
+        if let Err(Error::Device(what)) = self.look(foreign) {
+            tracing::info!("{what}");
+        }
+        self.confirm()?;
+        Ok(settle)
+    }
+
+    /// K5. Best effort: what stays is a key of a mount that is over.
+    pub fn leave(&self, last: bool, fenced: bool) {
+        if last && fenced {
+            tracing::info!(
+                "the device stays reserved: a host that was kept off may still be stopped with writes queued; \
+                 `shoal fence --clear` frees the device for another use"
+            );
+            return;
+        }
+        let holder_of_others = || {
+            !last
+                && !matches!(self.device.reserve(self.key, Kind::AllRegistrants), Ok(()))
+                && self.device.reserve(self.key, Kind::RegistrantsOnly).is_ok()
+        };
+        if holder_of_others() {
+            return; // the reservation would end, with others at work under it
+        }
+        match self.device.unregister(self.key) {
+            Ok(()) | Err(Refused::Conflict) => {}
+            Err(e) => tracing::warn!("unregistering from the device: {e}"),
+        }
+    }
+
+    /// A mount that came to nothing. If it had a reservation in hand, that stays for the next one.
+    pub fn give_up(&self) {
+        if !self.holds.load(Ordering::Acquire) {
+            self.leave(false, false);
+        }
+    }
+}
+
+/// Keys that are not ours to take away.
+fn foreign_keys(keys: &[u64]) -> Error {
+    Error::Device(format!(
+        "something else than this volume's hosts is registered with the device, under {}: another cluster, or \
+         a volume that was here before. If it is not in use, `shoal fence --clear DEVICE` takes the keys away",
+        listed(keys)
+    ))
+}
+
+impl Fence for Registration {
+    fn cut(&self, victim: &Victim) -> Result<Cut> {
+        self.cut_off(victim.incarnation)
+    }
+
+    fn verify(&self) -> Result<()> {
+        match self.is_registered() {
+            Ok(false) => Err(Error::Fenced { op: "registration", offset: 0 }),
+            // A device that does not answer says nothing; its writes will tell.
+            Ok(true) | Err(_) => Ok(()),
+        }
+    }
+}

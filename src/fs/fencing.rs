@@ -1,0 +1,61 @@
+//! What a mount can do about hosts that die, from its options and its device; and how it ends when it is
+//! the one that is kept off.
+
+use super::mount::Backing;
+use super::types::{FenceWish, MountOptions};
+use crate::base::{Error, Result};
+use crate::cluster::command::Command;
+use crate::cluster::fencer::Fence;
+use crate::cluster::{FenceOptions, Wanted};
+use crate::device::Sentinel;
+use crate::device::pr::Fitness;
+use crate::format::cluster::FenceClass;
+use crate::store::Store;
+use std::sync::Arc;
+
+/// What `options` ask for, and what this device allows. `host` and `name` are this machine's.
+///
+/// # Errors
+/// If they ask for what this device cannot have.
+pub fn options(
+    backing: &Backing,
+    options: &MountOptions,
+    host: [u8; 16],
+    name: &str,
+) -> Result<FenceOptions> {
+    let device = options.device.display();
+    let refuse = |what: String| Err(Error::Device(format!("{device}: {what}")));
+    let mut command: Option<Arc<dyn Fence>> = None;
+    let wanted = match &options.fence {
+        FenceWish::Auto => Wanted::Auto,
+        FenceWish::Lease => Wanted::Class(FenceClass::Lease),
+        FenceWish::Reservation => Wanted::Class(FenceClass::Reservation),
+        FenceWish::Command(_) if backing.identity.rdev == 0 => {
+            return refuse("fence=command: the hosts of an image file are kept off by leases".into());
+        }
+        FenceWish::Command(path) => {
+            let (path, boot) = (path.clone(), backing.identity.boot_id);
+            command = Some(Arc::new(Command::new(path, device.to_string(), host, boot, name.to_string())?));
+            Wanted::Class(FenceClass::Command)
+        }
+    };
+    let asked = wanted == Wanted::Class(FenceClass::Reservation);
+    let (reservations, reluctance) = match &backing.fitness {
+        Fitness::Fit => (backing.reservations.clone(), None),
+        Fitness::OnRequest(why) => (backing.reservations.clone(), Some(why.clone())),
+        Fitness::Unfit(why) if asked => return refuse(format!("fence=reservation: {why}")),
+        Fitness::Unfit(why) => (None, Some(why.clone())),
+    };
+    Ok(FenceOptions { wanted, reservations, reluctance, command })
+}
+
+/// From now on a write that the device refuses halts this host: another one has taken over from it.
+pub fn halt_when_fenced(device: &Sentinel, store: &Arc<Store>) {
+    let store = Arc::downgrade(store);
+    device.on_fenced(move |why| {
+        if let Some(store) = store.upgrade() {
+            store.permit().revoke();
+            store.halt().trip(format!("another host has taken over from this one: {why}"));
+        }
+    });
+}

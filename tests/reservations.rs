@@ -1,0 +1,230 @@
+//! A mount's registration with a device that keeps hosts off, on a simulated one: rules K1 to K5 of
+//! `cluster::keys`, with every kind of device (all registrants or one holder, keys readable or not, with
+//! and without abort).
+
+#[path = "common/lun.rs"]
+#[allow(dead_code)]
+mod lun;
+
+use lun::Lun;
+use shoal::base::{Error, Incarnation, SlotId};
+use shoal::cluster::fencer::Fence;
+use shoal::cluster::fencer::Victim;
+use shoal::cluster::keys::{Enrolled, Registration, is_of_volume, key_of};
+use shoal::device::reservation::{Kind, Reservations};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const VOLUME: u64 = 0x1234_5678_9abc_def0;
+const LIFE: Duration = Duration::from_secs(7);
+
+fn inc(n: u64) -> Incarnation {
+    Incarnation(n)
+}
+
+/// Mount `n` on nexus `nexus`.
+fn registration(lun: &Arc<Lun>, nexus: u64, n: u64) -> Registration {
+    Registration::new(Arc::new(lun.nexus(nexus)), VOLUME, inc(n), LIFE)
+}
+
+fn enrolled(lun: &Arc<Lun>, nexus: u64, n: u64) -> Registration {
+    let registration = registration(lun, nexus, n);
+    assert_eq!(registration.enrol(&[]), Ok(Enrolled::Yes));
+    registration
+}
+
+fn writes(lun: &Lun, nexus: u64) -> bool {
+    lun.write(nexus, || ()).is_some()
+}
+
+/// Every kind of device.
+fn devices() -> impl Iterator<Item = (String, Arc<Lun>)> {
+    (0..8).map(|bits| {
+        let lun = Lun::new();
+        let knobs = [&lun.no_all_registrants, &lun.unreadable, &lun.no_abort];
+        knobs.iter().enumerate().for_each(|(n, knob)| knob.store(bits >> n & 1 == 1, Ordering::Relaxed));
+        (format!("device {bits:03b} (no abort, unreadable, one holder)"), lun)
+    })
+}
+
+#[test]
+fn keys_are_of_a_volume_and_of_one_mount() {
+    let key = key_of(VOLUME, inc(5));
+    assert!(is_of_volume(VOLUME, key) && !is_of_volume(VOLUME + 1, key) && !is_of_volume(VOLUME, 0));
+    assert_ne!(key, key_of(VOLUME, inc(6)));
+    assert_ne!(key_of(0, inc(0)), 0, "no key is 0");
+}
+
+#[test]
+fn who_is_preempted_writes_no_more() {
+    for (what, lun) in devices() {
+        let [a, b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.take(&[]).unwrap();
+        // Mount 2 was not there yet to `take`, as far as the device tells.
+        if !b.is_registered().unwrap() {
+            assert_eq!(registration(&lun, 2, 2).enrol(&[]), Ok(Enrolled::Yes));
+        }
+        assert!(writes(&lun, 1) && writes(&lun, 2) && !writes(&lun, 3), "{what}");
+        let cut = a.cut_off(inc(2)).unwrap();
+        let no_abort = lun.no_abort.load(Ordering::Relaxed);
+        assert_eq!(cut.settle, if no_abort { LIFE } else { Duration::ZERO }, "{what}: {}", cut.how);
+        assert!(writes(&lun, 1) && !writes(&lun, 2), "{what}");
+        assert!(matches!(b.verify(), Err(Error::Fenced { .. })), "{what}");
+        assert!(matches!(b.cut_off(inc(1)), Err(Error::Fenced { .. })), "{what}: it takes nobody's key");
+        assert!(a.verify().is_ok() && writes(&lun, 1), "{what}");
+        // Once more: by whom it was done, and whether with an abort, is not known.
+        assert_eq!(a.cut_off(inc(2)).unwrap().settle, LIFE, "{what}");
+    }
+}
+
+#[test]
+fn the_holder_is_preempted_and_its_heir_holds() {
+    for (what, lun) in devices() {
+        let [a, b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.hold().unwrap();
+        b.cut_off(inc(1)).unwrap();
+        assert!(!writes(&lun, 1) && writes(&lun, 2) && !writes(&lun, 3), "{what}");
+    }
+}
+
+#[test]
+fn a_failed_preemption_is_none() {
+    for (what, lun) in devices() {
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.hold().unwrap();
+        lun.failing.store(2, Ordering::Relaxed);
+        assert!(a.cut_off(inc(2)).is_err(), "{what}");
+        assert!(writes(&lun, 2), "{what}");
+        assert!(a.cut_off(inc(2)).is_ok(), "{what}");
+        assert!(!writes(&lun, 2), "{what}");
+    }
+}
+
+#[test]
+fn a_failed_abort_is_made_good_by_the_wait() {
+    for (what, lun) in devices() {
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.hold().unwrap();
+        lun.failing.store(u32::from(!lun.no_abort.load(Ordering::Relaxed)), Ordering::Relaxed);
+        let cut = a.cut_off(inc(2)).unwrap();
+        assert_eq!(cut.settle, LIFE, "{what}: {}", cut.how);
+        assert!(!writes(&lun, 2), "{what}");
+    }
+}
+
+#[test]
+fn a_reservation_that_is_lost_is_made_anew_before_anybody_counts_as_kept_off() {
+    for (what, lun) in devices() {
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        assert!(lun.held().is_none() && writes(&lun, 2));
+        a.cut_off(inc(2)).unwrap();
+        assert!(lun.held().is_some() && !writes(&lun, 2), "{what}");
+    }
+}
+
+#[test]
+fn a_nexus_that_bears_a_members_key_is_not_registered_anew() {
+    for (what, lun) in devices() {
+        enrolled(&lun, 1, 1);
+        let again = registration(&lun, 1, 2);
+        assert_eq!(again.enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Bears(SlotId(3), inc(1))), "{what}");
+        assert_eq!(lun.keys(), [key_of(VOLUME, inc(1))], "{what}");
+        // Others take the key away: then it is free.
+        let c = enrolled(&lun, 2, 3);
+        c.cut_off(inc(1)).unwrap();
+        assert_eq!(again.enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Yes), "{what}");
+        // A key that no member has is in nobody's way.
+        assert_eq!(registration(&lun, 2, 4).enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Yes), "{what}");
+    }
+}
+
+#[test]
+fn the_first_mount_takes_what_earlier_ones_left() {
+    for (what, lun) in devices() {
+        enrolled(&lun, 1, 1).hold().unwrap();
+        enrolled(&lun, 2, 2);
+        let c = enrolled(&lun, 3, 3);
+        let no_abort = lun.no_abort.load(Ordering::Relaxed);
+        assert_eq!(
+            c.take(&[inc(1), inc(2), inc(9)]),
+            Ok(if no_abort { LIFE } else { Duration::ZERO }),
+            "{what}"
+        );
+        assert!(!writes(&lun, 1) && !writes(&lun, 2) && writes(&lun, 3), "{what}");
+        assert_eq!(lun.keys(), [c.key()], "{what}");
+    }
+}
+
+#[test]
+fn keys_of_others_are_named_and_left() {
+    let lun = Lun::new();
+    lun.nexus(1).register(0, 0xabcd).unwrap();
+    lun.nexus(1).reserve(0xabcd, Kind::RegistrantsOnly).unwrap();
+    let a = enrolled(&lun, 2, 2);
+    let why = a.take(&[]).unwrap_err().to_string();
+    assert!(why.contains("0x000000000000abcd") && why.contains("fence --clear"), "{why}");
+    assert!(lun.keys().contains(&0xabcd));
+    // Where keys cannot be read, the reservation shows.
+    lun.unreadable.store(true, Ordering::Relaxed);
+    assert!(a.take(&[inc(1)]).unwrap_err().to_string().contains("shoal fence"));
+    assert!(lun.keys().contains(&0xabcd));
+}
+
+#[test]
+fn who_leaves_takes_its_key_along_and_the_last_one_the_reservation() {
+    for (what, lun) in devices() {
+        let [a, b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.hold().unwrap();
+        a.leave(false, false);
+        assert!(lun.held().is_some() && writes(&lun, 2) && !writes(&lun, 3), "{what}: b works under it");
+        b.hold().unwrap();
+        b.leave(true, false);
+        let kept = lun.no_all_registrants.load(Ordering::Relaxed);
+        assert_eq!(lun.held().is_some(), kept, "{what}: a holder's key stays until somebody takes it");
+    }
+}
+
+#[test]
+fn the_reservation_outlives_the_last_mount_once_somebody_was_kept_off() {
+    for (what, lun) in devices() {
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.cut_off(inc(2)).unwrap();
+        a.leave(true, true);
+        assert!(!writes(&lun, 2), "{what}: what b has queued would land");
+        // The next mount goes on with it, and one that came to nothing does not end it.
+        let c = enrolled(&lun, 1, 3);
+        c.give_up();
+        assert!(!writes(&lun, 2), "{what}");
+        let d = enrolled(&lun, 4, 4);
+        d.take(&[inc(1), inc(2), inc(3)]).unwrap();
+        assert!(!writes(&lun, 2) && !writes(&lun, 1) && writes(&lun, 4), "{what}");
+    }
+}
+
+#[test]
+fn a_device_without_reservations_says_so() {
+    let lun = Lun::new();
+    lun.none.store(true, Ordering::Relaxed);
+    assert!(registration(&lun, 1, 1).enrol(&[]).is_err());
+}
+
+#[test]
+fn an_abort_waits_for_what_is_in_the_device() {
+    let lun = Lun::new();
+    let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+    a.hold().unwrap();
+    let (landed, inside) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lun.write(2, || {
+                inside.wait();
+                std::thread::sleep(Duration::from_millis(200));
+                landed.store(true, Ordering::Release);
+            })
+        });
+        inside.wait();
+        a.cut(&Victim { incarnation: inc(2), ..Victim::default() }).unwrap();
+        assert!(landed.load(Ordering::Acquire), "it was still to come");
+    });
+}
