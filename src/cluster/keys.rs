@@ -232,7 +232,6 @@ impl Registration {
     /// # Errors
     /// Names keys that are no mount's of this volume.
     pub fn take(&self, former: &[Incarnation]) -> Result<Duration> {
-        self.holds.store(true, Ordering::Release);
         let report = self.device.report().ok();
         let mut victims: BTreeSet<u64> = former.iter().map(|i| key_of(self.format_id, *i)).collect();
         if let Some(report) = &report {
@@ -250,10 +249,11 @@ impl Registration {
         for victim in victims {
             // What was gone before has settled: the longest wait has passed since anybody lived.
             let cut = self.preempt(victim, kind)?;
+            self.holds.fetch_or(cut.is_some(), Ordering::AcqRel);
             settle = settle.max(cut.map_or(Duration::ZERO, |cut| cut.settle));
         }
         match self.device.reserve(self.key, kind) {
-            Ok(()) => {}
+            Ok(()) => self.holds.store(true, Ordering::Release),
             Err(Refused::Conflict) => {
                 self.confirm()?;
                 return Err(Error::Device(

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 struct State {
     keys: BTreeMap<u64, u64>,
     held: Option<(u64, Kind)>,
+    /// Writes that it let through, by nexus.
+    landed: BTreeMap<u64, u64>,
 }
 
 impl State {
@@ -53,10 +55,22 @@ impl Lun {
     pub fn write<T>(&self, nexus: u64, write: impl FnOnce() -> T) -> Option<T> {
         let _flight = self.flight.read();
         let allowed = {
-            let state = self.state.lock();
-            state.held.is_none() || state.keys.contains_key(&nexus)
+            let mut state = self.state.lock();
+            let allowed = state.held.is_none() || state.keys.contains_key(&nexus);
+            *state.landed.entry(nexus).or_default() += u64::from(allowed);
+            allowed
         };
         allowed.then(write)
+    }
+
+    /// Writes of `nexus` that were let through.
+    pub fn landed(&self, nexus: u64) -> u64 {
+        self.state.lock().landed.get(&nexus).copied().unwrap_or(0)
+    }
+
+    /// As an administrator does who knows that nobody is paused.
+    pub fn free(&self) {
+        *self.state.lock() = State::default();
     }
 
     pub fn keys(&self) -> Vec<u64> {

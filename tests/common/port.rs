@@ -85,6 +85,11 @@ impl Port {
         self.disk.claims.lock().retain(|_, holder| *holder != self.id);
     }
 
+    /// Writes that the disk let through.
+    pub fn landed(&self) -> u64 {
+        self.disk.lun.landed(self.id)
+    }
+
     /// Its persistent reservations.
     pub fn reservations(&self) -> Arc<dyn Reservations> {
         Arc::new(self.disk.lun.nexus(self.id))

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{LockName, Mode};
 use shoal::fs::operations::Operations;
-use shoal::fs::{Caller, RenameFlags};
+use shoal::fs::{Caller, FenceWish, RenameFlags};
 use shoal::lock::{DemoteAnswer, DemoteJob, Demoter};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,12 +53,18 @@ struct Sim {
     longest: Mutex<Duration>,
     over: AtomicBool,
     mounts: AtomicUsize,
+    /// The hosts are machines of their own, on a disk that keeps off whom it is told to.
+    reserved: bool,
 }
 
 impl Sim {
     fn mount(&self, at: usize) -> Result<(), String> {
         let number = self.mounts.fetch_add(1, Ordering::Relaxed);
-        let host = Host::mount(&self.disk, &format!("host{at}-{number}"));
+        let name = format!("host{at}-{number}");
+        let host = match self.reserved {
+            true => Host::mount_elsewhere(Port::new(&self.disk), &name, FenceWish::Reservation),
+            false => Host::mount(&self.disk, &name),
+        };
         let host = host.map_err(|e| format!("mount of host {at}: {e}"))?;
         self.dying[at].store(false, Ordering::Release);
         *self.hosts[at].write() = Some(host);
@@ -155,7 +161,9 @@ impl Sim {
                 }
                 End::Halt => host.fs.halt("the test wants it"),
                 End::Stall => {
-                    host.port.lose_late_writes();
+                    if !self.reserved {
+                        host.port.lose_late_writes();
+                    }
                     host.port.stall(true);
                     std::thread::sleep(STALL);
                     host.port.stall(false);
@@ -209,8 +217,11 @@ impl Sim {
 /// its device waits for ever; in a process that has died nobody does.
 fn die_mounting(sim: &Sim, at: usize, pause: Duration) {
     let port = Port::new(&sim.disk);
-    let (own, name) = (port.clone(), format!("unborn{at}"));
-    let mounting = std::thread::spawn(move || Host::mount_by(own, &name));
+    let (own, name, reserved) = (port.clone(), format!("unborn{at}"), sim.reserved);
+    let mounting = std::thread::spawn(move || match reserved {
+        true => Host::mount_elsewhere(own, &name, FenceWish::Reservation),
+        false => Host::mount_by(own, &name),
+    });
     std::thread::sleep(pause);
     port.cut();
     std::thread::sleep(Duration::from_millis(300));
@@ -280,7 +291,7 @@ pub fn tell() {
     }
 }
 
-fn run(seed: u64) -> Result<Count, String> {
+fn run(seed: u64, reserved: bool) -> Result<Count, String> {
     tell();
     let disk = volume(512, HOSTS as u16 + 2);
     let sim = Sim {
@@ -292,6 +303,7 @@ fn run(seed: u64) -> Result<Count, String> {
         longest: Mutex::default(),
         over: AtomicBool::new(false),
         mounts: AtomicUsize::new(0),
+        reserved,
     };
     (0..HOSTS).try_for_each(|at| sim.mount(at))?;
     let made = sim.hosts[0].read().as_ref().map(|host| host.mkdir("/shared").and_then(|()| host.fsync("/")));
@@ -323,7 +335,13 @@ fn run(seed: u64) -> Result<Count, String> {
 
 #[test]
 fn hosts_die_while_others_live() {
-    over_seeds("deaths", run);
+    over_seeds("deaths", |seed| run(seed, false));
+}
+
+/// Writes of who was stalled land however late, unless the disk refuses them.
+#[test]
+fn hosts_die_that_the_disk_keeps_off() {
+    over_seeds("deaths on a disk with reservations", |seed| run(seed, true));
 }
 
 #[test]

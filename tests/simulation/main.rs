@@ -13,6 +13,7 @@ mod demotion;
 mod draw;
 mod durable;
 mod flushing;
+mod fenced;
 mod host;
 mod lapsed;
 mod leaving;
