@@ -3,7 +3,8 @@
 use crate::base::{Epoch, Error, Incarnation, Result, SlotId, Token};
 use crate::cluster::disk::Disk;
 use crate::cluster::view::slots;
-use crate::format::cluster::{Heartbeat, LedgerEntry, SlotState, View};
+use crate::format::cluster::heartbeat::FenceTrouble;
+use crate::format::cluster::{FenceClass, Heartbeat, LedgerEntry, SlotState, View};
 use std::time::Duration;
 
 /// One slot that has, or has had, a host.
@@ -22,6 +23,10 @@ pub struct HostStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterStatus {
     pub epoch: Epoch,
+    /// How hosts that die are kept off; `None`: a number that this code does not know.
+    pub fence: Option<FenceClass>,
+    /// A host was kept off by the device since its reservation was made.
+    pub fenced: bool,
     pub hosts: Vec<HostStatus>,
 }
 
@@ -37,13 +42,20 @@ impl ClusterStatus {
             HostStatus { slot, state: s.state, incarnation: s.incarnation, beat, moving: moving(slot) }
         };
         let hosts = slots(view).filter(|(_, s)| s.incarnation.0 != 0).map(host).collect();
-        ClusterStatus { epoch: view.epoch, hosts }
+        let fence = FenceClass::from_raw(view.fence);
+        ClusterStatus { epoch: view.epoch, fence, fenced: view.fenced, hosts }
     }
 
     /// Members and dead hosts: those whose journals may hold something.
     pub fn occupied(&self) -> impl Iterator<Item = &HostStatus> {
         let occupied = |h: &&HostStatus| matches!(h.state, SlotState::Live { .. } | SlotState::Dead { .. });
         self.hosts.iter().filter(occupied)
+    }
+
+    /// Dead hosts that cannot be kept off the disk, as those say that see to them.
+    pub fn fence_troubles(&self) -> impl Iterator<Item = &FenceTrouble> {
+        let live = self.hosts.iter().filter(|h| matches!(h.state, SlotState::Live { .. }));
+        live.filter_map(|h| h.beat.as_ref()?.fencing.as_ref())
     }
 
     /// Does any member's heartbeat move?

@@ -193,7 +193,7 @@ impl Node {
         let mut due = fences.due(&self.view, self.slot);
         if let SlotState::Live { former: Some(former) } = self.view.slots[usize::from(self.slot.0)].state
             && !self.is_barrier_passed()
-            && (live(&self.view) | dead(&self.view)) & bit(former) != 0
+            && self.is_stuck(former)
             && fences.is_past_wait(&self.view, former, &self.watch, now)
             && !fences.is_cut(&self.view, former)
             && !due.contains(&former)
@@ -213,6 +213,15 @@ impl Node {
             Err(e) => return Err(self.lost(e.to_string())),
         }
         Ok(())
+    }
+
+    /// Is the mount that the view has in `slot` the one whose last heartbeat stands there, and silent? A mount
+    /// that is to write its first one there is not.
+    fn is_stuck(&self, slot: SlotId) -> bool {
+        let at = usize::from(slot.0);
+        let stands = self.row[at].as_ref().map(|cell| cell.incarnation);
+        let occupied = (live(&self.view) | dead(&self.view)) & bit(slot) != 0;
+        occupied && stands == Some(self.view.slots[at].incarnation) && self.watch.is_silent(slot)
     }
 
     /// T5b: can no ledger write of the mount in `slot`, which does not answer, land any more?

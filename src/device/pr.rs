@@ -128,7 +128,13 @@ const _: () = assert!(size_of::<NvmeCommand>() == 72 && size_of::<SgIo>() == 88)
 
 /// The kernel's reservations on one open block device.
 pub struct KernelReservations {
-    device: Arc<super::FileDevice>,
+    device: Open,
+}
+
+/// What keeps the device open.
+enum Open {
+    Device(Arc<super::FileDevice>),
+    File(File),
 }
 
 /// The number of a kind in <linux/pr.h> and in NVMe.
@@ -159,11 +165,19 @@ fn refused(what: &str, result: i32, errno: i32) -> Refused {
 impl KernelReservations {
     /// On a device that stays open as long as this.
     pub fn new(device: Arc<super::FileDevice>) -> KernelReservations {
-        KernelReservations { device }
+        KernelReservations { device: Open::Device(device) }
+    }
+
+    /// On a device that is open for nothing else.
+    pub fn on(file: File) -> KernelReservations {
+        KernelReservations { device: Open::File(file) }
     }
 
     fn file(&self) -> &File {
-        self.device.file()
+        match &self.device {
+            Open::Device(device) => device.file(),
+            Open::File(file) => file,
+        }
     }
 
     fn ioctl<T>(&self, request: u64, argument: *mut T) -> (i32, i32) {

@@ -163,6 +163,26 @@ fn after_the_death_of_all_the_first_mount_has_the_only_key() {
     d.stop().unwrap();
 }
 
+/// The slot of the host that let b in has a new mount, which has not beaten yet.
+#[test]
+fn nobody_is_taken_for_the_dead_whose_slot_it_has() {
+    let disk = volume(64, 2);
+    let [a, b] = ["a", "b"].map(|name| mount(&disk, name, FenceWish::Auto));
+    a.crash();
+    eventually("a is recovered", || status(&disk).occupied().count() == 1);
+    // Its last heartbeat is long past any wait.
+    std::thread::sleep(Duration::from_secs(1));
+    for round in 0..4 {
+        let c = mount(&disk, "c", FenceWish::Auto);
+        c.create(&format!("/{round}")).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        c.stop().unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    assert_eq!(b.list("/").unwrap().len(), 4);
+    b.stop().unwrap();
+}
+
 #[test]
 fn who_leaves_in_order_leaves_no_key() {
     let disk = volume(64, 3);

@@ -1,4 +1,4 @@
-use super::heartbeat::{DeviceFile, Refusal};
+use super::heartbeat::{DeviceFile, FenceTrouble, Refusal};
 use super::inbox::{RegisterCell, encode_register};
 use super::lobby::ClaimKind;
 use super::*;
@@ -56,6 +56,7 @@ fn heartbeat_round_trip_and_damage() {
             wall_ms: 44,
             file: DeviceFile { dev: 1, ino: 2, rdev: 3 },
             reservation_key: 99,
+            fencing: Some(FenceTrouble { slot: SlotId(5), attempts: 6, error: "no".into() }),
             name: "köln".into(),
             device: "/dev/x".into(),
         };

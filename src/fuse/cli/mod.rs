@@ -1,6 +1,7 @@
 //! The commands around a mounted volume, in one program that looks at the name it was called by:
 //! `shoal`, `mount.fuse.shoal` (called by mount(8)), `umount.fuse.shoal` (called by umount(8)).
 
+mod fence;
 mod mount;
 mod status;
 mod umount;
@@ -32,6 +33,8 @@ enum Command {
     Status(status::Arguments),
     /// List the hosts of a volume in short: who lives, who is dead, and who takes over from whom.
     Nodes(status::NodesArguments),
+    /// Show who is registered with a device that keeps dead hosts off, or free it.
+    Fence(fence::Arguments),
 }
 
 /// Runs the command that the first argument names and returns its exit code.
@@ -53,6 +56,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Shoal { command: Command::Umount(a) }) => umount::run(&name, &a),
         Ok(Shoal { command: Command::Status(a) }) => status::run(&name, &a),
         Ok(Shoal { command: Command::Nodes(a) }) => status::run_nodes(&name, &a),
+        Ok(Shoal { command: Command::Fence(a) }) => fence::run(&name, &a),
         Err(e) => {
             // Help and version are no errors to clap's printing, which goes to the right stream.
             let _ = e.print();

@@ -2,8 +2,9 @@
 //! needs nothing but the device, and works from any host.
 
 mod nodes;
+pub mod fence;
 mod show;
-mod volume;
+pub mod volume;
 
 use crate::device::local::{self, Running, Stage};
 use crate::fuse::cli::{USAGE, complain};

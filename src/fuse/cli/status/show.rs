@@ -1,5 +1,6 @@
 //! A volume's status for a person, and for a program.
 
+use super::fence;
 use super::volume::{GroupStatus, VolumeStatus};
 use crate::base::SlotId;
 use crate::cluster::HostStatus;
@@ -47,7 +48,7 @@ pub fn json(volume: &VolumeStatus) -> Value {
         "blocks": volume.volume.total_blocks,
         "slots": volume.volume.slots.len(),
         "timing": volume.volume.timing,
-        "fence": "lease",
+        "fence": fence::json(volume),
         "epoch": volume.cluster.epoch.0,
         "clean": volume.cluster.is_clean(),
         "hosts": hosts,
@@ -71,7 +72,7 @@ fn host_json(volume: &VolumeStatus, host: &HostStatus) -> Value {
 pub fn text(volume: &VolumeStatus, groups: bool) -> String {
     let v = &volume.volume;
     let mut lines = vec![format!(
-        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {}, fence lease",
+        "{}: volume {}, label '{}', {} MiB in {} groups, {} slots, view {}, timing {}",
         volume.path.display(),
         uuid::Uuid::from_bytes(volume.superblock.uuid),
         v.label,
@@ -81,6 +82,7 @@ pub fn text(volume: &VolumeStatus, groups: bool) -> String {
         volume.cluster.epoch,
         format!("{:?}", v.timing).to_lowercase(),
     )];
+    lines.extend(fence::text(volume));
     lines.push(row(["slot", "host", "state", "last beat", "groups", "free", "journal"].map(String::from)));
     let hosts: Vec<&HostStatus> = volume.cluster.occupied().collect();
     lines.extend(hosts.iter().map(|h| host_row(volume, h)));

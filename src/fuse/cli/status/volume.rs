@@ -2,7 +2,9 @@
 
 use crate::base::{AgNo, Result, SlotId};
 use crate::cluster::{ClusterStatus, Disk, Timing, read_status, status};
-use crate::device::{Access, FileDevice};
+use crate::device::pr::KernelReservations;
+use crate::device::reservation::{Report, Reservations};
+use crate::device::{Access, FileDevice, Medium};
 use crate::format::Geometry;
 use crate::format::group;
 use crate::format::journal::HEADER_BLOCKS;
@@ -29,6 +31,8 @@ pub struct VolumeStatus {
     pub volume: Volume,
     pub cluster: ClusterStatus,
     pub groups: Vec<GroupStatus>,
+    /// The keys registered with the device, where it has reservations and tells.
+    pub keys: Option<Report>,
     /// Milliseconds since 1970, by this host.
     pub now_ms: u64,
 }
@@ -51,12 +55,16 @@ impl VolumeStatus {
         let volume = volume::load(&*device, &superblock)?;
         let timing = Timing::of(volume.timing);
         let (geometry, format_id) = (volume.geometry(&superblock), superblock.format_id);
+        let keys = match device.medium() {
+            Medium::Block => KernelReservations::new(device.clone()).report().ok(),
+            Medium::File => None,
+        };
         let disk = Disk { device, format_id, geometry };
         let cluster = read_status(&disk, (!quick).then(|| timing.heartbeat * 5 / 2))?;
         let groups = groups(&disk, &geometry)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Ok(VolumeStatus { path: path.to_owned(), superblock, volume, cluster, groups, now_ms })
+        Ok(VolumeStatus { path: path.to_owned(), superblock, volume, cluster, groups, keys, now_ms })
     }
 
     /// Blocks in use and blocks of the ring of a slot's journal.
