@@ -79,6 +79,12 @@ impl Joiner {
             _ => {}
         }
         self.class = class;
+        if class != FenceClass::Reservation
+            && let Some(registration) = self.registration.take()
+        {
+            // Taken when nobody seemed to live: it would keep off those who do.
+            registration.leave(true, false);
+        }
         match class {
             FenceClass::Reservation => self.enrol(false),
             FenceClass::Lease | FenceClass::Command => Ok(true),

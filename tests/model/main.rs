@@ -11,5 +11,6 @@ mod check;
 mod lease;
 mod locks;
 mod replay;
+mod reservation;
 mod tokens;
 mod views;

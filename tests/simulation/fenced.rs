@@ -246,3 +246,31 @@ fn keys_of_something_else_keep_a_mount_away() {
     assert!(why.contains("fence"), "{why}");
     assert_eq!(disk.lun.keys(), [0xabcd], "and nothing of the mount's is left there");
 }
+
+#[test]
+fn nobody_is_recovered_before_the_command_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = tempfile::tempdir().unwrap();
+    let (program, count) = (place.path().join("off"), place.path().join("count"));
+    let body = format!("#!/bin/sh\necho \"$1 $3\" >>{0}\n[ $(wc -l <{0}) -ge 3 ]\n", count.display());
+    std::fs::write(&program, body).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let disk = volume(64, 3);
+    let wish = FenceWish::Command(program.clone());
+    let [a, b] = ["a", "b"].map(|name| mount(&disk, name, wish.clone()));
+    let why = refused(&disk, FenceWish::Auto);
+    assert!(why.contains("fence=command:PATH"), "{why}");
+    b.create("/b").unwrap();
+    b.fsync("/b").unwrap();
+    b.port.stall(true);
+    eventually("b is recovered", || status(&disk).occupied().count() == 1);
+    assert_eq!(std::fs::read_to_string(&count).unwrap(), "b 1\n".repeat(3));
+    assert_eq!(a.list("/").unwrap(), ["b"]);
+    b.crash();
+    // All die: the next one has to be certain of it, too.
+    a.port.stall(true);
+    let c = mount(&disk, "c", wish);
+    assert!(std::fs::read_to_string(&count).unwrap().ends_with("a 0\n"));
+    a.crash();
+    c.stop().unwrap();
+}

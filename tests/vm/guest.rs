@@ -36,6 +36,12 @@ pub struct Ended {
 impl Guest {
     /// Power on. `run` is the folder it shares with the test, `disk` what it has as /dev/ubda.
     pub fn boot(number: usize, run: &Path, disk: &Path) -> Guest {
+        // `c`: shared by several guests, not locked by one.
+        Guest::boot_with(number, run, &[format!("ubd0c={}", disk.display())])
+    }
+
+    /// With these devices.
+    pub fn boot_with(number: usize, run: &Path, devices: &[String]) -> Guest {
         let console = File::options().create(true).append(true).open(run.join(format!("console{number}")));
         // A session of its own: all its processes are found by it.
         let mut kernel = Command::new("setsid")
@@ -44,8 +50,7 @@ impl Guest {
             // Not out of the test's folder: the guest's own /dev is in place before it looks.
             .arg(concat!("init=", env!("CARGO_MANIFEST_DIR"), "/tests/vm/init.sh"))
             .arg(format!("uml_dir={}", run.join("uml").display()))
-            // `c`: shared by several guests, not locked by one.
-            .arg(format!("ubd0c={}", disk.display()))
+            .args(devices)
             .args(["con=null", "con0=null,fd:2", "con1=null", "ssl=null", "ssl0=fd:0,fd:1"])
             .args(["console=tty0", "noreboot", "panic=1"])
             .args([format!("GUEST={number}"), format!("RUN={}", run.display())])

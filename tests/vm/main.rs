@@ -3,6 +3,7 @@
 mod deaths;
 mod guest;
 mod lab;
+mod san;
 
 use lab::{COMMAND_MAX, Lab};
 use std::fs;

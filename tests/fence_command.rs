@@ -1,0 +1,117 @@
+//! A command of the administrator that keeps hosts off: which programs are taken, how it is called, and what
+//! counts as success. Root: it must belong to root.
+
+use shoal::base::{Incarnation, SlotId};
+use shoal::cluster::command::Command;
+use shoal::cluster::fencer::{Fence, Victim};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    fn program(&self, name: &str, body: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        chmod(&path, 0o755);
+        path
+    }
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn command(path: &Path) -> shoal::base::Result<Command> {
+    Command::new(path.to_owned(), "/dev/disk".into(), [1; 16], [2; 16], "here".into())
+}
+
+fn victim() -> Victim {
+    Victim {
+        slot: SlotId(3),
+        incarnation: Incarnation(77),
+        host: [9; 16],
+        boot: [8; 16],
+        name: "other".into(),
+    }
+}
+
+#[test]
+fn it_is_told_whom_to_keep_off() {
+    let place = Place::new();
+    let seen = place.0.path().join("seen");
+    let body = format!(
+        "printf '%s\\n' \"$@\" \"$SHOAL_HOST_NAME\" \"$SHOAL_HOST_UUID\" \"$SHOAL_SLOT\" \
+         \"$SHOAL_INCARNATION\" \"$SHOAL_DEVICE\" \"${{HOME-unset}}\" >{}",
+        seen.display()
+    );
+    let cut = command(&place.program("off", &body)).unwrap().cut(&victim()).unwrap();
+    assert!(cut.settle.is_zero() && cut.how.contains("off the disk"), "{}", cut.how);
+    let uuid = "09090909-0909-0909-0909-090909090909";
+    let once = format!("other\n{uuid}\n3\n77\n/dev/disk\n");
+    assert_eq!(fs::read_to_string(seen).unwrap(), format!("{once}{once}unset\n"));
+}
+
+#[test]
+fn anything_but_zero_in_time_is_a_failure() {
+    let place = Place::new();
+    let why = |body: &str| {
+        let command = command(&place.program("off", body)).unwrap().with_timeout(Duration::from_millis(500));
+        command.cut(&victim()).unwrap_err().to_string()
+    };
+    let said = why("echo first >&2; echo 'the cloud says no' >&2; exit 3");
+    assert!(said.contains("the cloud says no") && said.contains('3'), "{said}");
+    assert!(why("kill -9 $$").contains("signal"));
+    let begun = Instant::now();
+    assert!(why("exec sleep 60").contains("killed"));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    // A child that goes on does not make the failure, or the success, wait.
+    assert!(why("sleep 30 & echo no >&2; exit 1").contains("exit status: 1"));
+    let command = command(&place.program("off", "yes | head -c 1000000 >&2")).unwrap();
+    assert!(command.cut(&victim()).is_ok(), "a lot is said");
+}
+
+#[test]
+fn only_root_may_be_able_to_change_it() {
+    let place = Place::new();
+    let refused = |path: &Path| command(path).err().expect("it was taken").to_string();
+    let good = place.program("off", "exit 0");
+    assert!(command(&good).is_ok());
+    assert!(refused(Path::new("relative/off")).contains("absolute"));
+    assert!(refused(&place.0.path().join("nothing")).contains("No such file"));
+    assert!(refused(place.0.path()).contains("executable file"));
+    for (mode, what) in [(0o644, "executable"), (0o775, "write"), (0o757, "write")] {
+        chmod(&good, mode);
+        assert!(refused(&good).contains(what), "{mode:o}");
+    }
+    chmod(&good, 0o755);
+    std::os::unix::fs::chown(&good, Some(1234), None).unwrap();
+    assert!(refused(&good).contains("belong to root"));
+    std::os::unix::fs::chown(&good, Some(0), None).unwrap();
+    // Who may write to a folder puts another file there.
+    let taken = command(&good).unwrap();
+    chmod(place.0.path(), 0o777);
+    assert!(refused(&good).contains("others than root may write to"));
+    assert!(taken.cut(&victim()).is_err(), "it is looked at again");
+    chmod(place.0.path(), 0o700);
+    std::os::unix::fs::symlink(&good, place.0.path().join("link")).unwrap();
+    assert!(command(&place.0.path().join("link")).is_ok());
+}
+
+#[test]
+fn nobody_switches_itself_off() {
+    let place = Place::new();
+    let ran = place.0.path().join("ran");
+    let command = command(&place.program("off", &format!("touch {}", ran.display()))).unwrap();
+    let here = Victim { host: [1; 16], name: "here".into(), ..victim() };
+    assert!(command.cut(&here).unwrap().how.contains("started anew"), "an earlier boot");
+    assert!(command.cut(&Victim { boot: [2; 16], ..here }).is_err());
+    assert!(command.cut(&Victim { host: [0; 16], ..victim() }).is_err(), "nobody knows who that was");
+    assert!(!ran.exists());
+}

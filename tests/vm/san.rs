@@ -1,0 +1,211 @@
+//! Hosts on a disk array that keeps off whom it is told to: one guest is the array (iSCSI, by the kernel's own
+//! target), two are hosts. A host is paused as a whole with writes in flight, the other takes over from it, and
+//! nothing of the first lands when it goes on. `SHOAL_ROUNDS` says how often (2).
+
+use crate::guest::Guest;
+use crate::lab::{COMMAND_MAX, program, said};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const HOSTS: [usize; 2] = [2, 3];
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Four writers: files of 256 KiB, each synced before its name is noted.
+const WRITERS: &str = "
+for writer in 1 2 3 4; do
+    (
+        n=0
+        while dd if=/dev/zero of=/mnt/fs/ROUND-$writer-$n bs=64k count=4 conv=fsync 2>/dev/null; do
+            echo ROUND-$writer-$n >>/mnt/host/synced3-$writer
+            n=$((n + 1))
+        done
+    ) &
+done
+wait";
+
+struct San {
+    run: tempfile::TempDir,
+    switch: Child,
+    /// The array, then the hosts.
+    guests: Vec<Guest>,
+    disk_name: String,
+}
+
+impl Drop for San {
+    fn drop(&mut self) {
+        self.guests.clear();
+        let _ = self.switch.kill();
+        let _ = self.switch.wait();
+    }
+}
+
+impl San {
+    fn new() -> San {
+        let run = tempfile::Builder::new().prefix("shoal-san").tempdir_in("/dev/shm").unwrap();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm");
+        for (name, from) in [
+            ("san_target.sh", sources.join("san_target.sh")),
+            ("san_host.sh", sources.join("san_host.sh")),
+            ("shoal", program("shoal")),
+        ] {
+            fs::copy(&from, run.path().join(name)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+        }
+        let made = Command::new(program("mkfs_shoal"))
+            .args(["-q", "--timing", "test"])
+            .arg(run.path().join("disk"))
+            .arg("256M")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", said(&made));
+        let socket = run.path().join("switch");
+        // It ends when its input does.
+        let switch = Command::new("uml_switch")
+            .arg("-unix")
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program uml_switch (Debian: uml-utilities)");
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "uml_switch does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let boot = |number: usize| {
+            let mut devices = vec![format!("eth0=daemon,02:00:00:78:00:0{number},unix,{}", socket.display())];
+            if number == 1 {
+                devices.push(format!("ubd0={}", run.path().join("disk").display()));
+            }
+            Guest::boot_with(number, run.path(), &devices)
+        };
+        let guests = (1..=3).map(boot).collect();
+        let mut san = San { run, switch, guests, disk_name: String::new() };
+        san.guests.iter_mut().for_each(Guest::wait_until_up);
+        san.run(1, "HOSTS='2 3' sh /mnt/host/san_target.sh");
+        for host in HOSTS {
+            let told = san.run(host, "sh /mnt/host/san_host.sh 2>/run/login || { cat /run/login; exit 1; }");
+            san.disk_name = told.lines().last().expect("a device").to_string();
+        }
+        san
+    }
+
+    fn run(&mut self, number: usize, script: &str) -> String {
+        self.guests[number - 1].run(script, COMMAND_MAX)
+    }
+
+    fn mount(&mut self, number: usize, options: &str) {
+        let disk = self.disk_name.clone();
+        self.run(
+            number,
+            &format!(
+                "ln -sf /mnt/host/shoal /run/mount.fuse.shoal\n\
+                 /run/mount.fuse.shoal {disk} /mnt/fs -o name=guest{number},log=/mnt/host/log{number}{options}"
+            ),
+        );
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.run.path().join(name)
+    }
+
+    fn log(&self, number: usize) -> String {
+        fs::read_to_string(self.file(&format!("log{number}"))).unwrap_or_default()
+    }
+
+    /// Wait until the log of a host says this, `before` bytes aside.
+    fn until_told(&mut self, number: usize, before: usize, what: &str) {
+        let begun = Instant::now();
+        while !self.log(number)[before..].contains(what) {
+            assert!(begun.elapsed() < PATIENCE, "guest {number} never says '{what}':\n{}", self.log(number));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        fs::read(self.file("disk")).expect("the disk")
+    }
+
+    fn check(&self) {
+        let out =
+            Command::new(program("fsck_shoal")).args(["-n", "-f"]).arg(self.file("disk")).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "fsck: {}", said(&out));
+    }
+}
+
+fn rounds() -> usize {
+    std::env::var("SHOAL_ROUNDS").map_or(2, |n| n.parse().expect("a number of rounds"))
+}
+
+/// One pause: the answer is how long the other host waited.
+fn pause(san: &mut San, round: usize) -> Duration {
+    let before = [0, 0, san.log(2).len(), san.log(3).len()];
+    (1..=4).for_each(|writer| drop(fs::remove_file(san.file(&format!("synced3-{writer}")))));
+    let writers = san.guests[2].start(&WRITERS.replace("ROUND", &round.to_string()));
+    std::thread::sleep(Duration::from_secs(3));
+    san.guests[2].pause(true);
+    let paused = Instant::now();
+    san.until_told(2, before[2], "is recovered");
+    san.run(2, "touch /mnt/fs/after");
+    let waited = paused.elapsed();
+    let log = san.log(2)[before[2]..].to_string();
+    assert!(log.contains("its key is preempted") && log.contains("it is kept off the disk"), "{log}");
+    // What was synced is there.
+    let mut synced = 0;
+    for writer in 1..=4 {
+        let names = fs::read_to_string(san.file(&format!("synced3-{writer}"))).unwrap_or_default();
+        let list = format!("/mnt/host/list{writer}");
+        let whole: String = names.lines().map(|name| format!("/mnt/fs/{name}\n")).collect();
+        fs::write(san.file(&format!("list{writer}")), whole).unwrap();
+        let sizes = san.run(2, &format!("cat {list} | xargs -r stat -c %s"));
+        assert!(sizes.lines().all(|size| size == "262144"), "{sizes}");
+        synced += sizes.lines().count();
+    }
+    assert!(synced > 0, "nothing was written: nothing was tested");
+    // The other leaves, too: now nobody but the first may write at all, and it may not.
+    san.run(2, "/mnt/host/shoal umount /mnt/fs");
+    let content = san.content();
+    san.guests[2].pause(false);
+    san.until_told(3, before[3], "this host halts");
+    let log = san.log(3)[before[3]..].to_string();
+    assert!(log.contains("reservation conflict"), "{log}");
+    san.guests[2].wait(writers, PATIENCE);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(san.content() == content, "something of the paused host has landed");
+    san.check();
+    println!("round {round}: recovered and served after {waited:?}, {synced} files synced before");
+    waited
+}
+
+#[test]
+fn nothing_of_a_paused_machine_lands() {
+    let mut san = San::new();
+    san.mount(2, "");
+    san.mount(3, ",fence=reservation");
+    let disk = san.disk_name.clone();
+    let status = san.run(2, &format!("/mnt/host/shoal status {disk}"));
+    assert!(status.contains("fence reservation") && status.contains("write exclusive"), "{status}");
+    for host in HOSTS {
+        assert!(status.contains(&format!(": guest{host} (slot ")), "{status}");
+    }
+    for round in 1..=rounds() {
+        pause(&mut san, round);
+        // It is the old mount that is dead; a new one is welcome.
+        let gone = "umount -l /mnt/fs; n=0; while pgrep -f run/mount.fuse.shoal >/dev/null && [ $n -lt 100 ]; do \
+                    n=$((n + 1)); sleep 0.1; done; true";
+        san.run(3, gone);
+        san.mount(2, "");
+        san.mount(3, "");
+        san.run(3, "rm -f /mnt/fs/after && ls /mnt/fs >/dev/null");
+    }
+    HOSTS.iter().for_each(|host| drop(san.run(*host, "/mnt/host/shoal umount /mnt/fs")));
+    // A host was kept off once: the device stays reserved, until somebody says that nobody is paused.
+    let refused = san.run(3, &format!("/mnt/host/shoal fence --clear {disk} </dev/null 2>&1 || true"));
+    assert!(refused.contains("nothing was changed"), "{refused}");
+    let cleared = san.run(2, &format!("/mnt/host/shoal fence --clear --yes-really {disk}"));
+    assert!(cleared.contains("cleared"), "{cleared}");
+    let shown = san.run(3, &format!("/mnt/host/shoal fence {disk}"));
+    assert!(shown.contains("nobody is registered"), "{shown}");
+    san.check();
+}
