@@ -5,8 +5,8 @@
 use crate::journals::Replayed;
 use shoal::base::{Error, Result, SystemClock};
 use shoal::cluster::{Cluster, Disk, FenceOptions, JoinOptions, SlotClaim, StoreLease, Timing};
-use shoal::device::pr::{self, Fitness, KernelReservations};
-use shoal::device::{FileDevice, probe};
+use shoal::device::pr::KernelReservations;
+use shoal::device::{FileDevice, Fitness, fitness, probe};
 use shoal::format::cluster::heartbeat::DeviceFile;
 use shoal::format::superblock::Superblock;
 use shoal::format::volume::Volume;
@@ -70,7 +70,7 @@ pub fn recover(
 /// A check takes part in what the hosts do, and chooses nothing for them.
 fn fence(device: &Arc<FileDevice>) -> FenceOptions {
     let leases = FenceOptions::leases("a check chooses nothing");
-    match pr::fitness(device) {
+    match fitness(device) {
         Fitness::Unfit(why) => FenceOptions { reluctance: Some(why), ..leases },
         Fitness::Fit | Fitness::OnRequest(_) => {
             FenceOptions { reservations: Some(Arc::new(KernelReservations::new(device.clone()))), ..leases }

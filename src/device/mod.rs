@@ -5,6 +5,7 @@
 //! delays, tears, losses and errors.
 
 mod file;
+mod fitness;
 pub mod local;
 mod meter;
 pub mod mountinfo;
@@ -15,6 +16,7 @@ mod sentinel;
 
 pub use crate::base::{BlockDevice, IoCounts};
 pub use file::{Access, FileDevice, Medium};
+pub use fitness::{Fitness, fitness};
 pub use meter::{Meter, Region};
 pub use reservation::Reservations;
 pub use sentinel::Sentinel;

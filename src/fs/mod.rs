@@ -34,6 +34,7 @@ mod handles;
 mod invalidation;
 mod io;
 mod lapse;
+mod lease;
 mod link;
 mod lookup;
 pub mod mount;

@@ -6,10 +6,12 @@ use crate::base::SystemClock;
 use crate::cluster::disk::Disk;
 use crate::cluster::node::HostReport;
 use crate::cluster::{Cluster, JoinOptions, JoinReport};
-use crate::cluster::{LeaseSink, SlotClaim, StoreLease, Timing};
-use crate::device::pr::{self, Fitness, KernelReservations};
+use crate::cluster::{SlotClaim, Timing};
+use crate::device::pr::KernelReservations;
 use crate::device::probe::{self, Identity};
-use crate::device::{Access, BlockDevice, FileDevice, Meter, Region, Reservations, Sentinel};
+use crate::device::{
+    Access, BlockDevice, FileDevice, Fitness, Meter, Region, Reservations, Sentinel, fitness,
+};
 use crate::format::cluster::heartbeat::DeviceFile;
 use crate::format::foreign;
 use crate::format::layout::Regions;
@@ -44,34 +46,6 @@ impl SlotClaim for Claim {
     }
 }
 
-/// The lease as the store sees it, and whoever watches over the kernel's caches.
-struct Lease {
-    store: StoreLease,
-    kernel: Arc<dyn KernelCache>,
-}
-
-impl LeaseSink for Lease {
-    fn renewed(&self, lease_end: Duration, write_until: Duration) {
-        // First: it must not take for dead whom the store lets write.
-        self.kernel.trusted_until(lease_end, lease_end - write_until);
-        self.store.renewed(lease_end, write_until);
-    }
-
-    fn confirm(&self) -> Result<()> {
-        self.store.confirm()
-    }
-
-    fn renewed_here(&self) {
-        // SAFETY: a system call about the calling thread with numbers. Without the privilege it stays as
-        // it was: on a busy machine this host is then taken for dead a little sooner.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-    }
-
-    fn lost(&self, reason: &str) {
-        self.store.lost(reason);
-    }
-}
-
 /// What a mount stands on.
 pub struct Backing {
     pub device: Arc<dyn BlockDevice>,
@@ -88,7 +62,7 @@ impl Backing {
     fn open(path: &std::path::Path) -> Result<Backing> {
         let device = Arc::new(FileDevice::open(path, Access::Mount)?);
         let identity = probe::identity(device.file())?;
-        let fitness = pr::fitness(&device);
+        let fitness = fitness(&device);
         let reservations = Some(Arc::new(KernelReservations::new(device.clone())) as Arc<dyn Reservations>);
         Ok(Backing { claim: Arc::new(Claim(device.clone())), device, identity, reservations, fitness })
     }
@@ -156,7 +130,7 @@ fn join(
             prove: options.prove_gone,
             claim: id.local_filesystem.then(|| claim.clone()),
             clock: Arc::new(SystemClock),
-            lease: Arc::new(Lease { store: StoreLease(store.clone()), kernel: kernel.clone() }),
+            lease: Arc::new(lease::Lease::new(store, kernel)),
             patience: PATIENCE,
         },
     )

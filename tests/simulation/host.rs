@@ -4,7 +4,7 @@
 use crate::common::port::Port;
 use crate::common::simdisk::SimDisk;
 use shoal::base::{Error, Result};
-use shoal::device::pr::Fitness;
+use shoal::device::Fitness;
 use shoal::device::probe::Identity;
 use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::operations::Operations;

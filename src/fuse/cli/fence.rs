@@ -2,9 +2,9 @@
 //! and the reservation are taken away, so that every machine may write to the device again.
 
 use crate::cluster::keys::listed;
-use crate::device::pr::{Fitness, KernelReservations, fitness};
+use crate::device::pr::KernelReservations;
 use crate::device::reservation::{Refused, Report, Reservations};
-use crate::device::{Access, FileDevice};
+use crate::device::{Access, FileDevice, Fitness, fitness};
 use crate::fuse::cli::status::fence as shown;
 use crate::fuse::cli::status::volume::VolumeStatus;
 use crate::fuse::cli::{USAGE, complain};
