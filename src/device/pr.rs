@@ -30,10 +30,11 @@ const NVME_IO_CMD: u64 = ioc(READ | WRITE, b'N', 0x43, 72);
 
 /// PR_FL_IGNORE_KEY.
 const IGNORE_KEY: u32 = 1;
-/// What SCSI and newer kernels say for a conflict, and what older ones pass on from NVMe.
-const CONFLICTS: [i32; 2] = [0x18, 0x83];
-/// Bits of an NVMe status beside its code: "do not retry" and "more".
-const NVME_CODE: i32 = 0x3ff;
+/// A conflict: by SCSI and newer kernels, and what older ones pass on from NVMe.
+const CONFLICT: i32 = 0x18;
+const NVME_CONFLICT: i32 = 0x83;
+/// Bits of an NVMe status that are its code; "do not retry" and "more" are above.
+const NVME_CODE: i32 = 0x7ff;
 /// "See the sense data": an illegal request, or a unit attention, which is told once per change.
 const CHECK_CONDITION: i32 = 2;
 const ATTEMPTS: u32 = 3;
@@ -149,10 +150,20 @@ fn kind_of(number: u32) -> Option<Kind> {
     [Kind::RegistrantsOnly, Kind::AllRegistrants].into_iter().find(|k| self::number(*k) == number)
 }
 
+/// The SCSI status in a result: older kernels add a message byte above it. What went wrong on the way, above
+/// that, is no status of the device.
+fn scsi_status(result: i32) -> Option<i32> {
+    (result >> 16 == 0).then_some(result & 0xff)
+}
+
+fn is_conflict(result: i32) -> bool {
+    scsi_status(result) == Some(CONFLICT) || result & NVME_CODE == NVME_CONFLICT
+}
+
 fn refused(what: &str, result: i32, errno: i32) -> Refused {
     let system = std::io::Error::from_raw_os_error(errno);
     match (result, errno) {
-        (1.., _) if CONFLICTS.contains(&(result & NVME_CODE)) => Refused::Conflict,
+        (1.., _) if is_conflict(result) => Refused::Conflict,
         (1.., _) => Refused::Failed(format!("{what}: the device answered with status {result:#x}")),
         (_, libc::EBADE) => Refused::Conflict,
         (_, libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EACCES) => {
@@ -193,7 +204,9 @@ impl KernelReservations {
             match self.ioctl(request, &mut argument) {
                 (0, _) => return Ok(()),
                 // Perhaps only the news that registrations have changed.
-                (CHECK_CONDITION, _) if attempt < ATTEMPTS => attempt += 1,
+                (result @ 1.., _) if scsi_status(result) == Some(CHECK_CONDITION) && attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
                 (result, errno) => return Err(refused(what, result, errno)),
             }
         }
@@ -408,6 +421,8 @@ mod tests {
     #[test]
     fn results_of_the_ioctls_are_told_apart() {
         assert_eq!(refused("x", 0x18, 0), Refused::Conflict);
+        assert_eq!(refused("x", 0x118, 0), Refused::Conflict, "iSCSI on Linux 6.1");
+        assert!(matches!(refused("x", 0x10018, 0), Refused::Failed(_)), "the way to the device");
         assert_eq!(refused("x", 0x4083, 0), Refused::Conflict, "NVMe, do not retry");
         assert_eq!(refused("x", -1, libc::EBADE), Refused::Conflict);
         assert!(matches!(refused("x", 2, 0), Refused::Failed(_)));

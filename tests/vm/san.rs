@@ -77,7 +77,7 @@ impl San {
         let boot = |number: usize| {
             let mut devices = vec![format!("eth0=daemon,02:00:00:78:00:0{number},unix,{}", socket.display())];
             if number == 1 {
-                devices.push(format!("ubd0={}", run.path().join("disk").display()));
+                devices.push(format!("ubd0c={}", run.path().join("disk").display()));
             }
             Guest::boot_with(number, run.path(), &devices)
         };
