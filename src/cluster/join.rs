@@ -354,21 +354,28 @@ impl Joiner {
     /// From the first beat on to the moment when all that the others left can be trusted.
     fn settle(&mut self, node: &mut Node) -> Result<()> {
         let slot = node.slot;
+        if node.view.fence != self.class as u8 {
+            return Err(Error::Busy("the class of fence has changed meanwhile: mount again".into()));
+        }
         self.hold_own(slot)?;
         beat_until(node, |node| node.lease_end.is_some())?;
         // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
         self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
         // complete is invisible now, so the wait counts from here.
-        let gone = self.proven.contains_key(&slot) || self.cut.contains_key(&slot);
-        let unproven = self.is_own_dirty() && !gone;
+        let unproven = self.is_own_dirty() && !self.proven.contains_key(&slot);
+        // Whoever is kept off writes nothing any more, but may tell what it has in memory as long as its lease.
+        let wait = match self.cut.contains_key(&slot) {
+            true => node.timing.lease_wait(),
+            false => node.timing.wait(),
+        };
         for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
             node.takeover.fences.prove(*slot, *incarnation);
         }
         for (slot, incarnation) in self.cut.iter().filter(|(s, _)| **s != slot) {
             node.takeover.fences.cut(*slot, *incarnation);
         }
-        let own_fence = unproven.then(|| node.clock.now() + node.timing.wait());
+        let own_fence = unproven.then(|| node.clock.now() + wait);
         self.withdraw()?;
         self.release_others(slot)?;
         let done = |node: &Node| own_fence.is_none_or(|end| node.clock.now() >= end) && node.may_replay();
