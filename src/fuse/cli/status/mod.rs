@@ -1,8 +1,8 @@
 //! `shoal status [--json] [DEVICE]`: the mounts of this machine, or who has a volume. The second
 //! needs nothing but the device, and works from any host.
 
-mod nodes;
 pub mod fence;
+mod nodes;
 mod show;
 pub mod volume;
 
