@@ -29,7 +29,7 @@ const REAP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the heartbeat's figures are renewed, and idle locks looked at.
 const REPORT: Duration = Duration::from_secs(1);
 /// Inodes in memory above which those nobody uses become quiet.
-const NODES_MAX: usize = 16_384;
+const NODES_MAX: usize = 50_000;
 /// Cached locks above which idle ones are given up.
 const LOCKS_MAX: usize = 100_000;
 
