@@ -1,6 +1,7 @@
 //! read, write, fsync. `serving` says how they wait for the inode's lock.
 
 use super::*;
+use flight::Flight;
 use op::Body;
 use serving::Late;
 use std::sync::atomic::AtomicBool;
@@ -93,7 +94,7 @@ impl Write {
     fn answer(
         &self,
         core: &Arc<Core>,
-        waited: bool,
+        (waited, flight): (bool, Option<Flight>),
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
@@ -103,7 +104,7 @@ impl Write {
             _ => Ok(()),
         };
         let (write, again) = (*self, core.clone());
-        let told = move |durable: Result<()>| write.tell(&again, waited, durable.and(done), reply);
+        let told = move |durable: Result<()>| write.tell(&again, (waited, flight), durable.and(done), reply);
         match durable {
             // The lock is pinned here: nothing may be waited for.
             Err(Error::NeedSpace) => core.fsync_dirty(ino, fh, how.sync == Some(true), told),
@@ -114,19 +115,24 @@ impl Write {
     fn tell(
         &self,
         core: &Arc<Core>,
-        waited: bool,
+        (waited, flight): (bool, Option<Flight>),
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
         let Write { ino, offset, length, how, through_cache, .. } = *self;
-        match done {
-            Ok((written, Forget::Attributes)) => {
+        let crossed = flight.and_then(Flight::end);
+        match (done, crossed) {
+            (Ok((written, Forget::Attributes | Forget::Nothing)), Some(pages)) => {
+                let length = pages.end - pages.start;
+                core.after_invalidating(ino, pages.start, length, move || reply(Ok(written)));
+            }
+            (Ok((written, Forget::Attributes)), None) => {
                 core.after_dropping_attributes(ino, move || reply(Ok(written)));
             }
-            Ok((written, Forget::From(at))) => {
+            (Ok((written, Forget::From(at))), _) => {
                 return core.after_invalidating(ino, at, length, move || reply(Ok(written)));
             }
-            other => reply(other.map(|(written, _)| written)),
+            (other, _) => reply(other.map(|(written, _)| written)),
         }
         if through_cache && (waited || how.append) {
             core.invalidate_later(ino, offset, length);
@@ -160,6 +166,7 @@ impl Fs {
                 let mut state = node.state.lock();
                 if flags.fills_cache {
                     node.fills(offset, end);
+                    node.flights.cross(offset..end);
                 }
                 core.file(&node, &mut state)?.plan_read(&*core.store, offset, size as usize)?
             };
@@ -193,12 +200,15 @@ impl Fs {
         if flags.from_cache {
             return self.launder(write, data, reply);
         }
+        let flight = write
+            .through_cache
+            .then(|| Flight::begin(core.nodes.get(ino), core.id(), offset..offset + write.length));
         if core.pool.dirty_bytes() >= core.pool.limit() {
             let (fs, data) = (self.clone(), data.to_vec());
             let parked = write.parks().map(|pages| serving::Parked::new(core, ino, pages));
-            return core.run_with_room(parked, move || fs.write_now(write, &data, true, reply));
+            return core.run_with_room(parked, move || fs.write_now(write, &data, (true, flight), reply));
         }
-        self.write_now(write, data, false, reply);
+        self.write_now(write, data, (false, flight), reply);
     }
 
     /// Dirty pages of a mapping: nothing that a demotion does comes before them.
@@ -217,7 +227,7 @@ impl Fs {
         &self,
         write: Write,
         data: &[u8],
-        waited: bool,
+        (waited, flight): (bool, Option<Flight>),
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
         let Write { ino, fh, offset, how, .. } = write;
@@ -225,7 +235,7 @@ impl Fs {
         let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         let waited = Arc::new(AtomicBool::new(waited));
         let waits = waited.clone();
-        let reply = move |done| write.answer(&core, waited.load(Ordering::Acquire), done, reply);
+        let reply = move |done| write.answer(&core, (waited.load(Ordering::Acquire), flight), done, reply);
         let reply = match held {
             None => {
                 let pins = self.core.locks.try_pin(&inode(ino, Mode::X));

@@ -29,6 +29,7 @@ mod create;
 mod data;
 mod drain;
 mod fencing;
+mod flight;
 mod free;
 mod handles;
 mod invalidation;

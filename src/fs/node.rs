@@ -9,6 +9,7 @@ use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
+use crate::fs::flight::Flights;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
 use crate::fs::walk::Walk;
 use crate::fs::writeback::WriteErrors;
@@ -108,6 +109,8 @@ pub struct Node {
     /// The kernel has been emptied for a demotion that goes on.
     pub emptied: AtomicBool,
     pub parked: Mutex<Vec<ParkedRange>>,
+    /// Writes through the kernel's pages that are not answered.
+    pub flights: Flights,
     /// All the bytes that the kernel may have in its pages, perhaps more.
     pub filled: Mutex<Range<u64>>,
     /// The lock, kept for the rest of an appending write.
@@ -135,6 +138,7 @@ impl Node {
             stale_pages: AtomicBool::new(true),
             emptied: AtomicBool::new(false),
             parked: Mutex::new(Vec::new()),
+            flights: Flights::default(),
             filled: Mutex::new(0..0),
             append: Mutex::default(),
             walk: Mutex::default(),
