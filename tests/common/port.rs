@@ -47,6 +47,7 @@ pub struct Port {
     writing: RwLock<()>,
     /// Reads within it fail: this way to the disk is bad there.
     refused: Mutex<std::ops::Range<u64>>,
+    refusals: AtomicU64,
     /// Blocks that metadata reads go on finding, where reads are stale.
     seen: Mutex<HashMap<u64, Vec<u8>>>,
 }
@@ -65,6 +66,7 @@ impl Port {
             mortal: AtomicBool::new(false),
             writing: RwLock::default(),
             refused: Mutex::new(0..0),
+            refusals: AtomicU64::new(0),
             seen: Mutex::default(),
         })
     }
@@ -111,6 +113,11 @@ impl Port {
         *self.refused.lock() = bytes;
     }
 
+    /// How often that happened.
+    pub fn refused(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
     /// Requests that the weather made fail.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
@@ -143,6 +150,7 @@ impl Port {
             return Err(fails("it took longer than a write may"));
         }
         if op == "read" && self.refused.lock().contains(&offset) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(fails("refused by the test"));
         }
         if failing {
