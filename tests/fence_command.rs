@@ -7,13 +7,19 @@ use shoal::cluster::fencer::{Fence, Victim};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-struct Place(tempfile::TempDir);
+/// One test at a time: a program that is being written cannot be run, and a process that another test starts
+/// just then inherits the open file (ETXTBSY).
+static ALONE: Mutex<()> = Mutex::new(());
+
+struct Place(tempfile::TempDir, #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
 
 impl Place {
     fn new() -> Place {
-        Place(tempfile::tempdir().unwrap())
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Place(tempfile::tempdir().unwrap(), alone)
     }
 
     fn program(&self, name: &str, body: &str) -> PathBuf {
