@@ -191,8 +191,8 @@ fn pause(san: &mut San, round: usize) -> Duration {
 #[test]
 fn nothing_of_a_paused_machine_lands() {
     let mut san = San::new();
-    san.mount(2, "");
-    san.mount(3, ",fence=reservation");
+    san.mount(2, ",fence=reservation");
+    san.mount(3, "");
     let disk = san.disk_name.clone();
     let status = san.run(2, &format!("/mnt/host/shoal status {disk}"));
     assert!(status.contains("fence reservation") && status.contains("write exclusive"), "{status}");
@@ -205,7 +205,7 @@ fn nothing_of_a_paused_machine_lands() {
         let gone = "umount -l /mnt/fs; n=0; while pgrep -f run/mount.fuse.shoal >/dev/null && [ $n -lt 100 ]; do \
                     n=$((n + 1)); sleep 0.1; done; true";
         san.run(3, gone);
-        san.mount(2, "");
+        san.mount(2, ",fence=reservation");
         san.mount(3, "");
         san.run(3, "rm -f /mnt/fs/after && ls /mnt/fs >/dev/null");
     }
