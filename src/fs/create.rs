@@ -105,7 +105,6 @@ impl Core {
     fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) -> Arc<Node> {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
-        node.generation.store(attr.generation.0, Ordering::Release);
         node.stale_pages.store(true, Ordering::Release);
         *state = NodeState { attr: Some(attr), last_txn: txn, ..NodeState::default() };
         drop(state);

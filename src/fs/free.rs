@@ -80,12 +80,11 @@ impl Core {
     fn doom<'a>(&self, node: &'a Arc<Node>) -> Option<Doomed<'a>> {
         let gate = node.gate.try_write()?;
         let mut state = node.state.try_lock()?;
-        // Under the state, as lookups are counted: what the kernel knows keeps its generation.
+        // Under the state, as lookups are counted.
         if node.is_open() || node.lookups() > 0 {
             return None;
         }
-        node.generation.store(0, Ordering::Release);
-        let attr = self.load(node, &mut state).ok()?;
+        let attr = self.load_named(node, &mut state).ok()?;
         if attr.nlink > 0 {
             return None;
         }
@@ -137,8 +136,7 @@ impl Core {
             return Ok(());
         }
         let Some(generation) = self.orphaned(ino)? else { return Ok(()) };
-        node.generation.store(0, Ordering::Release);
-        let found = match self.load(&node, &mut state) {
+        let found = match self.load_named(&node, &mut state) {
             Ok(attr) => (attr.generation == generation).then_some((attr.kind, attr.nlink)),
             Err(Error::Stale) => None,
             Err(e) => return Err(e),

@@ -61,7 +61,7 @@ impl Handles {
 }
 
 impl Core {
-    /// Open an inode whose lock is pinned; takes its iopen lock for as long as a handle is open.
+    /// Open whatever inode has the number, whose lock is pinned; takes its iopen lock for as long as a handle is open.
     /// `iopen`: that lock, if the caller has pinned it apart already.
     pub(super) fn open_handle(
         &self,
@@ -77,7 +77,7 @@ impl Core {
             (None, None) => Some(op.pin_apart(LockName::IOpen(node.ino), Mode::S)?),
         };
         let mut state = node.state.lock();
-        let attr = self.load(&node, &mut state)?;
+        let attr = self.load_named(&node, &mut state)?;
         if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
@@ -144,7 +144,9 @@ impl Fs {
         let mode = if flags.write { Mode::X } else { Mode::S };
         let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
             let core = op.core.clone();
-            core.open_handle(op, core.nodes.get(ino), flags, None)
+            let node = core.nodes.get(ino);
+            core.load(&node, &mut node.state.lock())?;
+            core.open_handle(op, node, flags, None)
         };
         op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
     }

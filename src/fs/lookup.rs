@@ -88,10 +88,7 @@ impl Core {
         let linked = self.group(ino).ok_or(Error::Stale).and_then(|_| {
             let node = self.nodes.get(ino);
             let mut state = node.state.lock();
-            if state.attr.is_none() {
-                node.generation.store(0, Ordering::Release);
-            }
-            match self.load(&node, &mut state) {
+            match self.load_named(&node, &mut state) {
                 // By now the block may hold anything, file data too.
                 Err(Error::Corrupt { .. }) => Err(Error::Stale),
                 other => other.map(|attr| attr.nlink > 0),

@@ -154,30 +154,29 @@ impl Core {
         self.geometry.ag_of(BlockNo(ino.0))
     }
 
-    /// The attributes of `node`, read if they are not in memory. The caller has the inode lock pinned.
+    /// The attributes of the inode that the kernel means by the number of `node`, read if they are not in
+    /// memory. The caller has the inode lock pinned.
     ///
     /// # Errors
     /// `Stale` if the number belongs to nothing or to another inode than the kernel knows.
     fn load<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
+        let attr = self.load_named(node, state)?;
+        node.check_generation(attr.generation)?;
+        Ok(attr)
+    }
+
+    /// Like [`Core::load`] for an inode that was found by its name or its child just now: whatever inode
+    /// the kernel knows by the number, it is this one that is meant.
+    fn load_named<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
         if state.attr.is_none() {
             let attr = match self.tree(node.ino).read_attr(&*self.store) {
                 Err(e) if e.is_other_kind() => return Err(Error::Stale),
                 other => other?,
             };
-            node.check_generation(attr.generation)?;
             state.file = None;
             state.attr = Some(attr);
         }
         Ok(state.attr.as_mut().expect("just read"))
-    }
-
-    /// Like [`Core::load`] for an inode that was found by its name just now: whatever inode the kernel knows
-    /// by the number, it is this one that is meant.
-    fn load_named<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
-        if state.attr.is_none() {
-            node.generation.store(0, Ordering::Release);
-        }
-        self.load(node, state)
     }
 
     /// Like [`Core::load`] for a directory that is still linked.
@@ -213,8 +212,6 @@ impl Core {
     fn entry(&self, ino: InodeNo) -> Result<EntryReply> {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
-        // It brings the generation that the kernel is going to know.
-        self.load_named(&node, &mut state)?;
         let attr = self.visible(&node, &mut state)?;
         Ok(self.entry_of(&node, attr))
     }
@@ -232,9 +229,10 @@ impl Core {
         }
     }
 
-    /// The attributes as programs see them: sizes and times include what is not on the disk yet.
+    /// The attributes as programs see them: sizes and times include what is not on the disk yet. They are
+    /// of whatever inode has the number.
     fn visible(&self, node: &Node, state: &mut NodeState) -> Result<Attr> {
-        let mut attr = self.load(node, state)?.clone();
+        let mut attr = self.load_named(node, state)?.clone();
         if let Some(file) = &state.file {
             attr.size = file.size();
             attr.blocks += file.delayed_blocks();
@@ -259,6 +257,7 @@ impl Core {
     }
 
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
+        self.load(node, state)?;
         let attr = self.visible(node, state)?;
         Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })
     }

@@ -91,14 +91,12 @@ impl NodeState {
 /// An inode in memory.
 pub struct Node {
     pub ino: InodeNo,
-    /// Generation the kernel knows the inode by; 0 until first looked up.
-    pub generation: AtomicU64,
+    /// Generation of the inode that the kernel was last told of under this number; 0 while it knows none.
+    generation: AtomicU64,
     pub state: Mutex<NodeState>,
     pub gate: RwLock<()>,
     /// Lookups the kernel has not yet forgotten.
     lookups: AtomicU64,
-    /// Generation that the kernel was last told.
-    told: AtomicU64,
     /// Some of these lookups may be of an inode that had the number before. The kernel keeps that one, out
     /// of reach, while a name or a directory in use leads to it.
     mixed: AtomicBool,
@@ -131,7 +129,6 @@ impl Node {
             state: Mutex::new(NodeState { last_txn, data_txn: last_txn, ..NodeState::default() }),
             gate: RwLock::new(()),
             lookups: AtomicU64::new(0),
-            told: AtomicU64::new(0),
             mixed: AtomicBool::new(false),
             opens: AtomicU32::new(0),
             writers: AtomicU32::new(0),
@@ -178,6 +175,7 @@ impl Node {
     fn set_lookups(&self, lookups: u64) {
         self.lookups.store(lookups, Ordering::Release);
         if lookups == 0 {
+            self.generation.store(0, Ordering::Release);
             self.mixed.store(false, Ordering::Release);
         }
     }
@@ -258,7 +256,6 @@ impl NodeTable {
         let quiet = shard.quiet.remove(ino)?;
         let node = self.fresh(ino);
         node.generation.store(quiet.generation.0, Ordering::Release);
-        node.told.store(quiet.generation.0, Ordering::Release);
         node.mixed.store(quiet.mixed, Ordering::Release);
         node.set_lookups(quiet.lookups);
         node.stale_pages.store(quiet.stale_pages, Ordering::Release);
@@ -291,8 +288,7 @@ impl NodeTable {
     pub fn remember(&self, node: &Node, generation: Generation) {
         // Not beside a forgetting.
         let _shard = self.shard(node.ino).lock();
-        node.generation.store(generation.0, Ordering::Release);
-        let before = node.told.swap(generation.0, Ordering::AcqRel);
+        let before = node.generation.swap(generation.0, Ordering::AcqRel);
         if node.lookups.fetch_add(1, Ordering::AcqRel) > 0 && before != generation.0 {
             node.mixed.store(true, Ordering::Release);
         }
@@ -371,15 +367,12 @@ impl NodeTable {
         shard.nodes.retain(|ino, node| {
             let used = node.used.swap(false, Ordering::Relaxed);
             let lookups = node.lookups();
-            let told = node.told.load(Ordering::Acquire);
-            let known = node.generation.load(Ordering::Acquire);
-            let small = lookups == 0 || lookups <= LOOKUPS_MAX && (known == told || known == 0);
-            if (used && spare_used) || !small || !node.is_plain() || !self.is_idle(node) {
+            if (used && spare_used) || lookups > LOOKUPS_MAX || !node.is_plain() || !self.is_idle(node) {
                 return true;
             }
             if lookups > 0 {
                 let known = Quiet {
-                    generation: Generation(told),
+                    generation: Generation(node.generation.load(Ordering::Acquire)),
                     lookups,
                     mixed: node.is_mixed(),
                     stale_pages: node.stale_pages.load(Ordering::Acquire),

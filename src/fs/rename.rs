@@ -79,7 +79,16 @@ impl Rename {
             }
             op.need_inode(at, Mode::S)?;
             let node = core.nodes.get(at);
-            let next = core.load_dir(&node, &mut node.state.lock())?.parent;
+            let mut state = node.state.lock();
+            // The kernel names the new parent. The others are found by their children: it may know another
+            // inode, long gone, by the number.
+            let found = if at == new_parent {
+                core.load(&node, &mut state)
+            } else {
+                core.load_named(&node, &mut state)
+            };
+            let next = found?.parent;
+            drop(state);
             at = next;
         }
         Err(Error::Damaged {

@@ -3,7 +3,7 @@
 use crate::host::Host;
 use crate::story::volume;
 use crate::tree;
-use shoal::base::InodeNo;
+use shoal::base::{Error, InodeNo};
 use shoal::fs::{KernelCache, NodeId, SetAttr};
 use std::io;
 use std::sync::Arc;
@@ -65,22 +65,59 @@ fn a_number_used_again_is_reached_by_its_new_name() {
     let mut again = Vec::new();
     for round in 1..10 {
         std::thread::sleep(Duration::from_millis(100));
-        let made = make(&b, round).into_iter().filter(|(_, ino)| first.iter().any(|(_, i)| i == ino));
-        again.extend(made.map(|(name, _)| name));
+        for (name, ino) in make(&b, round) {
+            again.extend(first.iter().position(|(_, i)| *i == ino).map(|n| (name, kept[n])));
+        }
         if again.len() > 8 {
             break;
         }
     }
     assert!(again.len() > 8, "no number was used again: nothing was tested");
-    for (n, name) in again.iter().enumerate() {
+    for (n, (name, old)) in again.iter().enumerate() {
         let done = match n % 3 {
             0 => a.unlink(name),
             1 => a.rename(name, "/moved", false),
             _ => a.rename("/moved", name, false),
         };
         done.unwrap_or_else(|e| panic!("{name}, the {n}th: {e}"));
+        let shown = a.stat_kept(*old);
+        assert!(matches!(shown, Err(Error::Stale)), "the kernel's old inode is shown as {shown:?}");
     }
     kept.into_iter().for_each(|node| a.forget(node));
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// A directory is moved below one that the kernel knows, whose parent has a number by which the kernel knows
+/// another, long gone: the way up to the root is found by what is there now.
+#[test]
+fn a_number_used_again_is_an_ancestor() {
+    const DIRECTORIES: usize = 200;
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let b = Host::mount(&disk, "b").expect("mount");
+    let make = |round: usize, n: usize| {
+        let name = format!("/{round}-{n}");
+        b.mkdir(&name).expect("mkdir");
+        let ino = b.stat(&name).expect("stat").ino;
+        (name, ino)
+    };
+    let first: Vec<_> = (0..DIRECTORIES).map(|n| make(0, n)).collect();
+    let kept: Vec<NodeId> = first.iter().map(|(name, _)| a.keep(name).expect("lookup")).collect();
+    first.iter().for_each(|(name, _)| b.rmdir(name).expect("rmdir"));
+    let again = (1..20).find_map(|round| {
+        std::thread::sleep(Duration::from_millis(500));
+        (0..DIRECTORIES).map(|n| make(round, n)).find(|(_, ino)| first.iter().any(|(_, i)| i == ino))
+    });
+    let (parent, ino) = again.expect("no number was used again: nothing was tested");
+    b.mkdir("/child").expect("mkdir");
+    let child = a.keep("/child").expect("lookup");
+    b.rename("/child", &format!("{parent}/child"), false).expect("rename");
+    a.mkdir("/moved").expect("mkdir");
+    a.rename_into_kept(b"moved", child).unwrap_or_else(|e| panic!("below {ino}: {e}"));
+    assert_eq!(b.list(&format!("{parent}/child")).expect("list"), ["moved"]);
+    kept.into_iter().chain([child]).for_each(|node| a.forget(node));
     a.stop().expect("a clean leave");
     b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
