@@ -2,35 +2,47 @@
 //! megabyte costs more in page faults than the copy into it).
 
 use super::PagePool;
-use crate::base::BLOCK_SIZE;
+use memmap2::{Advice, MmapMut};
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-/// Bytes aligned for direct I/O.
+/// Buffers of half this size and more fill whole pages of it, where the kernel has such pages: the device and
+/// the kernel then look up one page instead of hundreds.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes aligned for direct I/O: memory of its own, which starts with a page.
 pub(super) struct AlignedBuf {
-    bytes: Vec<u8>,
-    start: usize,
+    memory: MmapMut,
+    capacity: usize,
 }
 
 impl AlignedBuf {
-    pub(super) fn new(bytes: usize) -> AlignedBuf {
-        let bytes = vec![0; bytes + BLOCK_SIZE];
-        let start = bytes.as_ptr().align_offset(BLOCK_SIZE);
-        AlignedBuf { bytes, start }
+    pub(super) fn new(capacity: usize) -> AlignedBuf {
+        let huge = capacity >= HUGE_PAGE / 2;
+        let bytes = if huge { capacity.next_multiple_of(HUGE_PAGE) } else { capacity.max(1) };
+        let memory = MmapMut::map_anon(bytes).unwrap_or_else(|_| {
+            handle_alloc_error(Layout::array::<u8>(bytes).expect("far less than memory"))
+        });
+        if huge {
+            // Where there are none, it is slower.
+            let _ = memory.advise(Advice::HugePage);
+        }
+        AlignedBuf { memory, capacity }
     }
 
     pub(super) fn capacity(&self) -> usize {
-        self.bytes.len() - BLOCK_SIZE
+        self.capacity
     }
 
     /// The first `bytes` of it.
     pub(super) fn slice(&self, bytes: usize) -> &[u8] {
-        &self.bytes[self.start..self.start + bytes]
+        &self.memory[..bytes]
     }
 
     /// The first `bytes` of it.
     pub(super) fn slice_mut(&mut self, bytes: usize) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + bytes]
+        &mut self.memory[..bytes]
     }
 }
 
@@ -105,6 +117,7 @@ impl Drop for DataBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::BLOCK_SIZE;
 
     #[test]
     fn read_buffers_are_aligned_and_come_back() {

@@ -10,9 +10,9 @@ use std::path::Path;
 
 pub use crate::device::mountinfo::FS_TYPE;
 
-/// KiB that the kernel reads ahead: four READs of the largest size, so that several threads answer them while
+/// KiB that the kernel reads ahead: eight READs of the largest size, so that several threads answer them while
 /// the program takes what has come.
-const READ_AHEAD_KB: u32 = 4096;
+const READ_AHEAD_KB: u32 = 8192;
 
 /// The control filesystem's usual place.
 const CONTROL: &str = "/sys/fs/fuse/connections";
