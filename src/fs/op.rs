@@ -21,6 +21,8 @@ pub enum Stop {
     Need(LockName, Mode),
     /// Run again with space for this.
     Space(Want),
+    /// Run again with space for this, or knowing that there is none.
+    SpaceIfAny(Want),
     /// What was learned is out of date; run again as it is.
     Again,
     /// The operation's own result.
@@ -54,6 +56,8 @@ pub struct Op<'a> {
     locks: &'a LockSet,
     extra: Vec<Pins>,
     space: &'a mut Option<Reservation>,
+    /// The volume has been found to be full.
+    full: bool,
 }
 
 impl Op<'_> {
@@ -108,9 +112,12 @@ impl Op<'_> {
     /// Space for a change that mostly frees: what there is, or none on a full volume, where such
     /// changes live on the emergency share of the groups held.
     pub fn space_if_any(&mut self, want: Want) -> Step<Option<Reservation>> {
+        if self.full {
+            return Ok(None);
+        }
         match self.space(want) {
             Ok(space) => Ok(Some(space)),
-            Err(Stop::Fail(Error::NoSpace)) => Ok(None),
+            Err(Stop::Space(want)) => Err(Stop::SpaceIfAny(want)),
             Err(stop) => Err(stop),
         }
     }
@@ -158,7 +165,7 @@ pub fn attempt<T>(
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    let mut op = Op { core, locks, extra: Vec::new(), space };
+    let mut op = Op { core, locks, extra: Vec::new(), space, full: false };
     op.run(body)
 }
 
@@ -166,6 +173,7 @@ struct Job<T> {
     core: Arc<Core>,
     locks: LockSet,
     space: Option<Reservation>,
+    full: bool,
     body: Body<T>,
     reply: Reply<T>,
     restarts: u32,
@@ -174,7 +182,7 @@ struct Job<T> {
 /// Run `body` with `locks` pinned; `reply` hears the result, on this thread if nothing has to be
 /// waited for, else on a thread of the lock manager's pool.
 pub fn run<T: 'static>(core: &Arc<Core>, locks: LockSet, body: Body<T>, reply: Reply<T>) {
-    let job = Job { core: core.clone(), locks, space: None, body, reply, restarts: 0 };
+    let job = Job { core: core.clone(), locks, space: None, full: false, body, reply, restarts: 0 };
     job.start();
 }
 
@@ -204,7 +212,8 @@ impl<T: 'static> Job<T> {
     }
 
     fn go(mut self, pins: Pins) {
-        let mut op = Op { core: &self.core, locks: &self.locks, extra: Vec::new(), space: &mut self.space };
+        let (core, locks, full) = (&self.core, &self.locks, self.full);
+        let mut op = Op { core, locks, extra: Vec::new(), space: &mut self.space, full };
         let outcome = op.run(&mut *self.body);
         let extra = std::mem::take(&mut op.extra);
         match outcome {
@@ -235,19 +244,20 @@ impl<T: 'static> Job<T> {
                 self.locks.add(name, mode);
                 self.start();
             }
-            Stop::Space(want) => {
-                let core = self.core.clone();
-                crate::fs::space::acquire(
-                    &core,
-                    want,
-                    Box::new(move |got| match got {
-                        Ok(reservation) => {
-                            self.space = Some(reservation);
-                            self.start();
-                        }
-                        Err(e) => (self.reply)(Err(e)),
-                    }),
-                );
+            Stop::Space(want) | Stop::SpaceIfAny(want) => {
+                let (core, must) = (self.core.clone(), matches!(stop, Stop::Space(_)));
+                let then = move |got| match got {
+                    Ok(reservation) => {
+                        self.space = Some(reservation);
+                        self.start();
+                    }
+                    Err(Error::NoSpace) if !must => {
+                        self.full = true;
+                        self.start();
+                    }
+                    Err(e) => (self.reply)(Err(e)),
+                };
+                crate::fs::space::acquire(&core, want, Box::new(then));
             }
             Stop::Again => self.start(),
             Stop::Fail(e) => (self.reply)(Err(e)),

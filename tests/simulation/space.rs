@@ -273,6 +273,28 @@ fn a_zeroed_range_gives_back_what_its_data_held() {
 }
 
 /// A host halts while its writers look for space: each of them hears so.
+/// What frees more than it takes is done on a volume that has no block left for it: a file is put in the place
+/// of another, and names go.
+#[test]
+fn names_are_replaced_and_removed_on_a_full_volume() {
+    let disk = volume(64, 1);
+    let host = Host::mount(&disk, "host0").expect("mount");
+    fill_up(&host, "/data");
+    let full = (0..).find(|n| match host.create(&format!("/{n}")) {
+        Ok(()) => false,
+        Err(Error::NoSpace) => true,
+        Err(e) => panic!("create: {e}"),
+    });
+    let made = full.expect("a full volume");
+    assert!(made > 20, "{made} files");
+    host.rename("/0", "/1", false).expect("rename on a full volume");
+    host.rename("/2", "/0", false).expect("rename on a full volume");
+    (3..made).for_each(|n| host.unlink(&format!("/{n}")).expect("unlink on a full volume"));
+    host.create("/again").expect("create");
+    host.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
 #[test]
 fn a_host_that_halts_answers_who_waits_for_space() {
     let disk = volume(64, 2);
