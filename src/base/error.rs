@@ -85,6 +85,15 @@ pub enum Error {
     NoData,
     #[error("out of memory")]
     OutOfMemory,
+    /// A file lock is in the way of a request that does not wait.
+    #[error("locked by another")]
+    Locked,
+    #[error("waiting for this lock would never end")]
+    Deadlock,
+    #[error("no more file locks")]
+    NoLocks,
+    #[error("interrupted")]
+    Interrupted,
     #[error("timed out: {0}")]
     TimedOut(String),
 }

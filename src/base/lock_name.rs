@@ -21,6 +21,9 @@ pub enum LockName {
     Inode(InodeNo),
     /// Held shared while any handle is open on a host.
     IOpen(InodeNo),
+    /// Held while programs of a host have, or ask for, file locks of an inode: in X by one host that
+    /// serves itself, in S by all who are served by whoever decides this name.
+    FileLocks(InodeNo),
     /// Covers a group's header and chunk pages: the right to allocate and free in it.
     Ag(AgNo),
 }
@@ -36,6 +39,7 @@ impl LockName {
             LockName::Inode(i) => (5, i.0),
             LockName::IOpen(i) => (6, i.0),
             LockName::Ag(a) => (7, a.0.into()),
+            LockName::FileLocks(i) => (8, i.0),
         }
     }
 
@@ -49,6 +53,7 @@ impl LockName {
             5 => LockName::Inode(InodeNo(id)),
             6 => LockName::IOpen(InodeNo(id)),
             7 => LockName::Ag(AgNo(u32::try_from(id).ok()?)),
+            8 => LockName::FileLocks(InodeNo(id)),
             _ => return None,
         })
     }
@@ -118,6 +123,7 @@ mod tests {
             LockName::Inode(InodeNo(7)),
             LockName::Inode(InodeNo(8)),
             LockName::IOpen(InodeNo(2)),
+            LockName::FileLocks(InodeNo(1)),
             LockName::Ag(AgNo(0)),
         ];
         assert!(names.is_sorted());

@@ -29,6 +29,7 @@ mod create;
 mod data;
 mod drain;
 mod fencing;
+mod filelocks;
 mod flight;
 mod free;
 mod handles;
@@ -98,6 +99,7 @@ pub struct Core {
     recovery: takeover::Recovery,
     writeback: writeback::Signal,
     statfs: statfs::Cache,
+    confirmations: filelocks::Confirmations,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,

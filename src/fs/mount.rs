@@ -273,6 +273,7 @@ fn assemble(
         recovery,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
+        confirmations: filelocks::Confirmations::default(),
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),

@@ -117,6 +117,8 @@ pub struct Node {
     pub walk: Mutex<Option<Box<Walk>>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
+    /// A program has asked for a file lock by a handle of it.
+    pub locked: AtomicBool,
     /// Asked for since the table was last gone through.
     used: AtomicBool,
 }
@@ -140,6 +142,7 @@ impl Node {
             append: Mutex::default(),
             walk: Mutex::default(),
             iopen: Mutex::new(None),
+            locked: AtomicBool::new(false),
             used: AtomicBool::new(true),
         }
     }

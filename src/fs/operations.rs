@@ -7,14 +7,17 @@
 use crate::base::{Error, Result};
 use crate::file::DataBuf;
 use crate::fs::types::{
-    AttrReply, Caller, DirSink, EntryReply, LookupReply, NewNode, NodeId, OpenReply, ReadFlags, RenameFlags,
-    SeekWhat, SetAttr, Statfs, WriteFlags,
+    AttrReply, Caller, DirSink, EntryReply, LockFound, LockRequest, LookupReply, NewNode, NodeId, OpenReply,
+    ReadFlags, RenameFlags, SeekWhat, SetAttr, Statfs, WriteFlags,
 };
 use crate::xattr::SetHow;
 
 /// Where an answer goes.
 pub trait Reply<T>: FnOnce(Result<T>) + Send + 'static {}
 impl<T, F: FnOnce(Result<T>) + Send + 'static> Reply<T> for F {}
+
+/// Takes a request back for which nobody waits any more. Does nothing if it has been answered.
+pub type Withdraw = Box<dyn FnOnce() + Send>;
 
 /// A filesystem's operations. Permission checks are the kernel's (`default_permissions`); `caller` is
 /// for ownership, set-id bits and privileged attributes.
@@ -106,8 +109,36 @@ pub trait Operations: Send + Sync + 'static {
     );
     /// One close(2) of a descriptor; others of the same handle may follow. Ends `owner`'s POSIX locks.
     fn flush(&self, ino: NodeId, fh: u64, owner: u64, reply: impl Reply<()>);
-    /// The last close of the handle.
+    /// The last close of the handle. Ends its flock lock, if there is one, and what locks of the open file
+    /// description are left.
     fn release(&self, ino: NodeId, fh: u64, reply: impl Reply<()>);
+    /// Take, change or give up a file lock (fcntl or flock). What is returned withdraws the request: it is
+    /// answered with `Interrupted` then, unless it is answered otherwise first; an unlock, or one that makes
+    /// something less, only when it is known how it ended.
+    fn set_lock(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        lock: LockRequest,
+        wait: bool,
+        reply: impl Reply<()>,
+    ) -> Withdraw {
+        let _ = (ino, fh, lock, wait);
+        reply(Err(Error::Unsupported("file locks")));
+        Box::new(|| ())
+    }
+    /// A lock of another that is in the way of this one.
+    fn get_lock(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        lock: LockRequest,
+        reply: impl Reply<Option<LockFound>>,
+    ) -> Withdraw {
+        let _ = (ino, fh, lock);
+        reply(Err(Error::Unsupported("file locks")));
+        Box::new(|| ())
+    }
     fn fsync(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>);
     /// All that was changed through this mount becomes durable.
     fn syncfs(&self, reply: impl Reply<()>);

@@ -1,6 +1,6 @@
 //! [`Operations`] as the kernel adapter calls them, onto the operations of this room.
 
-use super::operations::{Operations, Reply};
+use super::operations::{Operations, Reply, Withdraw};
 use super::*;
 use crate::xattr::SetHow;
 
@@ -129,13 +129,36 @@ impl Operations for Fs {
         Fs::write(self, ino, fh, offset, data, flags, reply);
     }
 
-    fn flush(&self, ino: NodeId, fh: u64, _owner: u64, reply: impl Reply<()>) {
-        Fs::flush(self, ino, fh, reply);
+    fn flush(&self, ino: NodeId, fh: u64, owner: u64, reply: impl Reply<()>) {
+        let fs = self.clone();
+        Fs::flush(self, ino, fh, move |flushed| fs.unlock_ranges(ino, fh, owner, move || reply(flushed)));
     }
 
-    fn release(&self, _ino: NodeId, fh: u64, reply: impl Reply<()>) {
+    fn release(&self, ino: NodeId, fh: u64, reply: impl Reply<()>) {
+        self.unlock_handle(ino, fh);
         Fs::release(self, fh);
         reply(Ok(()));
+    }
+
+    fn set_lock(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        lock: LockRequest,
+        wait: bool,
+        reply: impl Reply<()>,
+    ) -> Withdraw {
+        Fs::set_lock(self, ino, fh, lock, wait, reply)
+    }
+
+    fn get_lock(
+        &self,
+        ino: NodeId,
+        fh: u64,
+        lock: LockRequest,
+        reply: impl Reply<Option<LockFound>>,
+    ) -> Withdraw {
+        Fs::get_lock(self, ino, fh, lock, reply)
     }
 
     fn fsync(&self, ino: NodeId, fh: u64, data_only: bool, reply: impl Reply<()>) {

@@ -3,7 +3,7 @@
 //!
 //! Nothing here does anything; the operations are in the files beside this one.
 
-use crate::base::{Generation, InodeNo};
+use crate::base::{Generation, InodeNo, Mode};
 use crate::inode::{Attr, FileKind, Timestamp};
 use std::io;
 use std::path::PathBuf;
@@ -277,4 +277,28 @@ impl MountOptions {
             fence: FenceWish::Auto,
         }
     }
+}
+
+/// A file lock that a program wants to have, change, give up (`N`) or know about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRequest {
+    /// flock(2), not fcntl(2): the whole file, whatever the range.
+    pub flock: bool,
+    /// Who it belongs to: a number of the kernel's.
+    pub owner: u64,
+    pub mode: Mode,
+    /// First and last byte.
+    pub start: u64,
+    pub end: u64,
+    pub pid: u32,
+}
+
+/// A lock that is in the way of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockFound {
+    pub exclusive: bool,
+    pub start: u64,
+    pub end: u64,
+    /// Of its process, if that is one of this host's; else 0.
+    pub pid: u32,
 }

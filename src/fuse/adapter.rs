@@ -4,11 +4,11 @@
 use crate::fs::operations::Operations;
 use crate::fs::types::{NewNode, NodeId, ReadFlags, SeekWhat, WriteFlags};
 use crate::fuse::answer::{
-    attributes, copied, created, data, empty, entry, fail, found, ioctl_done, opened, position, sized,
-    statfs, statx, written,
+    attributes, copied, created, data, empty, entry, fail, found, ioctl_done, lock_found, opened, position,
+    sized, statfs, statx, written,
 };
 use crate::fuse::buffer::{PAYLOAD_MAX, Payload};
-use crate::fuse::convert::{caller, rename_flags, set_attr};
+use crate::fuse::convert::{caller, lock_request, rename_flags, set_attr};
 use crate::fuse::directory::Entries;
 use crate::fuse::notify::Notifier;
 use crate::fuse::reply::Reply;
@@ -16,7 +16,7 @@ use crate::fuse::session::Handler;
 use crate::fuse::wire::flags::{self, Bits, init, setattr};
 use crate::fuse::wire::init::{Offer, Wanted};
 use crate::fuse::wire::{
-    Errno, FuseCopyFileRangeIn, FuseInHeader, FuseIoctlIn, FuseLseekIn, FuseReadIn, FuseRename2In,
+    Errno, FuseCopyFileRangeIn, FuseInHeader, FuseIoctlIn, FuseLkIn, FuseLseekIn, FuseReadIn, FuseRename2In,
     FuseSetattrIn, FuseSetxattrIn, FuseWriteIn, Request,
 };
 use crate::inode::FileKind;
@@ -36,8 +36,7 @@ const FS_IOC_SHUTDOWN: u32 = 0x8004_587d;
 const MINOR_SETATTR_CHECKED: u32 = 41;
 
 /// What is asked of the kernel where it offers it. Not asked for, on purpose: WRITEBACK_CACHE (cannot
-/// be coherent between hosts), POSIX_LOCKS and FLOCK_LOCKS (until locks are kept cluster-wide),
-/// ATOMIC_O_TRUNC (truncation comes as SETATTR; so what OPEN and CREATE say of set-id bits of a file that
+/// be coherent between hosts), ATOMIC_O_TRUNC (truncation comes as SETATTR; so what OPEN and CREATE say of set-id bits of a file that
 /// they truncate means nothing here).
 const WANTED: &[Bits] = &[
     init::ASYNC_READ,
@@ -56,6 +55,9 @@ const WANTED: &[Bits] = &[
     init::HANDLE_KILLPRIV_V2,
     // The kernel says whether a new ACL costs the set-group-id bit.
     init::SETXATTR_EXT,
+    // Locks hold between hosts. (Those of directories never get here: the kernel keeps them.)
+    init::POSIX_LOCKS,
+    init::FLOCK_LOCKS,
 ];
 
 /// The operations as the kernel's counterpart.
@@ -163,6 +165,8 @@ impl<O: Operations> Adapter<O> {
             R::Read(arg) => self.read(node, &arg, reply),
             R::Flush(arg) => fs.flush(node, arg.fh, arg.lock_owner, empty(reply)),
             R::Release(arg) => fs.release(node, arg.fh, empty(reply)),
+            R::Getlk(arg) => self.get_lock(node, &arg, reply),
+            R::Setlk { arg, wait } => self.set_lock(node, &arg, wait, reply),
             R::Fsync(arg) => fs.fsync(node, arg.fh, data_only(arg.fsync_flags), empty(reply)),
             R::Syncfs => fs.syncfs(empty(reply)),
             R::Opendir(arg) => fs.opendir(node, arg.flags as i32, who, opened(reply)),
@@ -182,7 +186,7 @@ impl<O: Operations> Adapter<O> {
             R::CopyFileRange { arg, wide } => self.copy(header, &arg, wide, reply),
             R::Ioctl { arg, .. } => self.ioctl(header, &arg, reply),
             // Among them POLL (files are always ready; the kernel does not ask again), ACCESS (the kernel
-            // checks itself), BMAP, TMPFILE and locks, for which there are no operations.
+            // checks itself), BMAP and TMPFILE, for which there are no operations.
             _ => reply.error(Errno(libc::ENOSYS)),
         }
     }
@@ -213,6 +217,21 @@ impl<O: Operations> Adapter<O> {
         let fills_cache = arg.read_flags & flags::READ_LOCKOWNER == 0;
         let flags = ReadFlags { fills_cache, open: arg.flags as i32 };
         self.fs.read(node, arg.fh, arg.offset, arg.size, flags, data(reply));
+    }
+
+    /// A signal ends the wait. Nothing else does: the kernel lets not even a killed process go before.
+    fn set_lock(&self, node: NodeId, arg: &FuseLkIn, wait: bool, reply: Reply) {
+        let Some(lock) = lock_request(arg) else { return reply.error(Errno(libc::EINVAL)) };
+        let interruption = reply.interruption();
+        let withdraw = self.fs.set_lock(node, arg.fh, lock, wait, empty(reply));
+        interruption.call(withdraw);
+    }
+
+    fn get_lock(&self, node: NodeId, arg: &FuseLkIn, reply: Reply) {
+        let Some(lock) = lock_request(arg) else { return reply.error(Errno(libc::EINVAL)) };
+        let interruption = reply.interruption();
+        let withdraw = self.fs.get_lock(node, arg.fh, lock, lock_found(reply));
+        interruption.call(withdraw);
     }
 
     fn lseek(&self, node: NodeId, arg: &FuseLseekIn, reply: Reply) {

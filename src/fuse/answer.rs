@@ -1,8 +1,8 @@
 //! What an operation says, as an answer to the kernel: one function for each kind.
 
 use crate::base::Error;
-use crate::fs::types::{AttrReply, EntryReply, LookupReply, OpenReply, Statfs};
-use crate::fuse::convert::{attr_out, entry_out, open_out, seconds, statx_out};
+use crate::fs::types::{AttrReply, EntryReply, LockFound, LookupReply, OpenReply, Statfs};
+use crate::fuse::convert::{attr_out, entry_out, lock_out, open_out, seconds, statx_out};
 use crate::fuse::errno::reported;
 use crate::fuse::reply::Reply;
 use crate::fuse::wire::{
@@ -32,6 +32,11 @@ fn answer<T: 'static>(
 /// Done, or not.
 pub fn empty(reply: Reply) -> impl FnOnce(Outcome<()>) + Send + 'static {
     answer(reply, |reply, ()| reply.done())
+}
+
+/// What is in the way of a lock.
+pub fn lock_found(reply: Reply) -> impl FnOnce(Outcome<Option<LockFound>>) + Send + 'static {
+    answer(reply, |reply, found| reply.record(&lock_out(found)))
 }
 
 /// An inode under a name.

@@ -1,11 +1,13 @@
 //! Attributes, times and small types between the operations' form and the protocol's.
 
-use crate::base::BLOCK_SIZE;
-use crate::fs::types::{AttrReply, Caller, EntryReply, NodeId, OpenReply, RenameFlags, SetAttr, SetTime};
-use crate::fuse::wire::flags::{fopen, setattr};
+use crate::base::{BLOCK_SIZE, Mode};
+use crate::fs::types::{
+    AttrReply, Caller, EntryReply, LockFound, LockRequest, NodeId, OpenReply, RenameFlags, SetAttr, SetTime,
+};
+use crate::fuse::wire::flags::{LK_FLOCK, fopen, setattr};
 use crate::fuse::wire::{
-    FuseAttr, FuseAttrOut, FuseEntryOut, FuseInHeader, FuseOpenOut, FuseSetattrIn, FuseStatx, FuseStatxOut,
-    FuseSxTime,
+    FuseAttr, FuseAttrOut, FuseEntryOut, FuseFileLock, FuseInHeader, FuseLkIn, FuseLkOut, FuseOpenOut,
+    FuseSetattrIn, FuseStatx, FuseStatxOut, FuseSxTime,
 };
 use crate::inode::{Attr, FileKind, Timestamp};
 use std::time::Duration;
@@ -16,6 +18,30 @@ const STAT_BLOCK: u64 = 512;
 /// Who asks.
 pub fn caller(header: &FuseInHeader) -> Caller {
     Caller { uid: header.uid, gid: header.gid, pid: header.pid }
+}
+
+/// A file lock as the kernel describes it; `None` if it is of no known type.
+pub fn lock_request(arg: &FuseLkIn) -> Option<LockRequest> {
+    let mode = match arg.lk.kind as i32 {
+        libc::F_RDLCK => Mode::S,
+        libc::F_WRLCK => Mode::X,
+        libc::F_UNLCK => Mode::N,
+        _ => return None,
+    };
+    let flock = arg.lk_flags & LK_FLOCK != 0;
+    Some(LockRequest { flock, owner: arg.owner, mode, start: arg.lk.start, end: arg.lk.end, pid: arg.lk.pid })
+}
+
+/// What is in the way of a lock, or that nothing is.
+pub fn lock_out(found: Option<LockFound>) -> FuseLkOut {
+    let lk = match found {
+        Some(LockFound { exclusive, start, end, pid }) => {
+            let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+            FuseFileLock { start, end, kind: kind as u32, pid }
+        }
+        None => FuseFileLock { kind: libc::F_UNLCK as u32, ..FuseFileLock::default() },
+    };
+    FuseLkOut { lk }
 }
 
 /// The file type's bits of a mode.

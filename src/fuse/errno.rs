@@ -33,6 +33,10 @@ pub fn errno(error: &Error) -> Errno {
         Error::Busy(_) => libc::EBUSY,
         Error::NoData => libc::ENXIO,
         Error::OutOfMemory => libc::ENOMEM,
+        Error::Locked => libc::EAGAIN,
+        Error::Deadlock => libc::EDEADLK,
+        Error::NoLocks => libc::ENOLCK,
+        Error::Interrupted => libc::EINTR,
         Error::TimedOut(_) => libc::ETIMEDOUT,
     })
 }
@@ -68,6 +72,8 @@ mod tests {
             (Error::NoData, libc::ENXIO),
             (Error::Stale, libc::ESTALE),
             (Error::ReadOnly, libc::EROFS),
+            (Error::Locked, libc::EAGAIN),
+            (Error::Interrupted, libc::EINTR),
             (Error::Halted("x".into()), libc::EIO),
             (Error::Unsupported("x"), libc::EOPNOTSUPP),
             (Error::corrupt(crate::base::BlockNo(1), "x", 1, 2), libc::EIO),

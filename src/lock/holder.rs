@@ -108,7 +108,7 @@ pub struct Holder {
 }
 
 /// Most requests in one register, the usual setting.
-pub const REQUESTS_MAX: usize = 140;
+pub const REQUESTS_MAX: usize = 128;
 /// Most declarations in one register.
 pub const DECLARED_MAX: usize = 20;
 
@@ -168,6 +168,11 @@ impl Holder {
     /// What this host holds of `lock`, as told to its master.
     pub fn held(&self, ag: AgNo, lock: LockName) -> Mode {
         self.lines.get(&(ag, lock)).map_or(Mode::N, |l| l.held)
+    }
+
+    /// The last grant of `lock` that this host acted on, of its present master; 0: none.
+    pub fn acked(&self, ag: AgNo, lock: LockName) -> u64 {
+        self.lines.get(&(ag, lock)).map_or(0, |l| l.ack)
     }
 
     /// Lines in all.

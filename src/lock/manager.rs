@@ -12,15 +12,17 @@
 //! No callback runs with an internal lock held. Pins may be dropped anywhere.
 
 use crate::base::clock::Clock;
-use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
+use crate::base::{AgNo, Error, InodeNo, LockName, Mode, Result, SlotId, Token};
 use crate::cluster::{Entry, LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::layout::Geometry;
 use crate::lock::LockSet;
 use crate::lock::desk::{AHEAD_MAX, Closing, Desk, DeskConfig, Shed};
+use crate::lock::files::stream::WINDOW;
+use crate::lock::files::{FileLock, FileRequest, LockKind, RequestNo};
 use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
 use crate::lock::master::{ASKS_MAX, CAPS_MAX};
 use crate::lock::table::PinTable;
-use crate::lock::threads::{Hub, Then};
+use crate::lock::threads::{FileThen, Hub, Then};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +30,7 @@ use std::time::Duration;
 const _: () = assert!(AHEAD_MAX < REQUESTS_MAX && AHEAD_MAX <= CAPS_MAX);
 // A register holds, in each direction, answers to all requests of the peer and everything of ours.
 const _: () =
-    assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX <= REGISTER_ENTRIES_MAX);
+    assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX + WINDOW < REGISTER_ENTRIES_MAX);
 
 /// Settings of the lock manager.
 #[derive(Clone)]
@@ -168,6 +170,7 @@ impl LockManager {
             busy_retry: cfg.busy_retry,
             requests_max: REQUESTS_MAX,
             caps_max: CAPS_MAX,
+            files_max: WINDOW,
         };
         let table = Arc::new(PinTable::default());
         let desk = Desk::new(geometry, slot, times, table.clone());
@@ -266,7 +269,7 @@ impl LockManager {
     /// Give up the least recently used idle inode locks until about `target` locks remain. Returns
     /// at once.
     pub fn shrink(&self, target: usize) {
-        let may = |name| matches!(name, LockName::Inode(_) | LockName::IOpen(_));
+        let may = |name| matches!(name, LockName::Inode(_) | LockName::IOpen(_) | LockName::FileLocks(_));
         let names = self.hub.table().oldest(target, may);
         self.hub.with_desk(|desk, now| desk.shed(now, &names, Shed::Idle));
     }
@@ -274,6 +277,33 @@ impl LockManager {
     /// Give this up if nobody uses it now. Returns at once.
     pub fn drop_idle(&self, name: LockName) {
         self.hub.with_desk(|desk, now| desk.shed(now, &[name], Shed::Idle));
+    }
+
+    /// A program asks for a file lock, or about one; `then` hears the answer, on this thread if it is known
+    /// here, else on any. It must not wait for anything.
+    pub fn file_lock(&self, request: &FileRequest, then: FileThen) -> RequestNo {
+        let asked = self.hub.ask_file(|desk, now| Some(desk.file_request(now, request)), then);
+        asked.expect("a request has a number")
+    }
+
+    /// Has the owner of this lock anything of its kind there, as far as this host has heard?
+    pub fn file_has(&self, ino: InodeNo, lock: &FileLock) -> bool {
+        self.hub.with_desk(|desk, _| desk.files().client.has_within(ino, lock))
+    }
+
+    /// Nobody waits for it any more: it is answered as interrupted, at once or when it is known how it ended.
+    pub fn withdraw_file_lock(&self, request: RequestNo) {
+        self.hub.with_desk(|desk, now| desk.file_withdraw(now, request));
+    }
+
+    /// All locks of an owner end. False: it had none, and `then` is not called.
+    pub fn file_unlock_all(&self, ino: InodeNo, kind: LockKind, owner: u64, then: FileThen) -> bool {
+        self.hub.ask_file(|desk, now| desk.file_unlock_all(now, ino, kind, owner), then).is_some()
+    }
+
+    /// A handle is closed for good: what locks were taken by it and are left end.
+    pub fn file_release(&self, ino: InodeNo, handle: u64) {
+        self.hub.with_desk(|desk, now| desk.file_release(now, ino, handle));
     }
 
     /// All locks held or waited for, in no order and at no one moment.

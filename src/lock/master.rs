@@ -19,7 +19,9 @@
 //! Promise: at any time the modes that unfenced hosts hold are no stronger than the beliefs, and
 //! beliefs of different hosts go together.
 
-use crate::base::{AgNo, LockName, Mode, SlotId, Token};
+mod looks;
+
+use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId, Token};
 use crate::format::cluster::{Entry, EntryKind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -97,6 +99,8 @@ pub struct Master {
     opening: BTreeSet<AgNo>,
     objects: BTreeMap<LockName, Object>,
     peers: BTreeMap<SlotId, Peer>,
+    /// `FileLocks` of which parties may have come or gone since [`Master::take_served`].
+    served: BTreeSet<InodeNo>,
 }
 
 /// Most declarations asked of one peer at a time; the register is bounded.
@@ -114,6 +118,7 @@ impl Master {
             opening: BTreeSet::new(),
             objects: BTreeMap::new(),
             peers: BTreeMap::new(),
+            served: BTreeSet::new(),
         }
     }
 
@@ -143,16 +148,6 @@ impl Master {
     /// Groups that wait for declarations, and of whom.
     pub fn opening(&self) -> impl Iterator<Item = (AgNo, &BTreeSet<SlotId>)> {
         self.opening.iter().map(|ag| (*ag, &self.groups[ag].awaited))
-    }
-
-    /// Locks in which other hosts have an interest.
-    pub fn objects(&self) -> usize {
-        self.objects.len()
-    }
-
-    /// What `peer` is believed to hold.
-    pub fn belief(&self, lock: LockName, peer: SlotId) -> Mode {
-        self.objects.get(&lock).and_then(|o| o.parties.get(&peer)).map_or(Mode::N, |p| p.belief)
     }
 
     /// Our part of the register for `to`: declarations asked, then grants and caps.
@@ -365,6 +360,9 @@ impl Master {
     /// of no interest. M2, M3, M4.
     fn serve(&mut self, lock: LockName, out: &mut Vec<MasterAction>) {
         let Some(object) = self.objects.get_mut(&lock) else { return };
+        if let LockName::FileLocks(ino) = lock {
+            self.served.insert(ino);
+        }
         let mut changed = BTreeSet::new();
         if self.groups[&object.ag].awaited.is_empty() {
             let blocked = object.grant(lock, &mut self.last_grant, &mut changed, out);
@@ -425,6 +423,9 @@ impl Object {
                 break;
             }
             self.queue.remove(at);
+            // Alone, a host serves its programs' file locks itself.
+            let alone = matches!(lock, LockName::FileLocks(_)) && self.queue.is_empty();
+            let mode = if alone && self.fits(who, Mode::X) { Mode::X } else { mode };
             match who {
                 None => {
                     self.own = mode;
@@ -474,7 +475,7 @@ impl Object {
 /// next operation finds them; whole-volume locks as asked.
 pub fn unshared(lock: LockName, want: Mode) -> Mode {
     match lock {
-        LockName::Inode(_) | LockName::IOpen(_) | LockName::Ag(_) => Mode::X,
+        LockName::Inode(_) | LockName::IOpen(_) | LockName::FileLocks(_) | LockName::Ag(_) => Mode::X,
         _ => want,
     }
 }

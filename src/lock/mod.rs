@@ -2,7 +2,7 @@
 //!
 //! [`master`] and [`holder`] are the two sides of the conversation between hosts, [`desk`] is where
 //! this host's operations meet it; all three are machines without clock, thread or I/O. [`table`]
-//! counts pins (the fast path), [`manager`] and [`threads`] are the driver. Names, their order and
+//! counts pins (the fast path), [`files`] are the locks of programs (fcntl, flock), [`manager`] and [`threads`] are the driver. Names, their order and
 //! the table of conflicts are in [`crate::base::lock_name`].
 //!
 //! The way of a lock from host A to host B: B's operation waits at B's desk; B's holder puts a
@@ -10,6 +10,7 @@
 //! lock, waits for its pins, has the file system demote it; A's holder says what it still holds;
 //! the master grants; B's file system is told; B's operation gets its pins.
 pub mod desk;
+pub mod files;
 pub mod holder;
 pub mod manager;
 pub mod master;
@@ -26,3 +27,5 @@ mod machine_tests;
 mod manager_tests;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod sim_world;

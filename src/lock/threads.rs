@@ -7,6 +7,7 @@
 
 use crate::base::{AgNo, LockName, Mode, Result, Token};
 use crate::lock::desk::{Desk, Effect, TicketNo};
+use crate::lock::files::{FileAnswer, RequestNo};
 use crate::lock::table::PinTable;
 use crate::lock::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockSet, Pins};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
@@ -25,6 +26,10 @@ pub(super) enum Then {
     Send(Sender<Result<Pins>>),
 }
 
+/// What happens once a request for a file lock is answered. Called on any thread, perhaps the protocol
+/// thread: it must not wait for anything.
+pub type FileThen = Box<dyn FnOnce(FileAnswer) + Send>;
+
 type Wake = Arc<dyn Fn() + Send + Sync>;
 type Adopt = Arc<dyn Fn(AgNo) -> Result<Token> + Send + Sync>;
 type Job = Box<dyn FnOnce() + Send>;
@@ -39,6 +44,7 @@ struct Tell {
 struct State {
     desk: Desk,
     thens: HashMap<TicketNo, Then>,
+    file_thens: HashMap<RequestNo, FileThen>,
     tells: VecDeque<Tell>,
     lanes: [VecDeque<DemoteJob>; 3],
     adoptions: VecDeque<AgNo>,
@@ -68,6 +74,7 @@ impl Hub {
         let state = State {
             desk,
             thens: HashMap::new(),
+            file_thens: HashMap::new(),
             tells: VecDeque::new(),
             lanes: Default::default(),
             adoptions: VecDeque::new(),
@@ -137,6 +144,21 @@ impl Hub {
         self.finish(state);
     }
 
+    /// Make a request for a file lock with `ask`, and do `then` when it is answered. `None`: there was nothing
+    /// to ask.
+    pub fn ask_file(
+        self: &Arc<Hub>,
+        ask: impl FnOnce(&mut Desk, Duration) -> Option<RequestNo>,
+        then: FileThen,
+    ) -> Option<RequestNo> {
+        let mut state = self.state.lock();
+        let now = self.cfg.clock.now();
+        let request = ask(&mut state.desk, now)?;
+        state.file_thens.insert(request, then);
+        self.finish(state);
+        Some(request)
+    }
+
     /// The fast path, and its second step for locks that nobody else is interested in.
     pub fn pin(self: &Arc<Hub>, name: LockName, mode: Mode) -> bool {
         if self.table.pin(name, mode) {
@@ -181,6 +203,7 @@ impl Hub {
 
     /// Hand the desk's effects to the threads, and wake whom it concerns.
     fn finish(self: &Arc<Hub>, mut state: MutexGuard<'_, State>) {
+        let mut answered = Vec::new();
         while let Some(effect) = state.desk.next_effect() {
             match effect {
                 Effect::Tell { name, mode } => state.tells.push_back(Tell { name, mode, kept: false }),
@@ -195,6 +218,10 @@ impl Hub {
                     self.adopter.notify_one();
                 }
                 Effect::Complete { ticket, result } => self.complete(&mut state, ticket, result),
+                Effect::FileLock { request, answer } => {
+                    // Nobody waits for what the desk asks of its own accord.
+                    answered.extend(state.file_thens.remove(&request).map(|then| (then, answer)));
+                }
             }
         }
         let deadline = state.desk.deadline();
@@ -207,6 +234,7 @@ impl Hub {
         if dirty && let Some(wake) = self.wake.read().clone() {
             wake();
         }
+        answered.into_iter().for_each(|(then, answer)| then(answer));
     }
 
     fn complete(self: &Arc<Hub>, state: &mut State, ticket: TicketNo, result: Result<LockSet>) {
@@ -335,7 +363,7 @@ impl Hub {
 fn lane_of(name: LockName) -> usize {
     match name {
         LockName::Freeze | LockName::Volume | LockName::Slot(_) | LockName::Rename => 0,
-        LockName::Inode(_) | LockName::IOpen(_) => 1,
+        LockName::Inode(_) | LockName::IOpen(_) | LockName::FileLocks(_) => 1,
         LockName::Ag(_) => 2,
     }
 }

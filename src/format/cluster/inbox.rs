@@ -40,13 +40,20 @@ pub enum EntryKind {
     Declared = 4,
     /// From the master: the declaration was read.
     DeclaredSeen = 5,
+    /// Before messages about file locks: `number` = that of the first, `seq` = the last one taken of the
+    /// reader's.
+    Stream = 6,
+    /// A message about file locks (see `lock::files::message`).
+    FileLock = 7,
 }
 
 impl EntryKind {
     /// From the on-disk byte.
     pub fn from_raw(raw: u8) -> Option<EntryKind> {
         use EntryKind::*;
-        [Request, Grant, DeclareAsk, Declared, DeclaredSeen].into_iter().find(|k| *k as u8 == raw)
+        [Request, Grant, DeclareAsk, Declared, DeclaredSeen, Stream, FileLock]
+            .into_iter()
+            .find(|k| *k as u8 == raw)
     }
 }
 

@@ -82,8 +82,8 @@ impl FenceClass {
     }
 }
 
-/// The protocol version this code speaks.
-pub const PROTOCOL: u16 = 1;
+/// The protocol version this code speaks. 2: file locks in the registers.
+pub const PROTOCOL: u16 = 2;
 
 impl View {
     /// How hosts that die are kept off. A number that this code does not know is none that it may act by.

@@ -109,7 +109,13 @@ impl Desk {
         let due = case.goal(held.mode);
         // Shared pins of an `IOpen` may stay for ever, and new ones pass an exclusive want.
         let stays = matches!(name, LockName::IOpen(_)) && held.pins() > 0 && case.shed == Shed::No;
-        let goal = if stays && due == Mode::N { Mode::S } else { due };
+        // One that no program's lock is behind is not kept beside others.
+        let unused = matches!(name, LockName::FileLocks(_)) && held.pins() == 0;
+        let goal = match due {
+            Mode::N if stays => Mode::S,
+            Mode::S if unused && held.mode == Mode::X => Mode::N,
+            due => due,
+        };
         if goal == held.mode {
             if case.busy {
                 // The file system had begun to give it up; it must know before new pins come.
@@ -169,6 +175,11 @@ impl Desk {
             // Wanted elsewhere: no operation of ours has shown to need it.
             case.ahead = Mode::N;
             self.tell_lowering(name);
+            if matches!(name, LockName::FileLocks(_)) {
+                // Nothing of it is cached outside this room.
+                self.finish_demotion(now, name, DemoteAnswer::Done);
+                return self.evaluate_soon(name);
+            }
             self.effects.push_back(Effect::Demote(DemoteJob { name, from: held.mode, to: goal }));
         }
     }
@@ -228,6 +239,7 @@ impl Desk {
             }
         }
         self.tell_lowered(now, name);
+        self.files_touch(name);
     }
 
     /// A grant has come: the mode rises, the file system is told, then pins are given.
@@ -237,6 +249,14 @@ impl Desk {
             // Ours as the master, while a demotion runs: it ends with a word to the master about
             // what we hold and want, and the grant is made anew.
             return;
+        }
+        if matches!(name, LockName::FileLocks(_)) {
+            // The rest of this host hears nothing of it, and need not hold it for a while.
+            case.asked_at = None;
+            self.table.change(name, |held| (held.mode, held.told, held.limit) = (mode, mode, mode));
+            self.serve(name);
+            self.files_touch(name);
+            return self.evaluate_soon(name);
         }
         let waited = case.asked_at.take().map_or(Duration::ZERO, |at| now.saturating_sub(at));
         let hold = match waited.is_zero() {

@@ -16,12 +16,14 @@
 
 mod ahead;
 mod case;
+mod files;
 mod fork;
 mod routes;
 
 use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
 use crate::cluster::{Entry, Membership};
 use crate::format::layout::Geometry;
+use crate::lock::files::{FileAnswer, Files, RequestNo};
 use crate::lock::holder::Holder;
 use crate::lock::master::{Master, unshared};
 use crate::lock::table::PinTable;
@@ -29,6 +31,7 @@ use crate::lock::{DemoteAnswer, DemoteJob, LockSet};
 pub use ahead::AHEAD_MAX;
 use case::Case;
 pub use case::Shed;
+use files::FileWork;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +53,8 @@ pub enum Effect {
     Complete { ticket: TicketNo, result: Result<LockSet> },
     /// Become the owner of a group, then call [`Desk::adopted`].
     Adopt(AgNo),
+    /// A request for a file lock is answered.
+    FileLock { request: RequestNo, answer: FileAnswer },
 }
 
 /// What the desk is set to.
@@ -65,6 +70,8 @@ pub struct DeskConfig {
     /// Most requests, and most caps nobody asked for, in one register.
     pub requests_max: usize,
     pub caps_max: usize,
+    /// Most messages about file locks in one register.
+    pub files_max: usize,
 }
 
 /// A class of locks that is not given out any more because the host leaves.
@@ -115,6 +122,8 @@ pub struct Desk {
     closing: Closing,
     halted: Option<String>,
     complained: Duration,
+    files: Files,
+    file_work: FileWork,
 }
 
 impl Desk {
@@ -142,6 +151,8 @@ impl Desk {
             closing: Closing::Nothing,
             halted: None,
             complained: Duration::ZERO,
+            files: Files::new(me, times.files_max),
+            file_work: FileWork::default(),
         }
     }
 
@@ -157,7 +168,10 @@ impl Desk {
 
     /// When [`Desk::tick`] must be called.
     pub fn deadline(&self) -> Option<Duration> {
-        self.timers.first().map(|(at, _)| *at)
+        if self.halted.is_some() {
+            return None;
+        }
+        [self.timers.first().map(|(at, _)| *at), self.files_deadline()].into_iter().flatten().min()
     }
 
     /// Operations that have come so far.
@@ -167,7 +181,7 @@ impl Desk {
 
     /// Has nothing to wait for: no ticket, no demotion, no cap.
     pub fn is_quiet(&self) -> bool {
-        self.tickets.is_empty() && self.cases.is_empty() && self.effects.is_empty()
+        self.tickets.is_empty() && self.cases.is_empty() && self.effects.is_empty() && self.files_quiet()
     }
 
     /// The master machine, to look at.
@@ -279,6 +293,7 @@ impl Desk {
             }
             self.evaluate_soon(name);
         }
+        self.files_tick(now);
         self.complain(now);
         self.run(now);
     }
@@ -298,6 +313,7 @@ impl Desk {
     pub fn close(&mut self, what: Closing) {
         self.closing = self.closing.max(what);
         self.forget_ahead();
+        self.files_close_all();
     }
 
     /// Answer all waiting operations with an error, and take part in nothing any more. The
@@ -314,8 +330,11 @@ impl Desk {
                 let _ = self.table.unpin(*name, *mode);
             }
             let result = Err(Error::Halted(reason.to_owned()));
-            self.effects.push_back(Effect::Complete { ticket, result });
+            if self.file_work.tickets.remove(&ticket).is_none() {
+                self.effects.push_back(Effect::Complete { ticket, result });
+            }
         }
+        self.files_close_all();
     }
 
     /// Why the desk has halted, if it has.
@@ -332,7 +351,7 @@ impl Desk {
     pub fn group_of(&self, name: LockName) -> AgNo {
         match name {
             LockName::Freeze | LockName::Volume | LockName::Slot(_) | LockName::Rename => AgNo(0),
-            LockName::Inode(ino) | LockName::IOpen(ino) => {
+            LockName::Inode(ino) | LockName::IOpen(ino) | LockName::FileLocks(ino) => {
                 self.geometry.ag_of(ino.block()).unwrap_or(AgNo(0))
             }
             LockName::Ag(ag) => ag,
@@ -348,10 +367,15 @@ impl Desk {
             self.work.clear();
             return;
         }
-        while let Some(work) = self.work.pop_front() {
-            match work {
-                Work::Evaluate(name) => self.evaluate(now, name),
-                Work::Advance(ticket) => self.advance(ticket),
+        loop {
+            while let Some(work) = self.work.pop_front() {
+                match work {
+                    Work::Evaluate(name) => self.evaluate(now, name),
+                    Work::Advance(ticket) => self.advance(ticket),
+                }
+            }
+            if !self.files_run(now) {
+                return;
             }
         }
     }
@@ -368,6 +392,9 @@ impl Desk {
             ticket.next += 1;
         }
         let ticket = self.tickets.remove(&number).expect("just looked at");
+        if let Some(ino) = self.file_work.tickets.remove(&number) {
+            return self.files_pinned(ino);
+        }
         self.effects.push_back(Effect::Complete { ticket: number, result: Ok(ticket.set) });
     }
 }

@@ -25,15 +25,18 @@ impl Desk {
         let before = self.membership.replace(membership.clone());
         let before = before.map(|m| holders(&m)).unwrap_or_default();
         let after = holders(&membership);
-        for (slot, incarnation) in before {
+        for (slot, incarnation) in before.clone() {
             if after.get(&slot) != Some(&incarnation) {
                 self.registers.remove(&slot);
+                self.files_gone(slot);
                 self.step_master(now, MasterEvent::Gone { peer: slot });
             }
         }
+        self.files.streams.keep(|slot| before.get(&slot) == after.get(&slot) && after.contains_key(&slot));
         for slot in dead(&membership) {
             // Its last words ask for what it cannot take any more; what it holds, the master knows.
             if self.registers.remove(&slot).is_some() {
+                self.files_dead(slot);
                 self.step_master(now, MasterEvent::Dead { peer: slot });
             }
         }
@@ -41,11 +44,12 @@ impl Desk {
         self.adopting.retain(|ag| membership.owner_of(*ag).0 == Owner::Adopter(me));
         self.learned.retain(|ag, (_, token)| membership.owner_of(*ag).1 < *token);
         for ag in self.holder.groups() {
-            self.route(now, ag, self.holder.wants(ag));
+            self.route(now, ag, self.wants(ag));
         }
         for from in self.registers.keys().copied().collect::<Vec<_>>() {
             self.take_up_requests(now, from);
         }
+        self.take_up_files(now);
         self.run(now);
     }
 
@@ -60,8 +64,10 @@ impl Desk {
         self.step_master(now, MasterEvent::Register { from, entries: entries.clone() });
         if self.step_holder(now, HolderEvent::Register { from, entries: entries.clone() }) {
             // Something was learned on the way; read it again in that light.
-            self.step_holder(now, HolderEvent::Register { from, entries });
+            self.step_holder(now, HolderEvent::Register { from, entries: entries.clone() });
         }
+        self.files_receive(now, from, &entries);
+        self.take_up_files(now);
         self.run(now);
     }
 
@@ -74,10 +80,11 @@ impl Desk {
         }
         if !done {
             self.adopting.remove(&ag);
-            self.route(now, ag, self.holder.wants(ag)); // it may be somebody else's turn now, or try again
+            self.route(now, ag, self.wants(ag)); // it may be somebody else's turn now, or try again
             for from in self.registers.keys().copied().collect::<Vec<_>>() {
                 self.take_up_requests(now, from);
             }
+            self.take_up_files(now);
         }
         self.run(now);
     }
@@ -86,7 +93,13 @@ impl Desk {
     pub fn outgoing(&self, to: SlotId) -> Vec<Entry> {
         let mut entries = self.master.outgoing(to);
         entries.extend(self.holder.outgoing(to));
+        entries.extend(self.files.streams.outgoing(to));
         entries
+    }
+
+    /// Does anything of `ag` have to be asked for?
+    fn wants(&self, ag: AgNo) -> bool {
+        self.holder.wants(ag) || self.files_want(ag)
     }
 
     /// Ask for what operations wait for, from whoever decides it.
@@ -151,7 +164,7 @@ impl Desk {
 
     /// Find out who decides `ag`, if we do not; open it if it is ours, adopt it if it could be and
     /// something is `wanted` of it.
-    fn route(&mut self, now: Duration, ag: AgNo, wanted: bool) {
+    pub(super) fn route(&mut self, now: Duration, ag: AgNo, wanted: bool) {
         if self.master.token(ag).is_some() {
             return;
         }
@@ -180,6 +193,7 @@ impl Desk {
         if self.routed.get(&ag) != Some(&routed) {
             self.routed.insert(ag, routed);
             self.step_holder(now, HolderEvent::Route { ag, to });
+            self.files_rerouted(ag);
         }
     }
 
@@ -204,6 +218,7 @@ impl Desk {
         for (from, entries) in self.registers.clone() {
             self.step_master(now, MasterEvent::Register { from, entries });
         }
+        self.files_rerouted(ag);
     }
 
     /// A peer asks for locks of groups that are for us but not opened yet.
@@ -211,7 +226,19 @@ impl Desk {
         let Some(entries) = self.registers.get(&from) else { return };
         let asked = entries.iter().filter(|(_, e)| e.kind == EntryKind::Request).map(|(ag, _)| *ag);
         let new: BTreeSet<_> = asked.filter(|ag| self.master.token(*ag).is_none()).collect();
-        for ag in new {
+        self.take_up(now, new);
+    }
+
+    /// A peer asks for file locks there. (That does not stand in its register any more.)
+    fn take_up_files(&mut self, now: Duration) {
+        let asked = self.files.server.unready().into_iter();
+        let groups = asked.map(|ino| self.group_of(LockName::FileLocks(ino)));
+        let new: BTreeSet<_> = groups.filter(|ag| self.master.token(*ag).is_none()).collect();
+        self.take_up(now, new);
+    }
+
+    fn take_up(&mut self, now: Duration, groups: BTreeSet<AgNo>) {
+        for ag in groups {
             let owner = self.membership.as_ref().map(|m| m.owner_of(ag));
             match owner {
                 Some((Owner::Master(slot), token)) if slot == self.me => self.open(now, ag, token),
@@ -228,9 +255,13 @@ impl Desk {
                 MasterAction::Grant { lock, mode } => self.arrive(now, lock, mode),
                 MasterAction::Cap { lock, cap } => self.set_cap(lock, cap),
                 MasterAction::Publish { to } => _ = self.dirty.insert(to),
-                MasterAction::Opened { ag } => tracing::debug!(%ag, "group opened"),
+                MasterAction::Opened { ag } => {
+                    tracing::debug!(%ag, "group opened");
+                    self.files_opened(ag);
+                }
             }
         }
+        self.files_parties();
     }
 
     /// True if a peer was found to be the master of a group.
@@ -246,10 +277,10 @@ impl Desk {
                     let before = self.learned.get(&ag).map_or(known, |(_, token)| *token);
                     if token > before && self.master.token(ag).is_none() {
                         self.learned.insert(ag, (from, token));
-                        self.route(now, ag, self.holder.wants(ag));
+                        self.route(now, ag, self.wants(ag));
                         learned = true;
                     } else if !self.routed.contains_key(&ag) {
-                        self.route(now, ag, self.holder.wants(ag));
+                        self.route(now, ag, self.wants(ag));
                         learned = true;
                     }
                 }

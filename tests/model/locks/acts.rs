@@ -55,6 +55,7 @@ impl Host {
                 Effect::Tell { name, .. } | Effect::Kept { name, .. } => self.desk.told(NOW, name),
                 Effect::Demote(job) => self.demotions.push(job),
                 Effect::Adopt(ag) => self.adoptions.push(ag),
+                Effect::FileLock { .. } => unreachable!("nobody asks for file locks here"),
                 Effect::Complete { result, ticket } => {
                     self.waiting.remove(&ticket);
                     if let Ok(set) = result {
@@ -116,6 +117,7 @@ impl Locks {
                 busy_retry: zero,
                 requests_max: 4,
                 caps_max: 3,
+                files_max: 2,
             };
             let host = Host {
                 incarnation: Incarnation(1 + slot),

@@ -1,0 +1,345 @@
+//! Client, server and table of file locks, each by itself.
+
+use super::client::{Answers, Client, Home, Send};
+use super::message::{Answer, Ask};
+use super::server::Server;
+use super::table::{FileTable, PATIENCE_MIN, Verdict};
+use super::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, RequestNo, Span};
+use crate::base::{InodeNo, Mode, SlotId, Token};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+fn lock(id: u64, mode: Mode, start: u64, end: u64) -> FileLock {
+    let owner = Owner { host: SlotId(0), id };
+    FileLock { kind: LockKind::Range, owner, mode, span: Span { start, end } }
+}
+
+const NOW: Duration = Duration::from_secs(10);
+
+#[test]
+fn shared_requests_let_an_exclusive_one_go_first_but_not_for_ever() {
+    let mut table = FileTable::default();
+    let id = |n| (SlotId(0), n);
+    assert_eq!(table.ask(NOW, lock(1, Mode::S, 0, 9), None), Verdict::Granted);
+    assert_eq!(table.ask(NOW, lock(2, Mode::X, 0, 9), Some(id(2))), Verdict::Waiting);
+    let later = NOW + Duration::from_millis(300);
+    assert_eq!(table.ask(later, lock(3, Mode::S, 5, 5), Some(id(3))), Verdict::Waiting, "behind it");
+    assert_eq!(table.ask(later, lock(4, Mode::S, 5, 5), None), Verdict::Granted, "one that would not wait");
+    // Who has a lock that the exclusive one waits for may have more.
+    assert_eq!(table.ask(later, lock(1, Mode::S, 5, 20), Some(id(1))), Verdict::Granted);
+    assert!(table.settle(later + PATIENCE_MIN).is_empty(), "as long as that one had waited");
+    assert_eq!(table.deadline(), Some(later + Duration::from_millis(300)));
+    let passed = table.settle(later + Duration::from_millis(300));
+    assert_eq!(passed.iter().map(|w| w.id).collect::<Vec<_>>(), [id(3)]);
+    for owner in [1, 3, 4] {
+        table.set(&lock(owner, Mode::N, 0, 99));
+    }
+    assert_eq!(table.settle(later).len(), 1, "and now its turn has come");
+}
+
+#[test]
+fn flock_gives_up_what_it_has_before_it_waits_and_fcntl_does_not() {
+    for (kind, left) in [(LockKind::Whole, 0), (LockKind::Range, 1)] {
+        let of = |id, mode| FileLock { kind, span: Span::ALL, ..lock(id, mode, 0, 0) };
+        let mut table = FileTable::default();
+        table.ask(NOW, of(1, Mode::S), None);
+        table.ask(NOW, of(2, Mode::S), None);
+        assert_eq!(table.ask(NOW, of(1, Mode::X), Some((SlotId(0), 7))), Verdict::Waiting);
+        assert_eq!(table.of(kind, of(1, Mode::X).owner).len(), left);
+        assert!(table.cancel((SlotId(0), 7)));
+        assert_eq!(table.ask(NOW, of(2, Mode::X), None) == Verdict::Granted, left == 0);
+    }
+}
+
+const INO: InodeNo = InodeNo(4711);
+
+/// A client under a server of which nothing but its answers is seen.
+struct Alone {
+    client: Client,
+    sent: Vec<Ask>,
+    answers: Answers,
+}
+
+impl Alone {
+    fn new() -> Alone {
+        Alone { client: Client::new(SlotId(0)), sent: Vec::new(), answers: Vec::new() }
+    }
+
+    fn ask(&mut self, lock: FileLock, wait: bool) -> RequestNo {
+        let no = self.client.number(INO);
+        let job = Job::Set { wait };
+        let new = self.client.submit(no, &FileRequest { ino: INO, job, lock, handle: 9, process: 9 });
+        if new {
+            self.client.pinned(INO);
+            self.serve(Home::Peer(SlotId(1)), Token(1));
+        }
+        self.with(|client, _, send| client.pump(INO, send));
+        no
+    }
+
+    fn with(&mut self, f: impl FnOnce(&mut Client, &mut Answers, Send<'_>)) {
+        let Alone { client, sent, answers } = self;
+        f(client, answers, &mut |_, _, ask| {
+            sent.push(ask);
+            sent.len() as u64
+        });
+    }
+
+    fn serve(&mut self, home: Home, token: Token) {
+        self.with(|client, out, send| client.rehome(INO, (home, token, 0), out, send));
+    }
+
+    /// The server answers the newest request, or what was said of the request of that number.
+    fn answer(&mut self, at: u64, answer: Answer) {
+        let from = Home::Peer(SlotId(1));
+        self.with(|client, out, send| client.answered(from, INO, at, answer, false, out, send));
+    }
+
+    fn newest(&self) -> u64 {
+        self.sent.len() as u64
+    }
+
+    fn withdraw(&mut self, no: RequestNo) {
+        self.with(|client, out, send| client.withdraw(no, out, send));
+    }
+
+    fn take(&mut self, lock: FileLock) {
+        self.ask(lock, false);
+        self.answer(self.newest(), Answer::Done(FileAnswer::Granted));
+        assert_eq!(self.answers.pop().unwrap().1, FileAnswer::Granted);
+    }
+}
+
+#[test]
+fn an_interrupted_wait_for_less_leaves_what_was_there() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 0, 10));
+    let no = host.ask(lock(1, Mode::S, 0, 20), true);
+    let at = host.newest();
+    host.answer(at, Answer::Waiting);
+    host.withdraw(no);
+    assert_eq!(host.sent.last(), Some(&Ask::Cancel(at)));
+    assert!(host.answers.is_empty(), "it may have been granted, and others have the rest");
+    host.answer(at, Answer::Done(FileAnswer::Interrupted));
+    assert_eq!(host.answers, [(no, FileAnswer::Interrupted)]);
+    assert_eq!(host.client.held(INO), [lock(1, Mode::X, 0, 10)]);
+}
+
+#[test]
+fn a_wait_for_less_that_is_granted_before_it_is_interrupted_stands() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 0, 10));
+    let no = host.ask(lock(1, Mode::S, 0, 20), true);
+    host.withdraw(no);
+    host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    assert_eq!(host.answers, [(no, FileAnswer::Granted)]);
+    assert_eq!(host.client.held(INO), [lock(1, Mode::S, 0, 20)]);
+}
+
+#[test]
+fn an_interrupted_wait_for_less_is_answered_when_the_server_is_lost() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 0, 10));
+    let no = host.ask(lock(1, Mode::S, 0, 20), true);
+    host.answer(host.newest(), Answer::Waiting);
+    host.withdraw(no);
+    host.serve(Home::Nobody, Token(1));
+    assert_eq!(host.answers, [(no, FileAnswer::Halted)], "its program hears of the loss");
+    let left: Vec<_> = host.client.held(INO);
+    assert_eq!(left, [lock(1, Mode::S, 0, 10)], "the server may have granted it, and more to others");
+}
+
+#[test]
+fn a_refusal_after_a_loss_of_the_server_says_that_something_was_lost() {
+    for (answer, told) in
+        [(FileAnswer::Denied, FileAnswer::Halted), (FileAnswer::Granted, FileAnswer::Granted)]
+    {
+        let mut host = Alone::new();
+        host.take(lock(1, Mode::X, 0, 10));
+        let no = host.ask(lock(1, Mode::S, 0, 20), false);
+        host.serve(Home::Peer(SlotId(1)), Token(2));
+        assert!(host.sent.contains(&Ask::Held(lock(1, Mode::S, 0, 10))));
+        host.answer(host.newest(), Answer::Done(answer));
+        assert_eq!(host.answers, [(no, told)]);
+    }
+}
+
+#[test]
+fn what_is_granted_after_its_end_is_given_back_without_a_word_about_others() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::S, 4, 5));
+    host.take(lock(2, Mode::X, 30, 40));
+    let waits = host.ask(lock(2, Mode::S, 30, 50), true);
+    host.answer(host.newest(), Answer::Waiting);
+    let no = host.ask(lock(1, Mode::X, 0, 10), true);
+    let at = host.newest();
+    host.answer(at, Answer::Waiting);
+    host.withdraw(no);
+    assert_eq!(host.answers.pop(), Some((no, FileAnswer::Interrupted)));
+    assert_eq!(host.sent.pop(), Some(Ask::Cancel(at)));
+    let before = host.sent.len();
+    host.answer(at, Answer::Done(FileAnswer::Granted));
+    let back = [(Mode::N, 0, 3), (Mode::S, 4, 5), (Mode::N, 6, 10)];
+    let back = back.map(|(mode, a, b)| Ask::Set { lock: lock(1, mode, a, b), wait: false });
+    assert_eq!(host.sent[before..], back);
+    // Another's wait goes on, and what it had is whole.
+    assert_eq!(host.client.held(INO), [lock(1, Mode::S, 4, 5), lock(2, Mode::X, 30, 40)]);
+    host.withdraw(waits);
+    assert!(host.answers.is_empty(), "it may be granted yet");
+}
+
+#[test]
+fn a_signal_does_not_end_what_is_not_known_to_wait() {
+    let mut host = Alone::new();
+    for wait in [false, true] {
+        let no = host.ask(lock(1, Mode::X, 0, 10), wait);
+        host.withdraw(no);
+        assert!(host.answers.is_empty());
+        host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+        assert_eq!(host.answers.pop(), Some((no, FileAnswer::Granted)));
+    }
+    let no = host.ask(lock(2, Mode::X, 0, 10), true);
+    host.answer(host.newest(), Answer::Queued);
+    host.withdraw(no);
+    assert_eq!(host.answers.pop(), Some((no, FileAnswer::Interrupted)));
+}
+
+#[test]
+fn an_open_file_description_ends_with_its_handle_and_not_with_its_number() {
+    let mut host = Alone::new();
+    let flock = |mode| FileLock { kind: LockKind::Whole, span: Span::ALL, ..lock(1, mode, 0, 0) };
+    host.take(flock(Mode::X));
+    let again = |handle| FileRequest {
+        ino: INO,
+        job: Job::Set { wait: true },
+        lock: flock(Mode::X),
+        handle,
+        process: 9,
+    };
+    assert!(!host.client.is_reborn(&again(9)));
+    assert!(host.client.is_reborn(&again(10)), "the kernel has given the number to another");
+    let no = host.client.number(INO);
+    host.client.submit(no, &again(10));
+    assert_eq!(host.client.of_handle(INO, 9), [], "so its end says nothing about that one");
+    assert_eq!(host.client.of_handle(INO, 10), [(LockKind::Whole, 1)]);
+}
+
+#[test]
+fn what_gives_up_does_not_wait_for_others_to_declare() {
+    let (mut server, mut told) = (Server::default(), Vec::new());
+    let (slow, host) = (SlotId(1), SlotId(0));
+    let required = Some((BTreeMap::from([(slow, 3), (host, 2)]), Token(1)));
+    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 2));
+    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 9)));
+    server.receive(NOW, host, INO, 3, Ask::End);
+    server.receive(NOW, host, INO, 4, Ask::Set { lock: lock(1, Mode::N, 0, 4), wait: false });
+    server.receive(NOW, host, INO, 5, Ask::Set { lock: lock(2, Mode::X, 0, 0), wait: false });
+    server.receive(NOW, host, INO, 6, Ask::Set { lock: lock(3, Mode::X, 0, 0), wait: true });
+    for _ in 0..2 {
+        server.work(NOW, INO, &required, &mut told);
+    }
+    let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
+    assert_eq!(answers, [(4, Answer::Done(FileAnswer::Granted)), (6, Answer::Queued)]);
+    server.receive(NOW, host, INO, 7, Ask::Cancel(6));
+    server.work(NOW, INO, &None, &mut told);
+    let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
+    assert_eq!(answers, [(6, Answer::Done(FileAnswer::Interrupted))]);
+    server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
+    server.receive(NOW, slow, INO, 2, Ask::End);
+    server.work(NOW, INO, &required, &mut told);
+    let answers: Vec<_> = told.iter().map(|t| (t.request, t.answer)).collect();
+    assert_eq!(answers, [(5, Answer::Done(FileAnswer::Granted))]);
+}
+
+#[test]
+fn unlocks_do_not_split_without_bound() {
+    let mut host = Alone::new();
+    let mut request = FileRequest {
+        ino: INO,
+        job: Job::Set { wait: false },
+        lock: lock(1, Mode::S, 0, 1 << 40),
+        handle: 9,
+        process: 9,
+    };
+    host.take(request.lock);
+    let refused = (0..1_000_000).find(|n| {
+        request.lock = lock(1, Mode::N, 2 * n + 1, 2 * n + 1);
+        let refused = host.client.answer_at_once(&request).is_some();
+        if !refused {
+            host.ask(request.lock, false);
+            host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+        }
+        refused
+    });
+    assert!(refused.is_some_and(|n| n < 20_000), "{refused:?}");
+    request.lock = FileLock { span: Span { start: 0, end: u64::MAX }, ..lock(1, Mode::N, 0, 0) };
+    assert_eq!(host.client.answer_at_once(&request), None, "the end of everything is never refused");
+}
+
+#[test]
+fn an_interrupted_unlock_is_through_first_but_not_without_a_server() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 0, 10));
+    let no = host.ask(lock(1, Mode::N, 0, 10), false);
+    host.withdraw(no);
+    assert!(host.answers.is_empty());
+    host.serve(Home::Nobody, Token(1));
+    assert_eq!(host.answers.pop(), Some((no, FileAnswer::Interrupted)));
+    assert!(host.client.held(INO).is_empty());
+    host.serve(Home::Peer(SlotId(1)), Token(2));
+    let told = &host.sent[host.sent.len() - 2..];
+    assert_eq!(told, [Ask::Begin(Token(2), 0), Ask::End], "the next server hears nothing of it");
+}
+
+#[test]
+fn what_was_told_under_an_earlier_grant_says_nothing() {
+    let (mut server, mut told) = (Server::default(), Vec::new());
+    let (me, peer) = (SlotId(1), SlotId(0));
+    let required = |grant| Some((BTreeMap::from([(me, 0), (peer, grant)]), Token(1)));
+    for (host, grant) in [(me, 0), (peer, 7)] {
+        server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), grant));
+        server.receive(NOW, host, INO, 2, Ask::End);
+    }
+    // Since then the peer has had the cluster lock for itself and locked something.
+    let own = FileLock { owner: Owner { host: me, id: 1 }, ..lock(1, Mode::X, 0, 9) };
+    server.receive(NOW, me, INO, 3, Ask::Set { lock: own, wait: false });
+    server.work(NOW, INO, &required(8), &mut told);
+    assert_eq!(told, []);
+    server.receive(NOW, peer, INO, 3, Ask::Begin(Token(1), 8));
+    server.receive(NOW, peer, INO, 4, Ask::Held(lock(1, Mode::X, 5, 5)));
+    server.receive(NOW, peer, INO, 5, Ask::End);
+    server.work(NOW, INO, &required(8), &mut told);
+    let answers: Vec<_> = told.iter().map(|t| t.answer).collect();
+    assert_eq!(answers, [Answer::Done(FileAnswer::Denied)]);
+}
+
+#[test]
+fn a_table_that_is_not_worked_on_has_no_timer() {
+    let (mut server, mut told) = (Server::default(), Vec::new());
+    let host = SlotId(0);
+    let required = Some((BTreeMap::from([(host, 0)]), Token(1)));
+    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 0));
+    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 0)));
+    server.receive(NOW, host, INO, 3, Ask::End);
+    for (number, id, mode, at) in [(4, 2, Mode::X, 0), (5, 3, Mode::S, 5)] {
+        server.receive(NOW, host, INO, number, Ask::Set { lock: lock(id, mode, at, 5), wait: true });
+    }
+    server.work(NOW, INO, &required, &mut told);
+    assert!(server.deadline().is_some(), "the shared one passes the exclusive one later");
+    server.work(NOW + PATIENCE_MIN * 2, INO, &None, &mut told);
+    assert_eq!(server.deadline(), None);
+}
+
+#[test]
+fn owners_without_locks_are_forgotten() {
+    let mut host = Alone::new();
+    host.ask(lock(1, Mode::X, 0, 10), false);
+    host.answer(host.newest(), Answer::Done(FileAnswer::Denied));
+    let no = host.ask(lock(2, Mode::X, 0, 10), true);
+    host.withdraw(no);
+    host.answer(host.newest(), Answer::Done(FileAnswer::Denied));
+    host.serve(Home::Nobody, Token(1));
+    let no = host.ask(lock(3, Mode::X, 0, 10), true);
+    host.withdraw(no);
+    assert!(host.client.of_handle(INO, 9).is_empty());
+}
