@@ -5,6 +5,7 @@
 mod acl;
 mod crash;
 mod death;
+mod file_locks;
 mod full;
 mod handle;
 mod large_directory;
