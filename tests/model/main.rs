@@ -8,6 +8,7 @@
 //! What is checked, and what is not, is listed in `docs/PROTOCOL.md`.
 
 mod check;
+mod files;
 mod lease;
 mod locks;
 mod replay;
