@@ -373,7 +373,8 @@ fn every_rule_of_a_new_server_of_file_locks_is_needed() {
     use Mutant::*;
     let two = |exit| with_exit(0, exit, [NOBODY, &[ONCE], &[ONCE]]);
     catches("files", &[SilenceIsDeclaration], |m| Files { mutant: Some(m), ..two(Leave) });
-    let waits = with_exit(0, Leave, [NOBODY, &[BESIDE], &[ONCE, ONCE]]);
+    let waits = files([&[BESIDE], &[ONCE, ONCE], NOBODY]);
+    holds("files, one that serves itself tells another who waits", waits.clone());
     catches("files", &[WaitsNotTold], |m| Files { mutant: Some(m), ..waits.clone() });
     let dies = |slot| with_exit(slot, Death, [&[ONCE], &[ONCE], NOBODY]);
     catches("files", &[DeadIsGone], |m| Files { mutant: Some(m), ..dies(0) });
