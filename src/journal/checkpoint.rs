@@ -6,10 +6,8 @@
 use super::Journal;
 use super::ring::Mark;
 use super::state::InPlace;
-use crate::base::{BlockNo, Error, LockName, Result, TxnId};
-use crate::format::Block;
+use crate::base::{Error, LockName, Result, TxnId};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 /// Blocks written in place before others (a release) get their turn.
 const BATCH_BLOCKS: usize = 1024;
@@ -54,7 +52,7 @@ impl Journal {
         if batch.is_empty() {
             return Ok(());
         }
-        let blocks: Vec<(BlockNo, Arc<Block>)> = batch.iter().map(|w| (w.block, w.image.whole())).collect();
+        let blocks: Vec<_> = batch.iter().map(|w| (w.block, w.image.clone())).collect();
         self.store().write_blocks(&blocks)?;
         let mut s = self.state.lock();
         // Under the lock: a block that is not dirty here is never seen pinned in the cache.

@@ -11,7 +11,7 @@ use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, SlotId, TxnId, Version};
 use crate::format::Block;
 use crate::format::block::crc32c;
 use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
-use crate::store::{AlignedBuf, Store};
+use crate::store::{AlignedBuf, Image as Sealed, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +82,8 @@ impl ReplaySink for DeviceSink<'_> {
         Ok(b)
     }
     fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
-        self.store.write_blocks(blocks)?;
+        let images: Vec<_> = blocks.iter().map(|(b, block)| (*b, Sealed::Whole(block.clone()))).collect();
+        self.store.write_blocks(&images)?;
         blocks.iter().for_each(|(b, _)| self.store.forget(*b));
         Ok(())
     }

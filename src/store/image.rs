@@ -56,15 +56,25 @@ impl Image {
     pub fn whole(&self) -> Arc<Block> {
         match self {
             Image::Whole(block) => block.clone(),
-            Image::Packed(lines, bytes) => {
+            Image::Packed(..) => {
                 let mut block = Arc::new(Block::zeroed());
-                let into = Arc::get_mut(&mut block).expect("not shared yet");
-                let places = into.0.chunks_exact_mut(LINE_SIZE).enumerate();
+                self.unpack(Arc::get_mut(&mut block).expect("not shared yet"));
+                block
+            }
+        }
+    }
+
+    /// The whole block, into `block`.
+    pub fn unpack(&self, block: &mut Block) {
+        match self {
+            Image::Whole(whole) => block.0 = whole.0,
+            Image::Packed(lines, bytes) => {
+                block.0.fill(0);
+                let places = block.0.chunks_exact_mut(LINE_SIZE).enumerate();
                 let present = places.filter(|(i, _)| lines & (1 << i) != 0);
                 present
                     .zip(bytes.chunks_exact(LINE_SIZE))
                     .for_each(|((_, to), line)| to.copy_from_slice(line));
-                block
             }
         }
     }

@@ -13,6 +13,7 @@ mod cache;
 mod flushes;
 mod halt;
 mod image;
+mod in_place;
 mod index;
 mod permit;
 
@@ -31,9 +32,6 @@ use crate::device::BlockDevice;
 use crate::format::{Block, BlockKind, Geometry};
 use std::sync::Arc;
 
-/// Blocks of one merged in-place write at most (1 MiB).
-const RUN_BLOCKS_MAX: usize = 256;
-
 /// One volume as one host sees it.
 pub struct Store {
     device: Arc<dyn BlockDevice>,
@@ -45,6 +43,7 @@ pub struct Store {
     pool: batch::WritePool,
     flushes: flushes::Flushes,
     ahead: ahead::Buffers,
+    in_place: in_place::Buffers,
 }
 
 impl Store {
@@ -65,6 +64,7 @@ impl Store {
             pool: Default::default(),
             flushes: Default::default(),
             ahead: Default::default(),
+            in_place: Default::default(),
         })
     }
 
@@ -260,33 +260,6 @@ impl Store {
             .write(&self.device, &self.permit, &self.halt, segments)
             .inspect_err(|e| self.halt.trip(format!("a metadata write failed: {e}")))
     }
-
-    /// Write metadata blocks in place: sealed, neighbours merged, several at once. `blocks` ascend.
-    ///
-    /// # Errors
-    /// Any failure halts the host.
-    pub(crate) fn write_blocks(&self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
-        let mut segments = Vec::new();
-        for run in runs(blocks) {
-            let mut buf = AlignedBuf::new(run.len());
-            for ((block, image), page) in run.iter().zip(buf.bytes_mut().chunks_mut(BLOCK_SIZE)) {
-                page.copy_from_slice(&self.sealed(*block, image)?.0);
-            }
-            let len = run.len() * BLOCK_SIZE;
-            segments.push(Segment { offset: run[0].0.byte(), buf: Arc::new(buf), from: 0, len });
-        }
-        self.write_segments(segments)
-    }
-
-    /// A copy ready for the device; refuses an image that does not belong at `block`.
-    fn sealed(&self, block: BlockNo, image: &Block) -> Result<Block> {
-        let mut b = image.clone();
-        b.seal();
-        let kind = b.kind().unwrap_or(BlockKind::Free);
-        b.verify(self.format_id, block, kind)
-            .inspect_err(|e| self.halt.trip(format!("a bad block was to be written: {e}")))?;
-        Ok(b)
-    }
 }
 
 fn log_corrupt(e: &Error) {
@@ -298,19 +271,6 @@ fn log_corrupt(e: &Error) {
             tracing::error!("{e}");
         }
     }
-}
-
-/// Runs of neighbouring blocks, at most [`RUN_BLOCKS_MAX`] long.
-fn runs(blocks: &[(BlockNo, Arc<Block>)]) -> Vec<&[(BlockNo, Arc<Block>)]> {
-    let mut out = Vec::new();
-    let mut rest = blocks;
-    while !rest.is_empty() {
-        let neighbours = rest.windows(2).take_while(|w| w[1].0.0 == w[0].0.0 + 1).count() + 1;
-        let (run, tail) = rest.split_at(neighbours.min(RUN_BLOCKS_MAX));
-        out.push(run);
-        rest = tail;
-    }
-    out
 }
 
 impl Store {
