@@ -24,7 +24,7 @@ fn a_dropped_handle_leaves_no_trace() {
         h.modify(block(0), BlockKind::Inode, cover(0), &mut add_one).unwrap();
         h.modify(block(1), BlockKind::Inode, cover(1), &mut add_one).unwrap();
         h.create(block(9), BlockKind::Blob, 0, cover(0), Version(7)).unwrap();
-        h.tombstone(block(1), 1, LockName::Ag(AgNo(1)), Version(100)).unwrap();
+        h.tombstone(block(1), AgNo(1), None, Version(100)).unwrap();
     }
     let after = store.read(block(0), BlockKind::Inode, cover(0)).unwrap();
     assert_eq!((value(&before), before.version()), (value(&after), after.version()));

@@ -171,7 +171,8 @@ impl Run {
             let new = match old.stamp {
                 Some(_) if self.rng.random_bool(0.1) => {
                     self.vclock = self.vclock.max(old.version) + 1;
-                    handle.tombstone(block(n), 1, ag_cover(), Version(self.vclock)).unwrap();
+                    let version = Version(self.vclock);
+                    handle.tombstone(block(n), AgNo(1), Some(cover(n)), version).unwrap();
                     self.freed.insert(n, txn);
                     Content { stamp: None, version: self.vclock }
                 }
@@ -209,10 +210,13 @@ impl Run {
     fn release(&mut self) {
         let n = self.rng.random_range(0..BLOCKS / 4) * 4;
         let mut covers = BTreeSet::from([cover(n)]);
-        let mut blocks: Vec<u64> = (n..n + 4).filter(|n| self.model[n].stamp.is_some()).collect();
+        // What was freed under the lock, too: whoever has it next may still look there.
+        let mut blocks: Vec<u64> = (n..n + 4).collect();
         if self.rng.random_bool(0.2) {
             covers.insert(ag_cover());
             blocks.extend((0..BLOCKS).filter(|n| self.model[n].stamp.is_none()));
+            blocks.sort_unstable();
+            blocks.dedup();
         }
         self.journal.release(&covers).unwrap();
         let contents = blocks.into_iter().map(|n| (n, self.model[&n])).collect();

@@ -6,11 +6,11 @@ use super::deferred::{DeferredFrees, DrainOracle, NeverDrains, SlotLock};
 use super::group::{EMERGENCY_META, Group};
 use super::reservation::{Part, PendingRuns, Reservation};
 use super::transaction::Transaction;
-use crate::base::{AgNo, Error, Result};
+use crate::base::{AgNo, BlockNo, Error, InodeNo, Result};
 use crate::journal::Journal;
 use crate::store::Store;
-use parking_lot::RwLock;
-use std::collections::BTreeMap;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -55,6 +55,8 @@ pub struct Allocator {
     last: AtomicU32,
     /// The groups at home had nothing when somebody last looked.
     home_full: AtomicBool,
+    /// Numbers of inodes that are gone while the kernel still knows them. Locked after a group.
+    withheld: Mutex<BTreeSet<BlockNo>>,
 }
 
 impl Allocator {
@@ -80,7 +82,39 @@ impl Allocator {
             groups: RwLock::default(),
             last: AtomicU32::new(u32::MAX),
             home_full: AtomicBool::new(false),
+            withheld: Mutex::default(),
         })
+    }
+
+    /// The number of an inode that is about to be freed is not to be used again until it is admitted. Only
+    /// as long as its group stays here: another host knows nothing of what this one's kernel knows.
+    pub fn withhold(&self, ino: InodeNo) {
+        self.withheld.lock().insert(ino.block());
+    }
+
+    /// The kernel does not know the inode any more that had this number, or it was not freed after all.
+    pub fn admit(&self, ino: InodeNo) {
+        let block = ino.block();
+        // Whoever settles the group has the cell: it either finds the number gone, or is done by the time
+        // that this has the cell.
+        let withheld = self.withheld.lock().remove(&block);
+        let ag = self.store.geometry().ag_of(block).filter(|_| withheld);
+        if let Some(cell) = ag.and_then(|ag| self.cell(ag))
+            && let Some(group) = &mut cell.state.lock().group
+        {
+            group.admit(block);
+        }
+    }
+
+    /// Are there free blocks that are kept from use because the kernel still knows their inodes?
+    pub fn withholds(&self) -> bool {
+        !self.withheld.lock().is_empty()
+    }
+
+    /// Freed blocks become reusable as far as they can.
+    pub(super) fn settle(&self, group: &mut Group) {
+        let withheld = self.withheld.lock();
+        group.settle(self.journal.durable(), self.journal.checkpointed(), &|block| withheld.contains(&block));
     }
 
     /// This host now holds the group's lock X. Its blocks are read when they are needed.
@@ -126,6 +160,7 @@ impl Allocator {
     /// brought everything in place.
     pub fn ag_released(&self, ag: AgNo) {
         let Some(cell) = self.groups.write().remove(&ag) else { return };
+        self.withheld.lock().retain(|block| self.store.geometry().ag_of(*block) != Some(ag));
         if let Some(promised) = cell.close() {
             // A transaction that finishes now would write under another host's lock.
             let what = format!("group {ag} was given up with {promised} blocks promised in it");
@@ -292,7 +327,7 @@ impl Allocator {
             }
             let g = state.group();
             if g.has_waiting() {
-                g.settle(self.journal.durable(), self.journal.checkpointed());
+                self.settle(g);
             }
             let (lack_data, lack_meta) = g.lacking(data, meta);
             let whole = lack_data == 0 && (lack_meta == 0 || meta == 0);
@@ -346,7 +381,7 @@ impl Allocator {
         }
         for cell in &cells {
             if let Some(g) = &mut cell.state.lock().group {
-                g.settle(self.journal.durable(), self.journal.checkpointed());
+                self.settle(g);
             }
         }
         Ok(())

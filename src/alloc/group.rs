@@ -12,7 +12,7 @@ use crate::format::group::{ChunkKind, ChunkPage, GroupHeader};
 use crate::format::layout::CHUNK_BLOCKS;
 use crate::store::Store;
 use crate::txn::BlockRun;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Metadata blocks of each group that only freeing transactions may take.
 pub(super) const EMERGENCY_META: u64 = 16;
@@ -66,6 +66,8 @@ pub(super) struct Pool {
     pub reserved: u64,
     /// Freed by a transaction; to be reused when that one is durable (data) or in place (metadata).
     waiting: VecDeque<(TxnId, Piece)>,
+    /// The same, that wait for nothing but the kernel, which still knows the inode of that number.
+    withheld: BTreeSet<Piece>,
     /// The chunk to look at first.
     cursor: u32,
 }
@@ -375,14 +377,28 @@ impl Group {
     /// durable, a crash would give the block back to its old file with the new owner's bytes in it.
     /// A metadata block's tombstone must be in place: else its next version is compared with an old
     /// image, and a power cut between the two could let replay bring back the old life.
-    pub fn settle(&mut self, durable: TxnId, checkpointed: TxnId) {
+    ///
+    /// Blocks that are `known` stay busy until they are admitted: they would be the numbers of other inodes.
+    pub fn settle(&mut self, durable: TxnId, checkpointed: TxnId, known: &dyn Fn(BlockNo) -> bool) {
         for (class, upto) in [(Class::Data, durable), (Class::Meta, checkpointed)] {
             while let Some((txn, piece)) = self.pool(class).waiting.front().copied()
                 && txn <= upto
             {
                 self.pool(class).waiting.pop_front();
-                self.make_ready(class, piece);
+                if class == Class::Meta && known(self.start_of(piece)) {
+                    self.meta.withheld.insert(piece);
+                } else {
+                    self.make_ready(class, piece);
+                }
             }
+        }
+    }
+
+    /// The kernel has forgotten the inode that stood here. If the block waits for nothing else, it is ready.
+    pub fn admit(&mut self, block: BlockNo) {
+        let piece = self.locate(block).map(|(chunk, bit)| Piece { chunk, bit, len: 1 });
+        if let Some(piece) = piece.filter(|piece| self.meta.withheld.remove(piece)) {
+            self.make_ready(Class::Meta, piece);
         }
     }
 

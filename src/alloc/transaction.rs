@@ -251,26 +251,39 @@ impl Transaction {
         self.deferred.push(DeferredFree { start, blocks, version });
     }
 
-    /// Free a metadata block whose last version is `last`.
-    fn free_meta(&mut self, block: BlockNo, last: Version) -> Result<()> {
-        let Some(at) = self.pin_for_free(block)? else {
+    /// Free a metadata block whose last version is `last`, and the lock that covered it until now, where that
+    /// is known.
+    fn free_meta(&mut self, block: BlockNo, last: Version, former: Option<LockName>) -> Result<()> {
+        if !self.free_meta_now(block, last, former)? {
             self.defer(block, 1, Some(last));
-            return Ok(());
-        };
+        }
+        Ok(())
+    }
+
+    /// As [`BlockTxn::free_block`], but only if that need not be deferred. Answers whether it is freed.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `Halted`.
+    pub fn free_block_now(&mut self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<bool> {
+        let image = self.reader().read(block, kind, cover)?;
+        self.free_meta_now(block, image.version(), Some(cover))
+    }
+
+    fn free_meta_now(&mut self, block: BlockNo, last: Version, former: Option<LockName>) -> Result<bool> {
+        let Some(at) = self.pin_for_free(block)? else { return Ok(false) };
         let cell = self.pinned[at].clone();
         let run = BlockRun { start: block, blocks: 1 };
         let piece = cell.with(|g| g.pieces_in_use(&self.alloc.store, Class::Meta, run))?[0];
         if !self.afford(at, piece.chunk) {
-            self.defer(block, 1, Some(last));
-            return Ok(());
+            return Ok(false);
         }
         let version = cell.with(|g| {
             g.truth.vclock = g.truth.vclock.max(last.0) + 1;
             Version(g.truth.vclock)
         });
-        self.handle().tombstone(block, cell.ag.0.into(), LockName::Ag(cell.ag), version)?;
+        self.handle().tombstone(block, cell.ag, former, version)?;
         self.frees.push((at, Class::Meta, piece));
-        Ok(())
+        Ok(true)
     }
 
     /// Do a free that was deferred; the caller removes its item in this transaction.
@@ -282,7 +295,8 @@ impl Transaction {
             return Err(Error::NeedSpace);
         }
         match free.version {
-            Some(version) => self.free_meta(free.start, version),
+            // That lock was held when the free was deferred, and may be anywhere by now.
+            Some(version) => self.free_meta(free.start, version, None),
             None => self.free_data(BlockRun { start: free.start, blocks: free.blocks }),
         }
     }
@@ -437,7 +451,7 @@ impl BlockTxn for Transaction {
 
     fn free_block(&mut self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
         let image = self.reader().read(block, kind, cover)?;
-        self.free_meta(block, image.version())
+        self.free_meta(block, image.version(), Some(cover))
     }
 
     fn free_data(&mut self, run: BlockRun) -> Result<()> {

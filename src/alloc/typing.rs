@@ -169,7 +169,7 @@ impl Allocator {
                     continue;
                 }
                 let Some(g) = state.group.as_mut() else { continue };
-                g.settle(self.journal.durable(), self.journal.checkpointed());
+                self.settle(g);
                 self.drained_chunk(g)
             };
             if let Some(chunk) = chunk {

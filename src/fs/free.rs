@@ -1,5 +1,5 @@
-//! Freeing inodes that have no name left and are open nowhere: small ones together, in one transaction,
-//! any other in as many bounded ones as it takes.
+//! Freeing inodes that have no name left and are open nowhere: a small one with its last name, small ones
+//! together, in one transaction, any other in as many bounded ones as it takes.
 
 use super::attr::{STEP, STEP_BLOCKS};
 use super::*;
@@ -9,6 +9,7 @@ use crate::format::extent::FILE_BLOCKS_MAX;
 use crate::format::item::LEVEL_MAX;
 use crate::format::value::{Content, Xattr, decode_orphan};
 use crate::inode::{ItemKey, ItemKind};
+use crate::lock::Pins;
 use crate::txn::{BlockRun, BlockTxn};
 use crate::xattr;
 use parking_lot::RwLockWriteGuard;
@@ -29,7 +30,54 @@ struct Doomed<'a> {
     _gate: RwLockWriteGuard<'a, ()>,
 }
 
+/// An inode that can go together with its last name; nobody comes to it meanwhile.
+pub(super) struct Unused<'a> {
+    /// Its data.
+    runs: Vec<BlockRun>,
+    _iopen: MutexGuard<'a, Option<Pins>>,
+    _gate: RwLockWriteGuard<'a, ()>,
+    /// It is open nowhere, and its group stays.
+    _pins: [Pins; 2],
+}
+
 impl Core {
+    /// Can the inode, whose lock is pinned X and one of whose names is going, be freed in the same transaction?
+    ///
+    /// Only if it is a regular file, for nothing else is opened before it is used: the kernel follows a
+    /// symbolic link, and reaches a pipe, a socket or a device by its node, and a directory is somebody's
+    /// current one, without a word to us. Only if its count says that this is its last name.
+    pub(super) fn unused<'a>(&self, node: &'a Node, attr: &Attr) -> Option<Unused<'a>> {
+        if attr.nlink != 1 || attr.kind != FileKind::Regular {
+            return None;
+        }
+        // Whoever is opening it here has this until the handle counts, and looks at the inode after that: it
+        // comes before, or finds the inode gone. Whoever has it open elsewhere has its iopen lock shared.
+        // The order of gates and states is kept by not waiting.
+        let iopen = node.iopen.try_lock()?;
+        if iopen.is_some() || node.is_open() {
+            return None;
+        }
+        let gate = node.gate.try_write()?;
+        let runs = self.small_content(self.tree(node.ino)).ok()??;
+        let pin = |name| self.locks.try_pin(&LockSet::one(name, Mode::X));
+        let pins = [pin(LockName::IOpen(node.ino))?, pin(LockName::Ag(self.group(node.ino)?))?];
+        Some(Unused { runs, _iopen: iopen, _gate: gate, _pins: pins })
+    }
+
+    /// Free it. `false`: that would have to be deferred, and nothing has happened.
+    pub(super) fn free_unused(
+        &self,
+        change: &mut FreeingChange<'_>,
+        ino: InodeNo,
+        unused: &Unused<'_>,
+    ) -> Result<bool> {
+        if !change.txn.free_block_now(ino.block(), BlockKind::Inode, LockName::Inode(ino))? {
+            return Ok(false);
+        }
+        unused.runs.iter().try_for_each(|run| change.txn.free_data(*run))?;
+        Ok(true)
+    }
+
     /// Most inodes that [`Core::free_together`] takes, and the log blocks that each may take: its tombstone
     /// and the path of the orphan's item.
     pub(super) fn free_together_max(&self) -> (usize, u32) {

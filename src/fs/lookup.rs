@@ -41,6 +41,7 @@ impl Fs {
         let ino = self.core.ino(nodeid);
         if let Some(node) = self.core.nodes.forget(ino, n) {
             let dead = node.state.try_lock().is_some_and(|s| s.attr.as_ref().is_some_and(|a| a.nlink == 0));
+            self.core.end_of_gone(&node);
             drop(node);
             if dead {
                 self.core.reaper.push(ino);

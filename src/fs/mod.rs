@@ -32,6 +32,7 @@ mod fencing;
 mod filelocks;
 mod flight;
 mod free;
+mod gone;
 mod handles;
 mod invalidation;
 mod io;
@@ -162,6 +163,9 @@ impl Core {
     /// # Errors
     /// `Stale` if the number belongs to nothing or to another inode than the kernel knows.
     fn load<'a>(&self, node: &Node, state: &'a mut NodeState) -> Result<&'a mut Attr> {
+        if node.gone.is_so() {
+            return Err(Error::Stale);
+        }
         let attr = self.load_named(node, state)?;
         node.check_generation(attr.generation)?;
         Ok(attr)
@@ -221,6 +225,7 @@ impl Core {
     /// Count a lookup and make the answer from attributes at hand.
     fn entry_of(&self, node: &Node, attr: Attr) -> EntryReply {
         self.nodes.remember(node, attr.generation);
+        self.end_of_gone(node);
         EntryReply {
             ino: self.nodeid(node.ino),
             generation: attr.generation,
@@ -259,6 +264,9 @@ impl Core {
     }
 
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
+        if let Some(attr) = node.gone.last() {
+            return Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: Duration::ZERO });
+        }
         self.load(node, state)?;
         let attr = self.visible(node, state)?;
         Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })

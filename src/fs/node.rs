@@ -10,6 +10,7 @@ use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
 use crate::fs::flight::Flights;
+use crate::fs::gone::Gone;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
 use crate::fs::walk::Walk;
 use crate::fs::writeback::WriteErrors;
@@ -119,6 +120,8 @@ pub struct Node {
     pub iopen: Mutex<Option<Pins>>,
     /// A program has asked for a file lock by a handle of it.
     pub locked: AtomicBool,
+    /// Of an inode that has been freed while the kernel still knows it: what it was in the end.
+    pub gone: Gone,
     /// Asked for since the table was last gone through.
     used: AtomicBool,
 }
@@ -143,6 +146,7 @@ impl Node {
             walk: Mutex::default(),
             iopen: Mutex::new(None),
             locked: AtomicBool::new(false),
+            gone: Gone::default(),
             used: AtomicBool::new(true),
         }
     }
@@ -158,6 +162,7 @@ impl Node {
             && idle(self.parked.try_lock().map(|p| !p.is_empty()))
             && idle(self.append.try_lock().map(|a| a.is_some()))
             && idle(self.iopen.try_lock().map(|i| i.is_some()))
+            && !self.gone.is_so()
     }
 
     /// Lookups the kernel has not forgotten.

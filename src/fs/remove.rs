@@ -1,12 +1,23 @@
-//! unlink and rmdir. The last link gone, the inode becomes an orphan in the same transaction; the
-//! reaper frees it when nobody anywhere holds it open.
+//! unlink and rmdir. The last link gone, a small file that nobody has open is freed in the same transaction;
+//! any other inode becomes an orphan in it, and the reaper frees it when nobody anywhere holds it open.
 
 use super::*;
 use crate::alloc::Want;
+use crate::dir::DirEntry;
 use crate::inode::tree_costs;
 
 /// Blocks a removal may change: two inodes, the directory's path, the orphan's path.
 const REMOVE_BLOCKS: u32 = 4 + tree_costs::REMOVE_BLOCKS + tree_costs::LOG_BLOCKS;
+
+/// A name that is going, and what it leads to. All is locked.
+struct Removal<'a> {
+    dir: InodeNo,
+    entry: &'a DirEntry,
+    parent: &'a Node,
+    child: &'a Node,
+}
+
+type States<'a> = [(InodeNo, MutexGuard<'a, NodeState>)];
 
 /// A directory gains or loses subdirectories.
 ///
@@ -53,8 +64,6 @@ impl Core {
         directory: bool,
     ) -> Step<Option<InodeNo>> {
         check_name(name)?;
-        // The orphan's item may need a block.
-        let space = op.space_if_any(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: self.group(dir) })?;
         let parent = self.nodes.get(dir);
         let mut state = parent.state.lock();
         self.load_dir(&parent, &mut state)?;
@@ -76,8 +85,8 @@ impl Core {
             }
             states
         };
-        let mut child_attr = self.load_named(&child, state_of(&mut states, found.ino))?.clone();
-        match (directory, child_attr.kind == FileKind::Directory) {
+        let kind = self.load_named(&child, state_of(&mut states, found.ino))?.kind;
+        match (directory, kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
             (false, true) => return Err(Error::IsDirectory.into()),
             (true, true) if !self.dir(found.ino).is_empty(&*self.store)? => {
@@ -85,22 +94,71 @@ impl Core {
             }
             _ => {}
         }
-        let mut dir_attr = self.load(&parent, state_of(&mut states, dir))?.clone();
+        let removal = Removal { dir, entry: &found, parent: &parent, child: &child };
+        match self.remove_with_inode(&removal, &mut states) {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            // Undone: as an orphan it has all that it may need for its end.
+            Err(e) => tracing::debug!(inode = found.ino.0, "not freed together with its name: {e}"),
+        }
+        self.remove_and_orphan(op, &removal, &mut states)
+    }
+
+    /// The entry goes, and with it the inode, if this was its last name, nobody has it open and it can be
+    /// freed here and now. `false`: nothing has happened.
+    fn remove_with_inode(&self, removal: &Removal<'_>, states: &mut States<'_>) -> Result<bool> {
+        let Removal { dir, entry, parent, child } = *removal;
+        let mut attr = self.load_named(child, state_of(states, entry.ino))?.clone();
+        let Some(unused) = self.unused(child, &attr) else { return Ok(false) };
+        let mut dir_attr = self.load(parent, state_of(states, dir))?.clone();
+        let now = self.now();
+        let mut change = self.change_freeing(None, REMOVE_BLOCKS)?;
+        // First: what is set aside for frees is enough for it.
+        if !self.free_unused(&mut change, entry.ino, &unused)? {
+            return Ok(false);
+        }
+        self.dir(dir).remove_entry(&mut change.txn, entry)?;
+        touch(&mut dir_attr, now);
+        self.tree(dir).write_attr(&mut change.txn, &dir_attr)?;
+        // Before anybody can find the block free.
+        self.alloc.withhold(entry.ino);
+        let id = change.txn.finish().inspect_err(|_| self.alloc.admit(entry.ino))?;
+        let state = state_of(states, dir);
+        (state.attr, state.last_txn) = (Some(dir_attr), id);
+        attr.nlink = 0;
+        touch_ctime(&mut attr, now);
+        let state = state_of(states, entry.ino);
+        state.last_txn = id;
+        self.has_gone(child, state, attr);
+        Ok(true)
+    }
+
+    /// The entry goes, and one link of what it leads to.
+    fn remove_and_orphan(
+        &self,
+        op: &mut Op<'_>,
+        removal: &Removal<'_>,
+        states: &mut States<'_>,
+    ) -> Step<Option<InodeNo>> {
+        let Removal { dir, entry, parent, child } = *removal;
+        // The orphan's item may need a block.
+        let space = op.space_if_any(Want { data: 0, meta: tree_costs::NEW_BLOCKS, near: self.group(dir) })?;
+        let mut dir_attr = self.load(parent, state_of(states, dir))?.clone();
+        let mut child_attr = self.load_named(child, state_of(states, entry.ino))?.clone();
         let now = self.now();
         let mut change = self.change_freeing(space, REMOVE_BLOCKS)?;
-        self.dir(dir).remove_entry(&mut change.txn, &found)?;
+        self.dir(dir).remove_entry(&mut change.txn, entry)?;
         self.drop_link(&mut change, &mut child_attr, now)?;
-        if directory {
+        if child_attr.kind == FileKind::Directory {
             count_subdirectories(&mut dir_attr, -1)?;
         }
         touch(&mut dir_attr, now);
         self.tree(dir).write_attr(&mut change.txn, &dir_attr)?;
         let id = change.txn.finish()?;
-        let orphaned = (child_attr.nlink == 0).then_some(found.ino);
-        for (ino, attr) in [(dir, dir_attr), (found.ino, child_attr)] {
-            let state = state_of(&mut states, ino);
-            state.attr = Some(attr);
-            state.last_txn = id;
+        let orphaned = (child_attr.nlink == 0).then_some(entry.ino);
+        for (ino, attr) in [(dir, dir_attr), (entry.ino, child_attr)] {
+            let state = state_of(states, ino);
+            (state.attr, state.last_txn) = (Some(attr), id);
         }
         Ok(orphaned)
     }

@@ -115,9 +115,10 @@ fn is_anything_missing(core: &Core) -> bool {
     owners.any(|owner| owner.slot().is_none_or(|slot| members.is_silent(slot)))
 }
 
-/// Are there unlinked files that are not open here, other frees to come, or dirty data?
+/// Are there unlinked files that are not open here (freed already or not: the kernel may be about to forget
+/// them), other frees to come, or dirty data?
 fn is_coming_back(core: &Core) -> bool {
-    let mut coming = core.pool.dirty_bytes() > 0;
+    let mut coming = core.pool.dirty_bytes() > 0 || core.alloc.withholds();
     let _slot = core.slot_lock.lock();
     let looked = core.slot_tree.scan(&*core.store, ItemKey::new(ItemKind::Orphan, 0), None, &mut |key, _| {
         let open = || core.nodes.find(InodeNo(key.id)).is_some_and(|n| n.is_open());

@@ -1,7 +1,7 @@
 //! One change of blocks that becomes part of the running transaction, or of nothing.
 
 use super::Journal;
-use crate::base::{BlockNo, Error, LockName, Result, TxnId, Version};
+use crate::base::{AgNo, BlockNo, Error, LockName, Result, TxnId, Version};
 use crate::format::{Block, BlockKind};
 use crate::store::Undo;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct Handle {
     /// Block images of log space.
     reserved: u32,
     undo: Vec<Undo>,
+    /// Freed blocks, each with the lock that covered it until now.
+    freed: Vec<(BlockNo, LockName)>,
     /// The blocks in `undo`, close together for the search.
     touched: Vec<BlockNo>,
     open: bool,
@@ -28,7 +30,7 @@ impl Handle {
         // Most change a few blocks, whatever they reserve.
         let room = reserved.min(8) as usize;
         let (undo, touched) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        Handle { journal, txn, reserved, undo, touched, open: true }
+        Handle { journal, txn, reserved, undo, freed: Vec::new(), touched, open: true }
     }
 
     /// The transaction it will be part of.
@@ -121,17 +123,23 @@ impl Handle {
 
     /// A metadata block is freed: its tombstone, covered by its group's lock, replaces it.
     ///
+    /// It is listed under the block's `former` lock as well, if the caller knows it: whoever has that next
+    /// may still look for the block (it knows an inode by its number), and must not find what stood there
+    /// before. It is not enough that blocks stay listed under their earlier locks as long as they are
+    /// dirty: this one may have been clean.
+    ///
     /// # Errors
     /// As [`Handle::create`].
     pub fn tombstone(
         &mut self,
         block: BlockNo,
-        owner_ag: u64,
-        cover: LockName,
+        ag: AgNo,
+        former: Option<LockName>,
         version: Version,
     ) -> Result<()> {
-        debug_assert!(matches!(cover, LockName::Ag(_)), "tombstones belong to their group");
-        self.create(block, BlockKind::Free, owner_ag, cover, version)
+        self.create(block, BlockKind::Free, ag.0.into(), LockName::Ag(ag), version)?;
+        self.freed.extend(former.map(|cover| (block, cover)));
+        Ok(())
     }
 
     /// Join the running transaction. Durable once [`Journal::durable`] has reached the result.
@@ -140,7 +148,7 @@ impl Handle {
         for undo in self.undo.iter().filter(|undo| undo.rests) {
             self.journal.store().cache().rest(undo.block);
         }
-        self.journal.join(&self.undo, self.reserved);
+        self.journal.join(&self.undo, &self.freed, self.reserved);
         self.txn
     }
 }

@@ -29,7 +29,7 @@ pub use replay::{
     Decision, DeviceSink, OverlaySink, ReplayReport, ReplaySink, decide, journal_is_clean, replay,
 };
 
-use crate::base::{BlockNo, Error, Result, SlotId, TxnId};
+use crate::base::{BlockNo, Error, LockName, Result, SlotId, TxnId};
 use crate::format::journal::{EXTENT_BLOCKS_MIN, JournalPlace};
 use crate::store::{Store, Undo};
 use checkpoint::HeaderWriter;
@@ -199,11 +199,15 @@ impl Journal {
         Ok(Handle::new(self.clone(), txn, blocks))
     }
 
-    /// A handle is finished: its blocks belong to the running transaction.
-    fn join(&self, changes: &[Undo], reserved: u32) {
+    /// A handle is finished: its blocks belong to the running transaction. Those it has `freed` were under
+    /// other locks before.
+    fn join(&self, changes: &[Undo], freed: &[(BlockNo, LockName)], reserved: u32) {
         let mut s = self.state.lock();
         for c in changes {
             s.changed(c.block, c.cover, c.joined);
+        }
+        for (block, former) in freed {
+            s.changed(*block, *former, false);
         }
         let first = s.running.since.is_none() && !s.running.blocks.is_empty();
         if first {

@@ -4,7 +4,7 @@ use crate::rig::Cluster;
 use crate::rig_xattr;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,40 @@ fn make_all_kinds(dir: &Path, round: usize) {
     rig_xattr::set(&path("attributes"), "user.long", &[7; 3000]).unwrap();
     fs::create_dir(path("directory")).unwrap();
     fs::write(path("never flushed"), vec![4; 300_000]).unwrap();
+}
+
+/// A program that only refers to a file does not have it open; all the same it sees what became of it, and
+/// never another file in its place.
+#[test]
+fn what_is_referred_to_keeps_its_attributes_when_it_has_lost_its_name() {
+    let cluster = Cluster::new("128M", 1, Duration::from_secs(60));
+    let at = cluster.at(0);
+    let referred: Vec<(File, u64)> = (0..5)
+        .map(|n| {
+            let path = at.join(format!("f{n}"));
+            fs::write(&path, vec![1; 100 + n]).unwrap();
+            let file = File::options().read(true).custom_flags(libc::O_PATH).open(&path).unwrap();
+            let number = file.metadata().unwrap().ino();
+            fs::remove_file(&path).unwrap();
+            (file, number)
+        })
+        .collect();
+    for round in 0..3 {
+        for n in 0..300 {
+            let other = at.join(format!("other{round}.{n}"));
+            fs::write(&other, b"x").unwrap();
+            let number = fs::metadata(&other).unwrap().ino();
+            assert!(referred.iter().all(|(_, of_another)| *of_another != number));
+        }
+        // Numbers are free to be used again when the free is in place.
+        File::open(&at).unwrap().sync_all().unwrap();
+        std::thread::sleep(Duration::from_millis(1200));
+        for (n, (file, number)) in referred.iter().enumerate() {
+            let now = file.metadata().unwrap();
+            assert_eq!((now.ino(), now.nlink(), now.size()), (*number, 0, 100 + n as u64));
+        }
+        (0..300).for_each(|n| fs::remove_file(at.join(format!("other{round}.{n}"))).unwrap());
+    }
 }
 
 #[test]

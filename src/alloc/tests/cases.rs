@@ -154,6 +154,28 @@ fn versions_of_a_number_grow_over_its_lives() {
 }
 
 #[test]
+fn a_number_that_somebody_still_knows_is_not_used_again() {
+    let rig = Rig::granted(2, 12);
+    let (inodes, _) = rig.create(2, 1);
+    rig.alloc.withhold(inodes[0]);
+    let mut txn = rig.alloc.begin_for_free(2).unwrap();
+    for ino in &inodes {
+        assert!(txn.free_block_now(ino.block(), BlockKind::Inode, LockName::Inode(*ino)).unwrap());
+    }
+    txn.finish().unwrap();
+    rig.journal.checkpoint_all().unwrap();
+    let next = || {
+        rig.alloc.maintain().unwrap();
+        let near = rig.geometry.ag_of(inodes[0].block());
+        let mut res = rig.alloc.reserve(Want { data: 0, meta: 1, near }).unwrap();
+        rig.alloc.pick_inode(&mut res, inodes[0].block()).unwrap().ino()
+    };
+    assert_eq!(next(), inodes[1]);
+    rig.alloc.admit(inodes[0]);
+    assert_eq!(next(), inodes[0]);
+}
+
+#[test]
 fn the_lock_stays_while_anything_is_promised() {
     let rig = Rig::granted(2, 12);
     let (inodes, runs) = rig.create(1, 1);
