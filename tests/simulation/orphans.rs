@@ -110,7 +110,11 @@ fn a_freed_file_is_not_found_by_its_number() {
     let a = Host::mount(&disk, "a").expect("mount");
     let b = Host::mount(&disk, "b").expect("mount");
     let names = quiet_files(&a, 12);
-    for (n, name) in names.iter().enumerate() {
+    // An orphan of the other host may be looked at until it is freed.
+    let is_unlinked = |node| b.stat_kept(node).is_ok_and(|attr| attr.nlink == 0);
+    for n in 0..names.len() {
+        // In no order that locks would be asked for ahead in: what another host wants is not freed at once.
+        let name = &names[n * 5 % names.len()];
         let node = b.keep(name).expect("lookup");
         if n % 3 == 2 {
             // What the other host needs to unlink it comes first: then the block is clean there.
@@ -120,13 +124,14 @@ fn a_freed_file_is_not_found_by_its_number() {
         match n % 4 {
             0 => assert!(is_gone(b.open_kept(node, How::Buffered)), "{name} is opened to be written"),
             1 => {
-                assert!(is_gone(b.set_kept(node, SetAttr { size: Some(3), ..SetAttr::default() })), "{name}")
+                let cut = SetAttr { size: Some(3), ..SetAttr::default() };
+                assert!(is_gone(b.set_kept(node, cut)) || is_unlinked(node), "{name} is changed");
             }
-            2 => assert!(is_gone(b.stat_kept(node)), "{name} is shown"),
+            2 => assert!(is_gone(b.stat_kept(node)) || is_unlinked(node), "{name} is shown"),
             // The number may be another file's by now.
             _ => {
                 a.create(&format!("{name}-new")).expect("create");
-                assert!(is_gone(b.open_kept(node, How::Buffered)), "{name}");
+                assert!(is_gone(b.open_kept(node, How::Buffered)), "{name} is opened as another file");
             }
         }
         b.forget(node);
@@ -199,20 +204,23 @@ fn what_the_kernel_forgets_is_space_again() {
     gone.iter().for_each(|name| a.unlink(name).expect("unlink"));
     a.syncfs().expect("durable");
     assert!(free() >= full + 600, "{} of {full} blocks are free", free());
-    let number = |name: &String| a.stat(name).expect("stat").ino;
-    // Not while the kernel knows them.
-    let deadline = Instant::now();
-    assert_eq!(a.create("/more"), Err(Error::NoSpace));
-    println!("full after {:?}", deadline.elapsed());
-    // Forgotten while somebody waits for space, and before.
+    // Not those that the kernel knows; the directory has become smaller, though.
+    let fill =
+        |kind: &str| (0..).take_while(|n| a.create(&format!("/{kind}{n}")) != Err(Error::NoSpace)).count();
+    let beside = fill("beside");
+    assert!(beside < 200, "{beside} files more");
     kept[300..].iter().for_each(|node| a.forget(*node));
-    for n in 0..250 {
-        let name = format!("/more{n}");
-        a.create(&name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        number(&name);
-    }
-    kept[..300].iter().for_each(|node| a.forget(*node));
-    (0..280).for_each(|n| a.create(&format!("/again{n}")).unwrap_or_else(|e| panic!("{n}: {e}")));
+    let more = fill("more");
+    assert!((270..=300).contains(&more), "{more} files more");
+    // While somebody waits for space.
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| a.create("/waits"));
+        std::thread::sleep(Duration::from_millis(300));
+        kept[..300].iter().for_each(|node| a.forget(*node));
+        waits.join().expect("no panic").expect("space by then");
+    });
+    let more = fill("again");
+    assert!((270..=300).contains(&more), "{more} files more");
     a.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
