@@ -6,6 +6,7 @@ mod acl;
 mod crash;
 mod death;
 mod file_locks;
+mod freed;
 mod full;
 mod handle;
 mod large_directory;
