@@ -171,8 +171,7 @@ impl Run {
             let new = match old.stamp {
                 Some(_) if self.rng.random_bool(0.1) => {
                     self.vclock = self.vclock.max(old.version) + 1;
-                    let version = Version(self.vclock);
-                    handle.tombstone(block(n), AgNo(1), Some(cover(n)), version).unwrap();
+                    handle.tombstone(block(n), AgNo(1), Some(cover(n)), Version(self.vclock)).unwrap();
                     self.freed.insert(n, txn);
                     Content { stamp: None, version: self.vclock }
                 }
@@ -210,13 +209,10 @@ impl Run {
     fn release(&mut self) {
         let n = self.rng.random_range(0..BLOCKS / 4) * 4;
         let mut covers = BTreeSet::from([cover(n)]);
-        // What was freed under the lock, too: whoever has it next may still look there.
-        let mut blocks: Vec<u64> = (n..n + 4).collect();
+        let mut blocks: Vec<u64> = (n..n + 4).collect(); // freed ones, too
         if self.rng.random_bool(0.2) {
             covers.insert(ag_cover());
             blocks.extend((0..BLOCKS).filter(|n| self.model[n].stamp.is_none()));
-            blocks.sort_unstable();
-            blocks.dedup();
         }
         self.journal.release(&covers).unwrap();
         let contents = blocks.into_iter().map(|n| (n, self.model[&n])).collect();

@@ -41,7 +41,8 @@ fn busy(seed: u64) -> Recorder {
         run.run(0, Op::Create(path.clone()));
         run.run(0, Op::Write { path: path.clone(), offset: 0, length: 50_000, how: How::Buffered });
         run.run(0, Op::Fsync(path.clone()));
-        run.hosts[0].keep(&path).expect("lookup");
+        let host = &run.hosts[0];
+        host.open_kept(host.keep(&path).expect("lookup"), How::Buffered).expect("open");
         run.run(n % 2, Op::Unlink(path));
     }
     run.run(0, Op::Fsync("/".into()));

@@ -32,7 +32,7 @@ fn what_a_dead_host_left_to_free_is_read_until_that_works() {
         a.create(name).expect("create");
         a.write(name, 0, &vec![7; 1 << 20], How::Buffered).expect("write");
     }
-    a.keep("/f").expect("lookup");
+    a.open_kept(a.keep("/f").expect("lookup"), How::Buffered).expect("open");
     a.unlink("/f").expect("unlink");
     a.fsync("/g").expect("fsync");
     let (_, _, inode) = slot_of(&disk, 0);
