@@ -144,7 +144,7 @@ fn the_mount_shows_type_source_and_flags_as_asked() {
     let options = line.split(' ').nth(5).unwrap();
     assert!(options.contains("nosuid") && !options.contains("nodev"), "{line}");
     let ahead = fs::read_to_string(format!("/sys/class/bdi/0:{}/read_ahead_kb", m.connection)).unwrap();
-    assert_eq!(ahead.trim(), "4096");
+    assert_eq!(ahead.trim(), "8192");
     mount::remount(&m.path, libc::MS_RDONLY | libc::MS_NOSUID).unwrap();
     assert_eq!(raw(File::create(m.at("x"))), libc::EROFS);
     mount::remount(&m.path, 0).unwrap();
