@@ -402,6 +402,12 @@ impl Group {
         }
     }
 
+    /// Is a free block of the chunk withheld?
+    pub fn withholds_in(&self, chunk: u32) -> bool {
+        let first = |chunk| Piece { chunk, bit: 0, len: 0 };
+        self.meta.withheld.range(first(chunk)..first(chunk + 1)).next().is_some()
+    }
+
     /// Do freed blocks wait to become ready?
     pub fn has_waiting(&self) -> bool {
         self.data.newest_waiting().is_some() || self.meta.newest_waiting().is_some()

@@ -210,10 +210,11 @@ impl Allocator {
         Ok(())
     }
 
-    /// Will emptied metadata chunks become free, once no journal knows their old images?
+    /// Will emptied metadata chunks become free, once no journal knows their old images? Not those in which
+    /// a number is withheld: that may take as long as it likes.
     pub fn is_draining(&self) -> bool {
         let spare = |g: &mut Group| g.meta.unreserved() >= CHUNK_BLOCKS + EMERGENCY_META;
-        let waits = |g: &mut Group| spare(g) && !g.drains.is_empty();
+        let waits = |g: &mut Group| spare(g) && g.drains.iter().any(|drain| !g.withholds_in(drain.chunk));
         self.cells().iter().any(|cell| cell.state.lock().group.as_mut().is_some_and(waits))
     }
 

@@ -36,7 +36,8 @@ impl Core {
             attr.size = file.size();
             file.abandon();
         }
-        state.forget();
+        // The node may outlive the inode, and be the next one's of that number.
+        *state = NodeState { last_txn: state.last_txn, data_txn: state.data_txn, ..NodeState::default() };
         if node.check_generation(attr.generation).is_ok() {
             node.gone.put(Box::new(attr));
             // Looked at afterwards: who forgets it takes the last lookup away first, then ends this.
@@ -47,6 +48,21 @@ impl Core {
             // It was reached by its name alone: what the kernel knows by the number is another inode.
             self.alloc.admit(node.ino);
         }
+    }
+
+    /// The kernel has forgotten the node, or had when this was begun: it may know it again, and the inode may
+    /// be freed only now. Once it is gone, nobody gets to know it any more.
+    pub(super) fn forgotten(&self, node: &Node) {
+        if node.gone.is_so() && node.lookups() == 0 {
+            self.end_of_gone(node);
+        }
+    }
+
+    /// If the inode has been freed while the kernel knows it: its last attributes. No lock covers them.
+    pub(super) fn last_of_gone(&self, ino: InodeNo) -> Option<Result<AttrReply>> {
+        let attr = self.nodes.find(ino)?.gone.last()?;
+        let told = AttrReply { ino: self.nodeid(ino), attr, attr_valid: Duration::ZERO };
+        Some(self.store.halt().check().map(|()| told))
     }
 
     /// If the inode has been freed: the kernel has forgotten it, or has been told of another one by its

@@ -61,8 +61,8 @@ impl Handles {
 }
 
 impl Core {
-    /// Open whatever inode has the number, whose lock is pinned; takes its iopen lock for as long as a handle is open.
-    /// `iopen`: that lock, if the caller has pinned it apart already.
+    /// Open an inode whose lock is pinned; takes its iopen lock for as long as a handle is open.
+    /// `iopen`: that lock, if the caller has just made the file, and pinned it apart before.
     pub(super) fn open_handle(
         &self,
         op: &mut Op<'_>,
@@ -70,6 +70,7 @@ impl Core {
         flags: OpenFlags,
         iopen: Option<Pins>,
     ) -> Step<OpenReply> {
+        let fresh_file = iopen.is_some();
         let mut held = node.iopen.lock();
         let fresh = match (&*held, iopen) {
             (Some(_), _) => None,
@@ -77,7 +78,10 @@ impl Core {
             (None, None) => Some(op.pin_apart(LockName::IOpen(node.ino), Mode::S)?),
         };
         let mut state = node.state.lock();
-        let attr = self.load_named(&node, &mut state)?;
+        let attr = match fresh_file {
+            true => self.load_named(&node, &mut state)?,
+            false => self.load(&node, &mut state)?,
+        };
         if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
@@ -145,7 +149,6 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<OpenReply> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
-            core.load(&node, &mut node.state.lock())?;
             core.open_handle(op, node, flags, None)
         };
         op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));

@@ -41,7 +41,7 @@ impl Fs {
         let ino = self.core.ino(nodeid);
         if let Some(node) = self.core.nodes.forget(ino, n) {
             let dead = node.state.try_lock().is_some_and(|s| s.attr.as_ref().is_some_and(|a| a.nlink == 0));
-            self.core.end_of_gone(&node);
+            self.core.forgotten(&node);
             drop(node);
             if dead {
                 self.core.reaper.push(ino);
@@ -54,10 +54,17 @@ impl Fs {
     /// The attributes.
     pub fn getattr(&self, node: NodeId, reply: impl FnOnce(Result<AttrReply>) + Send + 'static) {
         let ino = self.core.ino(node);
+        // Its number, and the lock, may be another host's by now.
+        if let Some(last) = self.core.last_of_gone(ino) {
+            return reply(last);
+        }
         let body = move |op: &mut Op<'_>| -> Step<AttrReply> {
             let node = op.core.nodes.get(ino);
             let mut state = node.state.lock();
-            op.core.attr_reply(&node, &mut state)
+            match op.core.last_of_gone(ino) {
+                Some(last) => Ok(last?),
+                None => op.core.attr_reply(&node, &mut state),
+            }
         };
         op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
     }

@@ -264,9 +264,6 @@ impl Core {
     }
 
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
-        if let Some(attr) = node.gone.last() {
-            return Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: Duration::ZERO });
-        }
         self.load(node, state)?;
         let attr = self.visible(node, state)?;
         Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })
