@@ -13,8 +13,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep what it was told: as with Shoal, whose leases are so long by default. What is
-/// asked for again counts in every row.
+/// How long the kernel may keep what it was told: as long as Shoal's leases last by default.
 const VALID: Duration = Duration::from_secs(10);
 const SHARDS: usize = 16;
 
