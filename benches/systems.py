@@ -191,11 +191,17 @@ class Memory(Foreground):
 
 
 class Shoal(System):
+    """On loop devices like ext4: one for each host, as each has a device of its own for the shared disk."""
+
     key, name = "shoal", "Shoal"
+    needs = ("losetup",)
     hosts = 1
+    # Leases, and with them what the kernel keeps of names, last as long as the ceiling's answers: 2 s.
+    timing = "test"
 
     def __init__(self, base, size_mib):
         super().__init__(base, size_mib)
+        self.loops = []
         for number in range(1, self.hosts):
             self.places.append(f"{self.place}.{number}")
             os.mkdir(self.places[-1])
@@ -205,12 +211,19 @@ class Shoal(System):
 
     def make(self):
         super().make()
-        # With the times that real volumes have: the kernel keeps names no longer than a lease lasts.
-        run(self.program("mkfs.shoal"), "-q", self.image)
+        self.detach()
+        self.loops = [run("losetup", "--find", "--show", self.image) for _ in self.places]
+        run(self.program("mkfs.shoal"), "-q", "--timing", self.timing, self.loops[0])
+
+    def detach(self):
+        """Its loop devices are no longer needed. Nothing is mounted on them."""
+        while self.loops:
+            subprocess.run(["losetup", "--detach", self.loops.pop()], check=False)
 
     def join(self, number):
         log = f"{self.image}.log{number}"
-        run(self.program("shoal"), "mount", self.image, self.places[number], "-o", f"name=host{number},log={log}")
+        device = self.loops[number]
+        run(self.program("shoal"), "mount", device, self.places[number], "-o", f"name=host{number},log={log}")
 
     def mount(self):
         for number in range(self.hosts):
@@ -248,6 +261,7 @@ class Shoal(System):
 
     def end(self):
         super().end()
+        self.detach()
         for number in range(self.hosts):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.image}.log{number}")
@@ -259,9 +273,10 @@ class TwoHosts(Shoal):
 
 
 class Idle(TwoHosts):
-    """Two hosts that do nothing."""
+    """Two hosts with the times that real volumes have."""
 
     key, name = "idle", "Shoal, 2 idle hosts"
+    timing = "default"
 
 
 ALL = (Ext4, Fuse2fs, Memory, Shoal, TwoHosts)

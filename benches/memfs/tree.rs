@@ -13,8 +13,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep what it was told: as long as Shoal's leases last by default.
-const VALID: Duration = Duration::from_secs(10);
+/// How long the kernel may keep what it was told: as long as the leases of Shoal beside it last.
+const VALID: Duration = Duration::from_secs(2);
 const SHARDS: usize = 16;
 
 /// One inode.

@@ -12,6 +12,7 @@ use crate::fuse::notify::Notifier;
 use crate::fuse::options::Request;
 use crate::fuse::{log, mount};
 use parking_lot::Mutex;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, Weak};
@@ -215,7 +216,9 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
     let ended = match served {
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
-            if let Some(warning) = fs.warning() {
+            // The log and `shoal status` have it, too: to programs (xfstests for one) any word of a mount that
+            // succeeds is a fault.
+            if let Some(warning) = fs.warning().filter(|_| std::io::stderr().is_terminal()) {
                 eprintln!("{warning}");
             }
             readiness.ready();
