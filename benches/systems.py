@@ -46,6 +46,7 @@ class System:
         self.image = os.path.join(base, "image." + self.key)
         self.places = [os.path.join(base, "mnt." + self.key)]
         self.size_mib = size_mib
+        self.loops = []
         os.mkdir(self.place)
 
     @property
@@ -57,6 +58,16 @@ class System:
             os.unlink(self.image)
         with open(self.image, "wb") as image:
             image.truncate(self.size_mib * MIB)
+
+    def attach(self, count=1):
+        """Give the image to so many loop devices."""
+        self.detach()
+        self.loops = [run("losetup", "--find", "--show", self.image) for _ in range(count)]
+
+    def detach(self):
+        """The loop devices are no longer needed. Nothing is mounted on them."""
+        while self.loops:
+            subprocess.run(["losetup", "--detach", self.loops.pop()], check=False)
 
     def mount(self):
         raise NotImplementedError
@@ -112,6 +123,7 @@ class System:
         except (RuntimeError, subprocess.TimeoutExpired):
             for place in self.places:
                 subprocess.run(["umount", "-l", place], check=False)
+        self.detach()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.image)
 
@@ -145,33 +157,31 @@ class Foreground(System):
 class Ext4(System):
     key, name = "ext4", "ext4"
     needs = ("mkfs.ext4", "losetup")
-    loop = None
 
     def make(self):
         super().make()
         run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.image)
 
     def mount(self):
-        self.loop = run("losetup", "--find", "--show", self.image)
-        run("mount", "-t", "ext4", self.loop, self.place)
+        self.attach()
+        run("mount", "-t", "ext4", self.loops[0], self.place)
 
     def umount(self):
         super().umount()
-        if self.loop:
-            run("losetup", "--detach", self.loop)
-            self.loop = None
+        self.detach()
 
 
 class Fuse2fs(Foreground):
     key, name = "fuse2fs", "fuse2fs"
-    needs = ("mkfs.ext4", "fuse2fs")
+    needs = ("mkfs.ext4", "fuse2fs", "losetup")
 
     def make(self):
         super().make()
-        run("mkfs.ext4", "-q", "-F", self.image)
+        self.attach()
+        run("mkfs.ext4", "-q", "-F", self.loops[0])
 
     def command(self):
-        return ["fuse2fs", "-f", self.image, self.place]
+        return ["fuse2fs", "-f", self.loops[0], self.place]
 
 
 class Memory(Foreground):
@@ -201,7 +211,6 @@ class Shoal(System):
 
     def __init__(self, base, size_mib):
         super().__init__(base, size_mib)
-        self.loops = []
         for number in range(1, self.hosts):
             self.places.append(f"{self.place}.{number}")
             os.mkdir(self.places[-1])
@@ -211,14 +220,8 @@ class Shoal(System):
 
     def make(self):
         super().make()
-        self.detach()
-        self.loops = [run("losetup", "--find", "--show", self.image) for _ in self.places]
+        self.attach(self.hosts)
         run(self.program("mkfs.shoal"), "-q", "--timing", self.timing, self.loops[0])
-
-    def detach(self):
-        """Its loop devices are no longer needed. Nothing is mounted on them."""
-        while self.loops:
-            subprocess.run(["losetup", "--detach", self.loops.pop()], check=False)
 
     def join(self, number):
         log = f"{self.image}.log{number}"
@@ -261,7 +264,6 @@ class Shoal(System):
 
     def end(self):
         super().end()
-        self.detach()
         for number in range(self.hosts):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.image}.log{number}")
