@@ -11,8 +11,8 @@ use super::*;
 use crate::format::BlockKind;
 use crate::format::layout::CHUNK_BLOCKS;
 
-/// Inodes by number, with one request: first, and most.
-const BY_NUMBER: (u64, u64) = (8, 64);
+/// Inodes by number: first, and most.
+const BY_NUMBER: (u64, u64) = (8, 256);
 /// An inode so far behind the expected one is still in order: not every block holds an inode.
 const SKIPPED_MAX: u64 = 16;
 /// Listed entries, with several requests: first, and most.
@@ -112,7 +112,7 @@ mod tests {
         // Two blocks that hold no inode lie between.
         assert_eq!(numbers(walk.miss(InodeNo(1035))), (1035..1051).collect::<Vec<_>>());
         let sizes: Vec<_> = (0..9).map(|_| walk.miss(InodeNo(walk.expected)).len()).collect();
-        assert_eq!(sizes, [32, 64, 64, 64, 64, 64, 64, 64, 5], "none goes beyond its chunk");
+        assert_eq!(sizes, [32, 64, 128, 256, 5, 256, 256, 256, 256], "none goes beyond its chunk");
         assert_eq!(numbers(walk.miss(InodeNo(500))), [500], "out of order");
     }
 

@@ -1,4 +1,4 @@
-//! Reading metadata blocks before they are asked for: many with one request.
+//! Reading metadata blocks before they are asked for: many with one request, several requests at once.
 //!
 //! They become cached blocks like any other, so the caller must hold the lock that covers each of them
 //! while this runs. What cannot be used is passed over: whoever asks for it reads it again, and hears
@@ -10,13 +10,16 @@ use crate::base::{BLOCK_SIZE, BlockNo, LockName};
 use crate::format::{Block, BlockKind};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Blocks of one request.
 const REQUEST_BLOCKS: u64 = 64;
 /// So many blocks that nobody asked for are read along rather than begin another request behind them.
 const GAP_BLOCKS: u64 = 8;
+/// Requests at once. What lies scattered takes many, and a disk or a network answers several as fast as one.
+const AT_ONCE: usize = 8;
 /// Buffers that are kept.
-const BUFFERS: usize = 2;
+const BUFFERS: usize = AT_ONCE;
 
 /// Buffers between two uses.
 #[derive(Default)]
@@ -33,21 +36,29 @@ impl Store {
         let inside = |block: BlockNo| block.0 < self.geometry.total_blocks;
         let missing = |(block, _): &&(BlockNo, LockName)| inside(*block) && !self.cache.has(*block);
         let missing: Vec<_> = blocks.iter().filter(missing).copied().collect();
+        let runs = runs(&missing);
+        let next = AtomicUsize::new(0);
+        let work = || self.read_runs(&runs, &next, kind);
+        std::thread::scope(|scope| {
+            for _ in 1..runs.len().min(AT_ONCE) {
+                // Where no thread can be had, there are fewer requests at once.
+                let _ = std::thread::Builder::new().name("shoal-ahead".into()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
+    /// Read runs until none is left to begin.
+    fn read_runs(&self, runs: &[&[(BlockNo, LockName)]], next: &AtomicUsize, kind: BlockKind) {
         let mut buffer =
             self.ahead.0.lock().pop().unwrap_or_else(|| AlignedBuf::new(REQUEST_BLOCKS as usize));
-        let mut rest = &missing[..];
-        while let Some(((first, _), _)) = rest.split_first() {
-            let near = |pair: &&[(BlockNo, LockName)]| {
-                pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && pair[1].0.0 < first.0 + REQUEST_BLOCKS
-            };
-            let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
+        while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             // Only now: whoever wants one of them waits for this request, not for all.
             let announced = |(block, cover): &&(BlockNo, LockName)| self.cache.announce(*block, *cover);
             let run: Vec<_> = run.iter().filter(announced).copied().collect();
             if !run.is_empty() {
                 self.read_run(&run, kind, &mut buffer);
             }
-            rest = behind;
         }
         let mut kept = self.ahead.0.lock();
         if kept.len() < BUFFERS {
@@ -74,5 +85,35 @@ impl Store {
             }
             self.cache.loaded(*block, *cover, found);
         }
+    }
+}
+
+/// Blocks, ascending, by the requests that read them.
+fn runs(blocks: &[(BlockNo, LockName)]) -> Vec<&[(BlockNo, LockName)]> {
+    let mut runs = Vec::new();
+    let mut rest = blocks;
+    while let Some(((first, _), _)) = rest.split_first() {
+        let near = |pair: &&[(BlockNo, LockName)]| {
+            pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && pair[1].0.0 < first.0 + REQUEST_BLOCKS
+        };
+        let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
+        runs.push(run);
+        rest = behind;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::InodeNo;
+
+    #[test]
+    fn a_request_reads_what_lies_together_and_not_too_much() {
+        let at = |n: u64| (BlockNo(n), LockName::Inode(InodeNo(n)));
+        let blocks: Vec<_> = [3, 4, 12, 21, 100].into_iter().chain(200..300).map(at).collect();
+        let found: Vec<_> = runs(&blocks).iter().map(|r| (r[0].0.0, r.len())).collect();
+        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 64), (264, 36)]);
+        assert!(runs(&[]).is_empty());
     }
 }
