@@ -239,7 +239,8 @@ fn what_gives_up_does_not_wait_for_others_to_declare() {
         server.work(NOW, INO, &required, &mut told);
     }
     let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
-    assert_eq!(answers, [(4, Answer::Done(FileAnswer::Granted)), (6, Answer::Queued)]);
+    let queued = |request| (request, Answer::Queued);
+    assert_eq!(answers, [(4, Answer::Done(FileAnswer::Granted)), queued(5), queued(6)], "all can be ended");
     server.receive(NOW, host, INO, 7, Ask::Cancel(6));
     server.work(NOW, INO, &None, &mut told);
     let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
@@ -249,6 +250,44 @@ fn what_gives_up_does_not_wait_for_others_to_declare() {
     server.work(NOW, INO, &required, &mut told);
     let answers: Vec<_> = told.iter().map(|t| (t.request, t.answer)).collect();
     assert_eq!(answers, [(5, Answer::Done(FileAnswer::Granted))]);
+}
+
+/// An interrupted request was granted after all, and is given back in parts; then its owner unlocks all.
+#[test]
+fn an_unlock_does_not_overtake_what_is_given_back() {
+    let (mut server, mut told) = (Server::default(), Vec::new());
+    let (slow, host) = (SlotId(1), SlotId(0));
+    let required = Some((BTreeMap::from([(slow, 3), (host, 2)]), Token(1)));
+    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 2));
+    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 10)));
+    server.receive(NOW, host, INO, 3, Ask::End);
+    let parts = [(Mode::N, 0, 3), (Mode::S, 4, 5), (Mode::N, 6, 10), (Mode::N, 0, 10)];
+    for (number, (mode, start, end)) in (4..).zip(parts) {
+        server.receive(NOW, host, INO, number, Ask::Set { lock: lock(1, mode, start, end), wait: false });
+    }
+    server.work(NOW, INO, &required, &mut told);
+    server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
+    server.receive(NOW, slow, INO, 2, Ask::End);
+    server.receive(NOW, slow, INO, 3, Ask::Set { lock: lock(7, Mode::X, 0, 10), wait: false });
+    told.clear();
+    server.work(NOW, INO, &required, &mut told);
+    let answers: Vec<_> = told.iter().map(|t| (t.to, t.request, t.answer)).collect();
+    assert_eq!(answers, [(slow, 3, Answer::Done(FileAnswer::Granted))], "nobody has anything there");
+}
+
+/// A waiter has to let an earlier one go first, until its own owner has something in the way of that one.
+#[test]
+fn a_waiter_whose_owner_has_become_the_one_waited_for_is_looked_at() {
+    let mut table = FileTable::default();
+    let id = |n| Some((SlotId(0), n));
+    assert_eq!(table.ask(NOW, lock(3, Mode::S, 0, 0), None), Verdict::Granted);
+    assert_eq!(table.ask(NOW, lock(1, Mode::X, 0, 9), id(1)), Verdict::Waiting);
+    let later = NOW + Duration::from_secs(3600);
+    assert_eq!(table.ask(later, lock(2, Mode::S, 5, 5), id(2)), Verdict::Waiting);
+    assert_eq!(table.ask(later, lock(2, Mode::X, 7, 7), None), Verdict::Granted);
+    assert!(table.deadline().is_some_and(|at| at <= later), "it would sleep on");
+    let granted: Vec<_> = table.settle(later).iter().map(|w| w.id.1).collect();
+    assert_eq!(granted, [2]);
 }
 
 #[test]
@@ -304,7 +343,7 @@ fn what_was_told_under_an_earlier_grant_says_nothing() {
     let own = FileLock { owner: Owner { host: me, id: 1 }, ..lock(1, Mode::X, 0, 9) };
     server.receive(NOW, me, INO, 3, Ask::Set { lock: own, wait: false });
     server.work(NOW, INO, &required(8), &mut told);
-    assert_eq!(told, []);
+    assert_eq!(told.drain(..).map(|t| t.answer).collect::<Vec<_>>(), [Answer::Queued]);
     server.receive(NOW, peer, INO, 3, Ask::Begin(Token(1), 8));
     server.receive(NOW, peer, INO, 4, Ask::Held(lock(1, Mode::X, 5, 5)));
     server.receive(NOW, peer, INO, 5, Ask::End);

@@ -13,7 +13,7 @@ use super::cycle;
 use super::message::{Answer, Ask};
 use super::table::{FileTable, Verdict, Waiter};
 use super::{FileAnswer, FileLock, LockKind, Owner};
-use crate::base::{InodeNo, Mode, SlotId, Token};
+use crate::base::{InodeNo, SlotId, Token};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -225,8 +225,9 @@ impl Server {
 }
 
 impl Service {
-    /// What need not wait until everybody has declared: what gives up, and the end of what waits. That it may
-    /// take a while is said to those who can be interrupted.
+    /// What need not wait until everybody has declared: what takes nothing that its owner has not (in order:
+    /// the parts of a grant that is given back come before an unlock of all), and the end of what waits. To
+    /// all others it is said that it may take a while: they can be interrupted then.
     fn meet_early(&mut self, ino: InodeNo, out: &mut Vec<Told>) {
         let mut tell = |to, request, answer| out.push(Told { to, ino, request, answer });
         let mut rest: VecDeque<Queued> = VecDeque::new();
@@ -237,7 +238,7 @@ impl Service {
                 continue;
             }
             match ask {
-                Ask::Set { lock, .. } if lock.mode == Mode::N => {
+                Ask::Set { lock, .. } if self.table.asks_nobody(&lock) => {
                     self.table.set(&lock);
                     tell(from, number, Answer::Done(FileAnswer::Granted));
                 }
@@ -248,8 +249,10 @@ impl Service {
                         tell(from, request, Answer::Done(FileAnswer::Interrupted));
                     }
                 }
-                Ask::Set { lock, wait: true } if !told => {
-                    self.table.give_up_other_mode(&lock);
+                Ask::Set { .. } | Ask::Test(_) if !told => {
+                    if let Ask::Set { lock, .. } = ask {
+                        self.table.give_up_other_mode(&lock);
+                    }
                     tell(from, number, Answer::Queued);
                     queued.told = true;
                     rest.push_back(queued);

@@ -144,6 +144,11 @@ impl FileTable {
         parts
     }
 
+    /// Does it take nothing that its owner has not?
+    pub fn asks_nobody(&self, lock: &FileLock) -> bool {
+        lock.mode == Mode::N || lock.kind == LockKind::Range && self.has_all(lock)
+    }
+
     /// Has the owner all of it already, in this mode or a stronger one?
     fn has_all(&self, lock: &FileLock) -> bool {
         let weaker = |p: &FileLock| !p.mode.covers(lock.mode);
@@ -164,7 +169,7 @@ impl FileTable {
     /// Take, change or give up a lock. `wait` is the name under which the request waits if it has to.
     pub fn ask(&mut self, now: Duration, lock: FileLock, wait: Option<WaitId>) -> Verdict {
         // Giving up may need more ranges than there were, and is never refused.
-        if lock.mode == Mode::N || lock.kind == LockKind::Range && self.has_all(&lock) {
+        if self.asks_nobody(&lock) {
             self.set(&lock);
             return Verdict::Granted;
         }
@@ -242,11 +247,12 @@ impl FileTable {
         self.of(lock.kind, lock.owner).iter().any(more)
     }
 
-    /// When [`FileTable::settle`] may grant something that it would not now.
+    /// When [`FileTable::settle`] is to be called again. At once if somebody may be granted by now: an owner may
+    /// have taken what makes a waiter of its own come first.
     pub fn deadline(&self) -> Option<Duration> {
         let held_up = |(at, w): (usize, &Waiter)| match self.conflict(&w.lock) {
             Some(_) => None,
-            None => self.passes_at(&w.lock, w.since, at),
+            None => Some(self.passes_at(&w.lock, w.since, at).unwrap_or(Duration::ZERO)),
         };
         self.waiters.iter().enumerate().filter_map(held_up).min()
     }
