@@ -325,7 +325,7 @@ impl Joiner {
         }
     }
 
-    /// What is to be said loudly at the mount.
+    /// What the administrator is to be told at the mount: on a terminal, and in the log.
     pub fn warning(&self) -> Option<String> {
         if self.class != FenceClass::Lease || self.options.file.rdev == 0 {
             return None;

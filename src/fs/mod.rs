@@ -106,7 +106,7 @@ pub struct Core {
     stopping: std::sync::atomic::AtomicBool,
     /// How the lock room reaches us.
     hook: Arc<coherence::Hook>,
-    /// What the administrator must be told at the mount.
+    /// What the administrator is told at the mount: on a terminal, and in the log.
     warning: Option<String>,
 }
 

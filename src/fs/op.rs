@@ -113,7 +113,7 @@ impl Op<'_> {
     /// changes live on the emergency share of the groups held.
     pub fn space_if_any(&mut self, want: Want) -> Step<Option<Reservation>> {
         if self.full {
-            return Ok(None);
+            return Ok(self.space.take());
         }
         match self.space(want) {
             Ok(space) => Ok(Some(space)),
@@ -251,7 +251,8 @@ impl<T: 'static> Job<T> {
                         self.space = Some(reservation);
                         self.start();
                     }
-                    Err(Error::NoSpace) if !must => {
+                    // A damaged group is not known to be full, but has nothing to give either.
+                    Err(Error::NoSpace | Error::Corrupt { .. }) if !must => {
                         self.full = true;
                         self.start();
                     }

@@ -82,12 +82,15 @@ impl Rename {
             let mut state = node.state.lock();
             // The kernel names the new parent. The others are found by their children: it may know another
             // inode, long gone, by the number.
-            let found = if at == new_parent {
-                core.load(&node, &mut state)
-            } else {
-                core.load_named(&node, &mut state)
+            let found = match at == new_parent {
+                true => core.load_dir(&node, &mut state)?,
+                false => core.load_named(&node, &mut state)?,
             };
-            let next = found?.parent;
+            if found.kind != FileKind::Directory {
+                let what = "it is the parent of a directory, and none itself".into();
+                return Err(Error::Damaged { inode: at, what }.into());
+            }
+            let next = found.parent;
             drop(state);
             at = next;
         }
@@ -145,8 +148,10 @@ impl Rename {
         check_name(&self.name)?;
         check_name(&self.new_name)?;
         let core = op.core.clone();
-        let space =
-            op.space_if_any(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) })?;
+        let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) };
+        // What replaces nothing frees nothing: it has no part in the share that is kept for removals.
+        let replaces = self.find(&core)?.1.is_some();
+        let space = if replaces { op.space_if_any(want)? } else { Some(op.space(want)?) };
         let (source, target) = self.prepare(op)?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(Outcome::Moved(None));

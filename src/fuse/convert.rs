@@ -107,7 +107,8 @@ pub fn entry_out(e: &EntryReply) -> FuseEntryOut {
         (seconds(e.entry_valid), seconds(e.attr_valid));
     FuseEntryOut {
         nodeid: e.ino.0,
-        generation: e.generation.0,
+        // The kernel makes its root without being told of a generation.
+        generation: if e.ino == NodeId::ROOT { 0 } else { e.generation.0 },
         entry_valid,
         attr_valid,
         entry_valid_nsec,

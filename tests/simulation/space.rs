@@ -272,13 +272,16 @@ fn a_zeroed_range_gives_back_what_its_data_held() {
     tree::fsck(&disk).expect("a sound volume");
 }
 
-/// A host halts while its writers look for space: each of them hears so.
 /// What frees more than it takes is done on a volume that has no block left for it: a file is put in the place
 /// of another, and names go.
 #[test]
 fn names_are_replaced_and_removed_on_a_full_volume() {
     let disk = volume(64, 1);
     let host = Host::mount(&disk, "host0").expect("mount");
+    host.mkdir("/dir").expect("mkdir");
+    host.create("/open").expect("create");
+    let open = host.keep("/open").expect("lookup");
+    let fh = host.open_kept(open, How::Buffered).expect("open");
     fill_up(&host, "/data");
     let full = (0..).find(|n| match host.create(&format!("/{n}")) {
         Ok(()) => false,
@@ -288,13 +291,18 @@ fn names_are_replaced_and_removed_on_a_full_volume() {
     let made = full.expect("a full volume");
     assert!(made > 20, "{made} files");
     host.rename("/0", "/1", false).expect("rename on a full volume");
-    host.rename("/2", "/0", false).expect("rename on a full volume");
-    (3..made).for_each(|n| host.unlink(&format!("/{n}")).expect("unlink on a full volume"));
+    host.unlink("/open").expect("unlink of an open file on a full volume");
+    host.rename("/2", "/3", false).expect("rename on a full volume");
+    host.rmdir("/dir").expect("rmdir on a full volume");
+    host.close_kept(open, fh).expect("close");
+    host.forget(open);
+    (4..made).for_each(|n| host.unlink(&format!("/{n}")).expect("unlink on a full volume"));
     host.create("/again").expect("create");
     host.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
 
+/// A host halts while its writers look for space: each of them hears so.
 #[test]
 fn a_host_that_halts_answers_who_waits_for_space() {
     let disk = volume(64, 2);

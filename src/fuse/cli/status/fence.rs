@@ -12,7 +12,8 @@ pub fn covers(class: FenceClass) -> &'static str {
     match class {
         FenceClass::Lease => {
             "by time alone. Covered: hosts that crash, hang, lose the disk or are stopped. Not covered: a machine \
-             that is paused as a whole and goes on with writes queued"
+             that is paused as a whole and goes on with writes queued: do not pause, suspend or roll back hosts that \
+             have it mounted"
         }
         FenceClass::Reservation => {
             "by the device itself. Covered: whatever becomes of a host, a machine that is paused as a whole included"
