@@ -207,9 +207,17 @@ impl Store {
     }
 
     fn confirmed(&self, flushed: Result<()>) -> Result<()> {
-        flushed.inspect_err(|e| self.halt.trip(format!("the device could not flush: {e}")))?;
+        flushed.inspect_err(|e| self.halt_for(e, "the device could not flush"))?;
         let confirmed = self.permit.confirm();
-        confirmed.inspect_err(|e| self.halt.trip(format!("nothing can be promised any more: {e}")))
+        confirmed.inspect_err(|e| self.halt_for(e, "nothing can be promised any more"))
+    }
+
+    /// Halt for an error that must not be. Who finds the permit revoked leaves the reason to whoever has
+    /// revoked it, and is about to tell.
+    fn halt_for(&self, error: &Error, what: &str) {
+        if !matches!(error, Error::Halted(_)) {
+            self.halt.trip(format!("{what}: {error}"));
+        }
     }
 
     /// The present moment, for [`Store::flush_since`].
@@ -247,7 +255,7 @@ impl Store {
     /// # Errors
     /// Any failure halts the host.
     pub(crate) fn write_critical(&self, start: BlockNo, data: &[u8]) -> Result<()> {
-        self.overwrite_data(start, data).inspect_err(|e| self.halt.trip(e.to_string()))
+        self.overwrite_data(start, data).inspect_err(|e| self.halt_for(e, "a metadata write failed"))
     }
 
     /// Write segments of critical blocks, several at once.
@@ -258,7 +266,7 @@ impl Store {
         self.halt.check()?;
         self.pool
             .write(&self.device, &self.permit, &self.halt, segments)
-            .inspect_err(|e| self.halt.trip(format!("a metadata write failed: {e}")))
+            .inspect_err(|e| self.halt_for(e, "a metadata write failed"))
     }
 }
 

@@ -54,7 +54,7 @@ impl Permit {
         self.set(UNLIMITED, UNLIMITED);
     }
 
-    /// No write may start any more; waiting ones fail at once.
+    /// No write may start any more; waiting ones fail at once. The caller halts the host, and says why.
     pub fn revoke(&self) {
         self.set(REVOKED, REVOKED);
     }
