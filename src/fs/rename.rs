@@ -101,25 +101,24 @@ impl Rename {
         .into())
     }
 
-    fn prepare(&self, op: &mut Op<'_>) -> Step<(DirEntry, Option<DirEntry>)> {
-        let core = op.core.clone();
-        let (source, target) = self.find(&core)?;
+    /// Get what the rename of `source` over `target` needs, and check ancestry.
+    fn prepare(&self, op: &mut Op<'_>, source: &DirEntry, target: Option<&DirEntry>) -> Step<()> {
         let crosses = self.from != self.to;
         let moves_directory = |e: &DirEntry| e.kind == FileKind::Directory && crosses;
-        if moves_directory(&source) || (self.exchange && target.as_ref().is_some_and(moves_directory)) {
+        if moves_directory(source) || (self.exchange && target.is_some_and(moves_directory)) {
             op.need(LockName::Rename, Mode::X)?;
         }
         op.need_inode(source.ino, Mode::X)?;
-        if let Some(t) = &target {
+        if let Some(t) = target {
             op.need_inode(t.ino, Mode::X)?;
         }
-        if moves_directory(&source) {
+        if moves_directory(source) {
             self.check_ancestors(op, source.ino, self.to)?;
         }
-        if let Some(t) = target.as_ref().filter(|t| self.exchange && moves_directory(t)) {
+        if let Some(t) = target.filter(|t| self.exchange && moves_directory(t)) {
             self.check_ancestors(op, t.ino, self.from)?;
         }
-        Ok((source, target))
+        Ok(())
     }
 
     fn check_kinds(&self, core: &Core, p: &Parties) -> Result<()> {
@@ -150,9 +149,9 @@ impl Rename {
         let core = op.core.clone();
         let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) };
         // What replaces nothing frees nothing: it has no part in the share that is kept for removals.
-        let replaces = self.find(&core)?.1.is_some();
-        let space = if replaces { op.space_if_any(want)? } else { Some(op.space(want)?) };
-        let (source, target) = self.prepare(op)?;
+        let (source, target) = self.find(&core)?;
+        let space = if target.is_some() { op.space_if_any(want)? } else { Some(op.space(want)?) };
+        self.prepare(op, &source, target.as_ref())?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(Outcome::Moved(None));
         }
