@@ -2,6 +2,7 @@
 //! counts as success. Root: it must belong to root.
 
 use shoal::base::{Incarnation, SlotId};
+use shoal::cluster::Timing;
 use shoal::cluster::command::Command;
 use shoal::cluster::fencer::{Fence, Victim};
 use std::fs;
@@ -35,7 +36,7 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 fn command(path: &Path) -> shoal::base::Result<Command> {
-    Command::new(path.to_owned(), "/dev/disk".into(), [1; 16], [2; 16], "here".into())
+    Command::new(path.to_owned(), "/dev/disk".into(), [1; 16], [2; 16], &Timing::TEST)
 }
 
 fn victim() -> Victim {
@@ -45,6 +46,7 @@ fn victim() -> Victim {
         host: [9; 16],
         boot: [8; 16],
         name: "other".into(),
+        never_beat: false,
     }
 }
 
@@ -61,7 +63,10 @@ fn it_is_told_whom_to_keep_off() {
     assert!(cut.settle.is_zero() && cut.how.contains("off the disk"), "{}", cut.how);
     let uuid = "09090909-0909-0909-0909-090909090909";
     let once = format!("other\n{uuid}\n3\n77\n/dev/disk\n");
-    assert_eq!(fs::read_to_string(seen).unwrap(), format!("{once}{once}unset\n"));
+    assert_eq!(fs::read_to_string(&seen).unwrap(), format!("{once}{once}unset\n"));
+    let option = Victim { name: "--all".into(), ..victim() };
+    command(&place.0.path().join("off")).unwrap().cut(&option).unwrap();
+    assert!(fs::read_to_string(&seen).unwrap().starts_with("_-all\n"), "no option of the program's");
 }
 
 #[test]
@@ -79,6 +84,11 @@ fn anything_but_zero_in_time_is_a_failure() {
     assert!(begun.elapsed() < Duration::from_secs(20));
     // A child that goes on does not make the failure, or the success, wait.
     assert!(why("sleep 30 & echo no >&2; exit 1").contains("exit status: 1"));
+    // What it has started is killed with it.
+    let late = place.0.path().join("late");
+    assert!(why(&format!("(sleep 2; touch {}) & wait", late.display())).contains("killed"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!late.exists(), "a child of a command that took too long goes on");
     let command = command(&place.program("off", "yes | head -c 1000000 >&2")).unwrap();
     assert!(command.cut(&victim()).is_ok(), "a lot is said");
 }
@@ -107,7 +117,14 @@ fn only_root_may_be_able_to_change_it() {
     assert!(taken.cut(&victim()).is_err(), "it is looked at again");
     chmod(place.0.path(), 0o700);
     std::os::unix::fs::symlink(&good, place.0.path().join("link")).unwrap();
-    assert!(command(&place.0.path().join("link")).is_ok());
+    let link = command(&place.0.path().join("link")).unwrap();
+    // What was looked at is what runs: whatever the link leads to by then is looked at.
+    assert!(link.cut(&victim()).is_ok());
+    let other = place.program("other", "exit 0");
+    chmod(&other, 0o777);
+    fs::remove_file(place.0.path().join("link")).unwrap();
+    std::os::unix::fs::symlink(&other, place.0.path().join("link")).unwrap();
+    assert!(link.cut(&victim()).is_err());
 }
 
 #[test]
@@ -115,9 +132,17 @@ fn nobody_switches_itself_off() {
     let place = Place::new();
     let ran = place.0.path().join("ran");
     let command = command(&place.program("off", &format!("touch {}", ran.display()))).unwrap();
-    let here = Victim { host: [1; 16], name: "here".into(), ..victim() };
-    assert!(command.cut(&here).unwrap().how.contains("started anew"), "an earlier boot");
-    assert!(command.cut(&Victim { boot: [2; 16], ..here }).is_err());
-    assert!(command.cut(&Victim { host: [0; 16], ..victim() }).is_err(), "nobody knows who that was");
+    let here = Victim { host: [1; 16], ..victim() };
+    let cut = command.cut(&here).unwrap();
+    assert!(cut.how.contains("started anew"), "an earlier boot");
+    assert!(cut.settle >= Timing::TEST.write_life, "what that boot sent may be in the device");
+    assert!(command.cut(&Victim { boot: [2; 16], ..here.clone() }).is_err());
+    // Who never beat never had a lease. Who cannot be read may have had one.
+    let boot = [0; 16];
+    for host in [[0; 16], [1; 16]] {
+        assert!(command.cut(&Victim { host, boot, ..victim() }).is_err(), "nobody knows who that was");
+        let never = command.cut(&Victim { host, boot, never_beat: true, ..victim() }).unwrap();
+        assert!(never.settle >= Timing::TEST.wait());
+    }
     assert!(!ran.exists());
 }

@@ -3,15 +3,18 @@
 //! keeps those off that were there before.
 
 use crate::base::{Error, Incarnation, Result, SlotId};
+use crate::cluster::disk::Disk;
 use crate::cluster::fencer::{Fence, Fencer, Victim};
-use crate::cluster::join::Joiner;
+use crate::cluster::join::{JoinOptions, Joiner};
 use crate::cluster::keys::{Enrolled, Registration};
-use crate::cluster::view::{bit, first, slots};
+use crate::cluster::member::Watch;
+use crate::cluster::view::{bit, first, live, slots};
 use crate::device::reservation::{Refused, Reservations};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::{FenceClass, SlotView, View};
+use crate::format::cluster::{FenceClass, Heartbeat, SlotView, View};
 use rand::Rng;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the administrator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,14 @@ impl Joiner {
             _ => {}
         }
         self.class = class;
+        if class == FenceClass::Command
+            && let Some(name) = clone_of(&self.view, &self.row, &self.watch, &self.options)
+        {
+            return self.refuse(format_args!("{name} {SAME_MACHINE}"));
+        }
+        if class == FenceClass::Lease {
+            self.cut.clear();
+        }
         if class != FenceClass::Reservation
             && let Some(registration) = self.registration.take()
         {
@@ -235,6 +246,13 @@ impl Joiner {
 
     /// Nobody lives: keep those off that were members, before anything is decided without them.
     pub fn fence_former(&mut self) -> Result<()> {
+        if self.class != FenceClass::Lease {
+            // Whoever is gone from this machine is in nobody's way, whatever became of the others.
+            let others = self.others();
+            for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
+                self.is_gone_here(slot, member.incarnation)?;
+            }
+        }
         match (self.class, self.registration.clone(), self.options.fence.command.clone()) {
             (FenceClass::Lease, ..) => Ok(()),
             (FenceClass::Reservation, Some(registration), _) => {
@@ -245,27 +263,35 @@ impl Joiner {
                 let ours = self.incarnation;
                 let former: Vec<_> = former.into_iter().filter(|i| i.0 != 0 && *i != ours).collect();
                 let settle = registration.take(&former)?;
-                if !settle.is_zero() {
-                    tracing::info!(
-                        "waiting {settle:?} for what the device has of hosts that are kept off now"
-                    );
-                    std::thread::sleep(settle);
-                }
+                await_settled(settle);
                 self.note_cut();
                 Ok(())
             }
-            (FenceClass::Command, _, Some(command)) => {
-                for (slot, member) in slots(&self.view.clone()) {
-                    let gone = self.proven.get(&slot) == Some(&member.incarnation);
-                    if self.others() & bit(slot) != 0 && !gone {
-                        command.cut(&self.victim(slot, member))?;
-                    }
-                }
-                self.note_cut();
-                Ok(())
-            }
+            (FenceClass::Command, _, Some(command)) => self.command_former(&*command),
             (class, ..) => self.refuse(format_args!("no means for fence={}", class.name())),
         }
+    }
+
+    /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
+    /// find its own taken over in turn.
+    fn command_former(&mut self, command: &dyn Fence) -> Result<()> {
+        let mut settle = Duration::ZERO;
+        let mut cut = self.cut.clone();
+        let others = self.others();
+        for (slot, member) in slots(&self.view).filter(|(s, _)| others & bit(*s) != 0) {
+            let incarnation = Some(&member.incarnation);
+            if self.proven.get(&slot) == incarnation || cut.get(&slot) == incarnation {
+                continue;
+            }
+            let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
+            let done = command.cut(&victim_of(&self.disk, slot, member, cell)?)?;
+            tracing::info!("{}: {}", self.name_of(slot), done.how);
+            settle = settle.max(done.settle);
+            cut.insert(slot, member.incarnation);
+        }
+        await_settled(settle);
+        self.cut = cut;
+        Ok(())
     }
 
     /// The view in which we are alone, in `slot`.
@@ -285,11 +311,6 @@ impl Joiner {
         let others = self.others();
         let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
         self.cut = members.map(|(slot, member)| (slot, member.incarnation)).collect();
-    }
-
-    fn victim(&self, slot: SlotId, member: &SlotView) -> Victim {
-        let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-        victim_of(slot, member, cell)
     }
 
     /// We were kept off while we were on our way in: another mount was faster, or takes us for dead. Its key
@@ -342,15 +363,46 @@ impl Joiner {
 const NO_COMMAND: &str =
     "hosts of this volume are kept off by a command: mount with -o fence=command:PATH, as the others do";
 
-/// What is known of a mount that is to be kept off.
-pub fn victim_of(
-    slot: SlotId,
-    member: &SlotView,
-    cell: Option<&crate::format::cluster::Heartbeat>,
-) -> Victim {
-    let incarnation = member.incarnation;
-    match cell.filter(|c| c.incarnation == incarnation) {
-        Some(c) => Victim { slot, incarnation, host: c.host, boot: c.boot, name: c.name.clone() },
-        None => Victim { slot, incarnation, name: format!("slot {slot}"), ..Victim::default() },
+/// What makes a command unable to tell two machines apart.
+pub const SAME_MACHINE: &str = "has the volume mounted and the same /etc/machine-id as this machine, by which the \
+    command tells machines apart: give each one its own";
+
+/// The name of a member on another machine that is known by the same identity as this one.
+pub fn clone_of(
+    view: &View,
+    row: &[Option<Heartbeat>],
+    watch: &Watch,
+    options: &JoinOptions,
+) -> Option<String> {
+    let members = live(view);
+    let same = |c: &&Heartbeat| {
+        let stands = view.slots.get(usize::from(c.slot.0)).is_some_and(|s| s.incarnation == c.incarnation);
+        let lives = members & bit(c.slot) != 0 && watch.has_moved(c.slot) && !watch.is_silent(c.slot);
+        stands && lives && c.host == options.host && c.boot != options.boot
+    };
+    row.iter().flatten().find(same).map(|c| format!("{} (slot {})", c.name, c.slot))
+}
+
+fn await_settled(settle: Duration) {
+    if !settle.is_zero() {
+        tracing::info!("waiting {settle:?} for what the device has of hosts that are kept off now");
+        std::thread::sleep(settle);
     }
+}
+
+/// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
+/// before its first one.
+///
+/// # Errors
+/// Those of reading the lobby.
+pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Result<Victim> {
+    let incarnation = member.incarnation;
+    if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
+        let (host, boot, name) = (c.host, c.boot, c.name.clone());
+        return Ok(Victim { slot, incarnation, host, boot, name, never_beat: false });
+    }
+    let claim = disk.read_lobby()?.into_iter().flatten().find(|c| c.incarnation == incarnation);
+    let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
+    // What cannot be read may have been its heartbeat.
+    Ok(Victim { slot, incarnation, host, boot: [0; 16], name, never_beat: cell.is_some() })
 }

@@ -2,12 +2,16 @@
 //!
 //! It is run as `PATH NAME UUID SLOT INCARNATION DEVICE` (the same in SHOAL_HOST_NAME, SHOAL_HOST_UUID,
 //! SHOAL_SLOT, SHOAL_INCARNATION and SHOAL_DEVICE), and must exit with 0 only when that host certainly writes
-//! nothing to the device any more. Anything else, or no answer in time, is a failure, and it is run again.
+//! nothing to the device any more. Anything else, or no answer in time, is a failure, and it is run again. A name
+//! that begins with '-' is given with '_' there instead: it would be taken for an option.
 
 use crate::base::{Error, Result};
 use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::cluster::timing::Timing;
+use crate::device::local::kill_group;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -25,15 +29,18 @@ pub struct Command {
     path: PathBuf,
     device: String,
     timeout: Duration,
-    /// Identity, boot and name of this machine.
+    /// Identity and boot of this machine.
     host: [u8; 16],
     boot: [u8; 16],
-    name: String,
+    timing: Timing,
 }
 
-/// A program that root runs may be changed by root alone.
-fn check(path: &Path) -> Result<()> {
-    let refuse = |what: &str| Err(Error::Device(format!("fence=command:{}: {what}", path.display())));
+/// A program that root runs may be changed by root alone. The answer: where it is, behind all symbolic links, so
+/// that what was looked at is what runs.
+fn check(path: &Path) -> Result<PathBuf> {
+    let refuse = |what: &str| -> Result<PathBuf> {
+        Err(Error::Device(format!("fence=command:{}: {what}", path.display())))
+    };
     if !path.is_absolute() {
         return refuse("must be an absolute path");
     }
@@ -57,11 +64,11 @@ fn check(path: &Path) -> Result<()> {
             return refuse(&format!("others than root may write to {}", folder.display()));
         }
     }
-    Ok(())
+    Ok(real)
 }
 
 impl Command {
-    /// `host`, `boot` and `name` are this machine's.
+    /// `host` and `boot` are this machine's.
     ///
     /// # Errors
     /// If it is no program that only root may change.
@@ -70,10 +77,10 @@ impl Command {
         device: String,
         host: [u8; 16],
         boot: [u8; 16],
-        name: String,
+        timing: &Timing,
     ) -> Result<Command> {
         check(&path)?;
-        Ok(Command { path, device, timeout: TIMEOUT, host, boot, name })
+        Ok(Command { path, device, timeout: TIMEOUT, host, boot, timing: *timing })
     }
 
     /// With another limit than the usual one.
@@ -83,14 +90,20 @@ impl Command {
 
     fn run(&self, victim: &Victim) -> Result<()> {
         // It may have been changed since the mount.
-        check(&self.path)?;
+        let real = check(&self.path)?;
+        let name = match victim.name.strip_prefix('-') {
+            Some(rest) => format!("_{rest}"),
+            None => victim.name.clone(),
+        };
         let uuid = uuid::Uuid::from_bytes(victim.host).to_string();
         let arguments =
-            [&victim.name, &uuid, &victim.slot.to_string(), &victim.incarnation.to_string(), &self.device]
+            [&name, &uuid, &victim.slot.to_string(), &victim.incarnation.to_string(), &self.device]
                 .map(String::from);
         let names = ["SHOAL_HOST_NAME", "SHOAL_HOST_UUID", "SHOAL_SLOT", "SHOAL_INCARNATION", "SHOAL_DEVICE"];
         let fails = |what: String| Error::Device(format!("{}: {what}", self.path.display()));
-        let mut child = std::process::Command::new(&self.path)
+        let mut child = std::process::Command::new(real)
+            .arg0(&self.path)
+            .process_group(0)
             .args(&arguments)
             .env_clear()
             .env("PATH", SEARCH)
@@ -133,7 +146,7 @@ fn listen(child: &mut Child) -> Receiver<String> {
     said
 }
 
-/// `None`: it took too long, and is dead now.
+/// `None`: it took too long, and is dead now, with all that it started.
 fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let end = Instant::now() + limit;
     loop {
@@ -141,6 +154,8 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
             Ok(Some(status)) => return Some(status),
             Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
             Ok(None) | Err(_) => {
+                // It leads a group of its own, whose number is its own until it is waited for.
+                kill_group(child.id());
                 let _ = child.kill();
                 let _ = child.wait();
                 return None;
@@ -151,22 +166,28 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 
 impl Fence for Command {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
-        let settle = Duration::ZERO;
-        if victim.host == self.host && victim.name == self.name {
+        let cut = |how: String, settle| Ok(Cut { how, settle });
+        const NEVER: [u8; 16] = [0; 16];
+        let unknown = victim.host == NEVER || victim.host == self.host && victim.boot == NEVER;
+        if unknown && victim.never_beat {
+            // It never had a lease: all that can land is its first heartbeat, which renews nothing.
+            return cut("it never wrote a heartbeat".into(), self.timing.wait());
+        }
+        if unknown {
+            return Err(Error::Device("its heartbeat cannot be read, so it is not known who it is".into()));
+        }
+        if victim.host == self.host {
             // Whoever switched that machine off would switch off this one.
             return match victim.boot != self.boot {
-                true => {
-                    Ok(Cut { how: "it was this machine, which has been started anew since".into(), settle })
-                }
+                // What that boot sent may be in the device still.
+                true => cut(
+                    "it was this machine, which has been started anew since".into(),
+                    self.timing.claim_wait(),
+                ),
                 false => Err(Error::Device("it is, or was, a process of this very machine: stop it".into())),
             };
         }
-        if victim.host == [0; 16] {
-            return Err(Error::Device(
-                "it is not known which machine it was: it never wrote a heartbeat".into(),
-            ));
-        }
         self.run(victim)?;
-        Ok(Cut { how: format!("{} says that it is off the disk", self.path.display()), settle })
+        cut(format!("{} says that it is off the disk", self.path.display()), Duration::ZERO)
     }
 }

@@ -18,6 +18,8 @@ pub struct Victim {
     pub host: [u8; 16],
     pub boot: [u8; 16],
     pub name: String,
+    /// For certain: another mount's heartbeat stands in its cell, or none.
+    pub never_beat: bool,
 }
 
 /// A host that is kept off.

@@ -39,28 +39,33 @@ impl Joiner {
     }
 
     fn prove_gone(&mut self, others: u64) -> Result<bool> {
-        let options = self.options.clone();
-        let file = options.file;
-        if !options.prove {
-            return Ok(false);
-        }
-        if options.local && !self.hold_lobby()? {
+        if !self.options.prove || self.options.local && !self.hold_lobby()? {
             return Ok(false);
         }
         for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
-            let here = self.row[usize::from(slot.0)].as_ref().is_some_and(|h| {
-                let same_file = match file.rdev {
-                    0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
-                    rdev => h.file.rdev == rdev,
-                };
-                h.incarnation == member.incarnation && h.boot == options.boot && same_file
-            });
-            if !here || (file.rdev == 0 && !self.hold(slot)?) {
+            if !self.is_gone_here(slot, member.incarnation)? {
                 self.release_proofs()?;
                 return Ok(false);
             }
-            self.proven.insert(slot, member.incarnation);
         }
+        Ok(true)
+    }
+
+    /// Was this mount of `slot` a process of this boot, on this very file, that has let go of it?
+    pub fn is_gone_here(&mut self, slot: SlotId, incarnation: Incarnation) -> Result<bool> {
+        let options = &self.options;
+        let file = options.file;
+        let here = self.row[usize::from(slot.0)].as_ref().is_some_and(|h| {
+            let same_file = match file.rdev {
+                0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
+                rdev => h.file.rdev == rdev,
+            };
+            h.incarnation == incarnation && h.boot == options.boot && same_file
+        });
+        if !options.prove || !here || (file.rdev == 0 && !self.hold(slot)?) {
+            return Ok(false);
+        }
+        self.proven.insert(slot, incarnation);
         Ok(true)
     }
 

@@ -5,7 +5,7 @@
 //! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
 
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
-use crate::cluster::class::FenceOptions;
+use crate::cluster::class::{FenceOptions, SAME_MACHINE, clone_of};
 use crate::cluster::disk::Disk;
 use crate::cluster::groups::Groups;
 use crate::cluster::keys::Registration;
@@ -358,6 +358,14 @@ impl Joiner {
             return Err(Error::Busy("the class of fence has changed meanwhile: mount again".into()));
         }
         self.hold_own(slot)?;
+        // Before the first beat: what it tells of would be kept off once more.
+        let cut = if self.class == FenceClass::Lease { BTreeMap::new() } else { self.cut.clone() };
+        for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
+            node.takeover.fences.prove(*slot, *incarnation);
+        }
+        for (slot, incarnation) in cut.iter().filter(|(s, _)| **s != slot) {
+            node.takeover.fences.cut(*slot, *incarnation);
+        }
         beat_until(node, |node| node.lease_end.is_some())?;
         // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
         self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
@@ -365,21 +373,20 @@ impl Joiner {
         // complete is invisible now, so the wait counts from here.
         let unproven = self.is_own_dirty() && !self.proven.contains_key(&slot);
         // Whoever is kept off writes nothing any more, but may tell what it has in memory as long as its lease.
-        let wait = match self.cut.contains_key(&slot) {
+        let wait = match cut.contains_key(&slot) {
             true => node.timing.lease_wait(),
             false => node.timing.wait(),
         };
-        for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
-            node.takeover.fences.prove(*slot, *incarnation);
-        }
-        for (slot, incarnation) in self.cut.iter().filter(|(s, _)| **s != slot) {
-            node.takeover.fences.cut(*slot, *incarnation);
-        }
         let own_fence = unproven.then(|| node.clock.now() + wait);
         self.withdraw()?;
         self.release_others(slot)?;
         let done = |node: &Node| own_fence.is_none_or(|end| node.clock.now() >= end) && node.may_replay();
         beat_until(node, |node| done(node) && node.is_barrier_passed())?;
+        if self.class == FenceClass::Command
+            && let Some(name) = clone_of(&node.view, &node.row, &node.watch, &self.options)
+        {
+            return Err(Error::Device(format!("{name} {SAME_MACHINE}")));
+        }
         let row = node.row.clone();
         node.groups.load()?;
         node.ledgers_loaded(&row);

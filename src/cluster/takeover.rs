@@ -200,11 +200,18 @@ impl Node {
         {
             due.push(former);
         }
+        // Nothing need be done about who is gone from this machine, and a command could not.
+        due.retain(|slot| !self.prove_gone(*slot, self.view.slots[usize::from(slot.0)].incarnation));
         let victim = |slot: &SlotId| {
             let at = usize::from(slot.0);
-            victim_of(*slot, &self.view.slots[at], self.row.get(at).and_then(|cell| cell.as_ref()))
+            victim_of(
+                &self.disk,
+                *slot,
+                &self.view.slots[at],
+                self.row.get(at).and_then(|cell| cell.as_ref()),
+            )
         };
-        let victims: Vec<_> = due.iter().map(victim).collect();
+        let victims = due.iter().map(victim).collect::<Result<Vec<_>>>()?;
         let Some(fencer) = &mut self.fencer else { return Ok(()) };
         let done = fencer.tend(&victims);
         self.beat.fencing = fencer.trouble();

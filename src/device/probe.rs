@@ -16,6 +16,8 @@ pub struct Identity {
     pub rdev: u64,
     /// Of this boot of this machine.
     pub boot_id: [u8; 16],
+    /// This machine's lasting identity, if it has one.
+    pub machine_id: Option<[u8; 16]>,
     /// Locks and page cache of the image are this machine's alone. For a block device: false.
     pub local_filesystem: bool,
 }
@@ -53,6 +55,7 @@ pub fn identity(file: &File) -> Result<Identity> {
         ino: meta.ino(),
         rdev: if block { meta.rdev() } else { 0 },
         boot_id: boot_id()?,
+        machine_id: machine_id(),
         local_filesystem: !block && LOCAL.contains(&(fs.f_type as u32)),
     })
 }
@@ -68,10 +71,10 @@ pub fn boot_id() -> Result<[u8; 16]> {
     Ok(id.into_bytes())
 }
 
-/// This machine's lasting identity; random where it has none.
-pub fn machine_id() -> [u8; 16] {
+/// This machine's lasting identity, if it has one.
+fn machine_id() -> Option<[u8; 16]> {
     let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).into_bytes()
+    uuid::Uuid::parse_str(text.trim()).ok().filter(|id| !id.is_nil()).map(uuid::Uuid::into_bytes)
 }
 
 /// Where this machine has the device or image mounted, or that it swaps to it; `None` if neither.

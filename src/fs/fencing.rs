@@ -6,22 +6,17 @@ use super::types::{FenceWish, MountOptions};
 use crate::base::{Error, Result};
 use crate::cluster::command::Command;
 use crate::cluster::fencer::Fence;
-use crate::cluster::{FenceOptions, Wanted};
+use crate::cluster::{FenceOptions, Timing, Wanted};
 use crate::device::{Fitness, Sentinel};
 use crate::format::cluster::FenceClass;
 use crate::store::Store;
 use std::sync::Arc;
 
-/// What `options` ask for, and what this device allows. `host` and `name` are this machine's.
+/// What `options` ask for, and what this device allows.
 ///
 /// # Errors
 /// If they ask for what this device cannot have.
-pub fn options(
-    backing: &Backing,
-    options: &MountOptions,
-    host: [u8; 16],
-    name: &str,
-) -> Result<FenceOptions> {
+pub fn options(backing: &Backing, options: &MountOptions, timing: &Timing) -> Result<FenceOptions> {
     let device = options.device.display();
     let refuse = |what: String| Err(Error::Device(format!("{device}: {what}")));
     let mut command: Option<Arc<dyn Fence>> = None;
@@ -33,8 +28,11 @@ pub fn options(
             return refuse("fence=command: the hosts of an image file are kept off by leases".into());
         }
         FenceWish::Command(path) => {
+            let Some(host) = backing.identity.machine_id else {
+                return refuse("fence=command: this machine has no /etc/machine-id to be known by".into());
+            };
             let (path, boot) = (path.clone(), backing.identity.boot_id);
-            command = Some(Arc::new(Command::new(path, device.to_string(), host, boot, name.to_string())?));
+            command = Some(Arc::new(Command::new(path, device.to_string(), host, boot, timing)?));
             Wanted::Class(FenceClass::Command)
         }
     };

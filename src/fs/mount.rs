@@ -110,7 +110,8 @@ fn join(
     kernel: &Arc<dyn KernelCache>,
 ) -> Result<(Cluster, JoinReport)> {
     let Backing { device, claim, identity: id, .. } = &opened.backing;
-    let host = probe::machine_id();
+    let host = id.machine_id.unwrap_or_else(|| uuid::Uuid::new_v4().into_bytes());
+    let timing = Timing::of(opened.superblock.timing);
     let name = options.host_name.clone().unwrap_or_else(host_name);
     let geometry = opened.superblock.geometry;
     let disk = Disk { device: device.clone(), format_id: opened.superblock.format_id, geometry };
@@ -119,10 +120,10 @@ fn join(
         disk,
         JoinOptions {
             usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
-            timing: Timing::of(opened.superblock.timing),
+            timing,
             host,
             boot: id.boot_id,
-            fence: fencing::options(&opened.backing, options, host, &name)?,
+            fence: fencing::options(&opened.backing, options, &timing)?,
             name,
             device: options.device.display().to_string(),
             file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },

@@ -208,7 +208,9 @@ impl Host {
         options.commit_interval = commit;
         options.cache_bytes = 8 << 20;
         options.dirty_bytes = 16 << 20;
-        let identity = Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], local_filesystem: true };
+        let machine_id = Some([9; 16]);
+        let identity =
+            Identity { dev: 1, ino: 1, rdev: 0, boot_id: [1; 16], machine_id, local_filesystem: true };
         Host::mount_as(port, options, kernel, identity, wrap)
     }
 
@@ -219,7 +221,8 @@ impl Host {
         options.cache_bytes = 8 << 20;
         options.dirty_bytes = 16 << 20;
         options.fence = fence;
-        let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id: rand::random(), local_filesystem: false };
+        let (machine_id, boot_id) = (Some(rand::random()), rand::random());
+        let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id, machine_id, local_filesystem: false };
         Host::mount_as(port, options, Arc::new(NoKernel), identity, &|demoter| demoter)
     }
 

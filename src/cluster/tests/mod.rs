@@ -2,6 +2,7 @@
 //! that reads overlap them.
 
 mod churn;
+mod command;
 mod death;
 mod faults;
 mod life;
