@@ -10,7 +10,7 @@ use lun::Lun;
 use shoal::base::{Error, Incarnation, SlotId};
 use shoal::cluster::fencer::Fence;
 use shoal::cluster::fencer::Victim;
-use shoal::cluster::keys::{Enrolled, Registration, is_of_volume, key_of};
+use shoal::cluster::keys::{Enrolled, Former, Registration, Taken, is_of_volume, key_of};
 use shoal::device::reservation::{Kind, Reservations};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +32,10 @@ fn enrolled(lun: &Arc<Lun>, nexus: u64, n: u64) -> Registration {
     let registration = registration(lun, nexus, n);
     assert_eq!(registration.enrol(&[]), Ok(Enrolled::Yes));
     registration
+}
+
+fn members(mounts: &[u64]) -> Former {
+    Former { members: mounts.iter().copied().map(Incarnation).collect(), ..Former::default() }
 }
 
 fn writes(lun: &Lun, nexus: u64) -> bool {
@@ -60,7 +64,7 @@ fn keys_are_of_a_volume_and_of_one_mount() {
 fn who_is_preempted_writes_no_more() {
     for (what, lun) in devices() {
         let [a, b] = [1, 2].map(|n| enrolled(&lun, n, n));
-        a.take(&[]).unwrap();
+        a.take(&Former::default()).unwrap();
         // Mount 2 was not there yet to `take`, as far as the device tells.
         if !b.is_registered().unwrap() {
             assert_eq!(registration(&lun, 2, 2).enrol(&[]), Ok(Enrolled::Yes));
@@ -146,13 +150,57 @@ fn the_first_mount_takes_what_earlier_ones_left() {
         enrolled(&lun, 2, 2);
         let c = enrolled(&lun, 3, 3);
         let no_abort = lun.no_abort.load(Ordering::Relaxed);
-        assert_eq!(
-            c.take(&[inc(1), inc(2), inc(9)]),
-            Ok(if no_abort { LIFE } else { Duration::ZERO }),
-            "{what}"
-        );
+        let settle = if no_abort { LIFE } else { Duration::ZERO };
+        let former = Former { over: vec![inc(9)], ..members(&[1, 2]) };
+        assert_eq!(c.take(&former), Ok(Taken { settle, kept_off: true }), "{what}");
         assert!(!writes(&lun, 1) && !writes(&lun, 2) && writes(&lun, 3), "{what}");
         assert_eq!(lun.keys(), [c.key()], "{what}");
+    }
+}
+
+#[test]
+fn a_member_without_a_key_may_have_written_until_now() {
+    for (what, lun) in devices() {
+        let a = enrolled(&lun, 1, 1);
+        assert_eq!(a.take(&members(&[9])).unwrap().settle, LIFE, "{what}");
+        let over = Former { over: vec![inc(9)], ..Former::default() };
+        assert_eq!(
+            a.take(&over),
+            Ok(Taken { settle: Duration::ZERO, kept_off: false }),
+            "{what}: it is gone"
+        );
+    }
+}
+
+#[test]
+fn who_is_no_member_yet_is_kept_off_too_but_not_who_has_left() {
+    for (what, lun) in devices() {
+        lun.unreadable.store(false, Ordering::Relaxed);
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        assert!(a.take(&Former::default()).unwrap().kept_off, "{what}: a first mount's key, in no view");
+        assert_eq!(registration(&lun, 2, 3).enrol(&[]), Ok(Enrolled::Yes));
+        let left = Former { over: vec![inc(3)], ..Former::default() };
+        assert!(!a.take(&left).unwrap().kept_off, "{what}");
+        let claims = Former { claims: vec![inc(4)], ..Former::default() };
+        assert!(a.take(&claims).unwrap().kept_off, "{what}: its key was taken by somebody else");
+    }
+}
+
+#[test]
+fn an_abort_that_is_not_certain_is_waited_for() {
+    let lun = Lun::new();
+    lun.best_effort.store(true, Ordering::Relaxed);
+    let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+    assert_eq!(a.cut_off(inc(2)).unwrap().settle, LIFE);
+}
+
+#[test]
+fn a_mount_that_came_to_nothing_leaves_an_idle_device_free() {
+    for (what, lun) in devices() {
+        let a = enrolled(&lun, 1, 1);
+        a.take(&Former::default()).unwrap();
+        a.give_up(true);
+        assert_eq!((lun.keys(), lun.held()), (vec![], None), "{what}");
     }
 }
 
@@ -162,12 +210,12 @@ fn keys_of_others_are_named_and_left() {
     lun.nexus(1).register(0, 0xabcd).unwrap();
     lun.nexus(1).reserve(0xabcd, Kind::RegistrantsOnly).unwrap();
     let a = enrolled(&lun, 2, 2);
-    let why = a.take(&[]).unwrap_err().to_string();
+    let why = a.take(&Former::default()).unwrap_err().to_string();
     assert!(why.contains("0x000000000000abcd") && why.contains("fence --clear"), "{why}");
     assert!(lun.keys().contains(&0xabcd));
     // Where keys cannot be read, the reservation shows.
     lun.unreadable.store(true, Ordering::Relaxed);
-    assert!(a.take(&[inc(1)]).unwrap_err().to_string().contains("shoal fence"));
+    assert!(a.take(&members(&[1])).unwrap_err().to_string().contains("shoal fence"));
     assert!(lun.keys().contains(&0xabcd));
 }
 
@@ -194,10 +242,10 @@ fn the_reservation_outlives_the_last_mount_once_somebody_was_kept_off() {
         assert!(!writes(&lun, 2), "{what}: what b has queued would land");
         // The next mount goes on with it, and one that came to nothing does not end it.
         let c = enrolled(&lun, 1, 3);
-        c.give_up();
+        c.give_up(false);
         assert!(!writes(&lun, 2), "{what}");
         let d = enrolled(&lun, 4, 4);
-        d.take(&[inc(1), inc(2), inc(3)]).unwrap();
+        d.take(&members(&[1, 2, 3])).unwrap();
         assert!(!writes(&lun, 2) && !writes(&lun, 1) && writes(&lun, 4), "{what}");
     }
 }

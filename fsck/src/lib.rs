@@ -20,6 +20,7 @@ mod names;
 pub mod progress;
 pub mod recover;
 mod regions;
+pub mod reserved;
 mod scan;
 mod slots;
 mod tree;

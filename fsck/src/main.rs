@@ -5,11 +5,13 @@ use clap::error::ErrorKind;
 use shoal::base::Error;
 use shoal::cluster::{Disk, read_status};
 use shoal::device::{Access, FileDevice};
+use shoal::format::cluster::FenceClass;
 use shoal::format::superblock::{self, Superblock};
 use shoal::format::volume::{self, Volume};
 use shoal_fsck::guard::{self, Guard};
 use shoal_fsck::progress::Teller;
 use shoal_fsck::recover::recover;
+use shoal_fsck::reserved::Reserved;
 use shoal_fsck::{Code, Options, Progress, Replayed, Report, Silent, check};
 use std::fs::File;
 use std::io::{self, Write};
@@ -73,12 +75,14 @@ fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
     // Without a volume block nobody can mount it, and there is only its damage to report.
     let volume = volume::load(&*device, &sb).ok();
     let mut guard = None;
+    let mut reserved = None;
     let mut replayed = Vec::new();
     if let Some(volume) = &volume {
         volume.check_features()?;
         guard = Some(Guard::new(&device, &sb, volume, !a.dry_run)?);
         if !a.dry_run {
             replayed = replay(&device, path, &sb, volume)?;
+            reserved = Some(Reserved::enter(&device, sb.format_id));
         }
     }
     guard.as_mut().map_or(Ok(()), Guard::begin)?;
@@ -87,6 +91,7 @@ fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
     // What is still in the journals could not be replayed for good.
     replayed.extend(std::mem::take(&mut report.replayed));
     report.replayed = replayed;
+    drop(reserved);
     Ok(report)
 }
 
@@ -102,6 +107,11 @@ fn replay(
         // Damaged ballots: nothing is replayed by guess.
         Err(Error::Device(_)) => Ok(Vec::new()),
         Ok(status) if status.is_clean() => Ok(Vec::new()),
+        Ok(status) if status.fence == Some(FenceClass::Command) => Err(Error::Device(format!(
+            "{}: hosts died that only their command can keep off: mount the volume once with \
+             -o fence=command:PATH, unmount it, and check it then (or look at it as it is with -n)",
+            path.display()
+        ))),
         Ok(_) => match recover(device, path, sb, volume) {
             // The check names what is damaged.
             Err(Error::Corrupt { .. }) => Ok(Vec::new()),

@@ -135,3 +135,27 @@ fn progress_is_told_as_fsck_wants_it_and_a_closed_pipe_is_no_crash() {
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn hosts_that_only_a_command_keeps_off_are_for_a_mount_to_recover() {
+    use shoal::cluster::Disk;
+    use shoal::format::cluster::{FenceClass, SlotState};
+    let image = Image::new();
+    let (superblock, _) = superblock::load(&image.open()).unwrap();
+    let disk = Disk {
+        device: std::sync::Arc::new(image.open()),
+        format_id: superblock.format_id,
+        geometry: superblock.geometry,
+    };
+    let (mut ballot, sequence) = disk.read_ballots().unwrap()[0].clone();
+    ballot.decided.epoch.0 += 1;
+    ballot.decided.fence = FenceClass::Command as u8;
+    ballot.decided.slots[0].state = SlotState::Live { former: None };
+    ballot.decided.slots[0].incarnation = Incarnation(7);
+    for next in 1..=2 {
+        disk.write_ballot(SlotId(0), Incarnation(7), sequence + next, &ballot).unwrap();
+    }
+    drop(disk);
+    let (code, _, said) = fsck(&[], &image.path());
+    assert!(code != 0 && said.contains("fence=command:PATH"), "{code}: {said}");
+}

@@ -6,7 +6,7 @@ use crate::cluster::view::{bit, live, slots};
 use crate::format::cluster::Claim;
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::view::PROTOCOL;
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::layout::LOBBY_CELLS;
 use rand::Rng;
 use std::time::Duration;
@@ -49,7 +49,7 @@ impl Joiner {
             incarnation: self.incarnation,
             sequence: 0,
             host: self.options.host,
-            protocols: (PROTOCOL, PROTOCOL),
+            protocols: (PROTOCOL_MIN, PROTOCOL),
             name: self.options.name.clone(),
         }
     }
@@ -68,7 +68,9 @@ impl Joiner {
                 self.members()
             ),
             Refusal::Protocol => {
-                format!("the members speak another protocol version than {PROTOCOL} (says {by})")
+                format!(
+                    "the members speak none of the protocol versions {PROTOCOL_MIN} to {PROTOCOL} (says {by})"
+                )
             }
         }))
     }

@@ -6,12 +6,13 @@ use crate::base::{Error, Incarnation, Result, SlotId};
 use crate::cluster::disk::Disk;
 use crate::cluster::fencer::{Fence, Fencer, Victim};
 use crate::cluster::join::{JoinOptions, Joiner};
-use crate::cluster::keys::{Enrolled, Registration};
+use crate::cluster::keys::{Enrolled, Former, Registration};
 use crate::cluster::member::Watch;
 use crate::cluster::view::{bit, first, live, slots};
 use crate::device::reservation::{Refused, Reservations};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::{FenceClass, Heartbeat, SlotView, View};
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
 use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,23 +155,22 @@ impl Joiner {
                 Err(e) => return Err(e),
             }
         }
-        if let Some(registration) = &self.registration {
-            match registration.hold() {
-                Ok(_) => {
-                    self.class = FenceClass::Reservation;
-                    return Ok(true);
-                }
-                Err(e @ Error::Fenced { .. }) => return Err(e),
-                Err(e) => {
-                    registration.leave(true, false);
-                    why = Some(e.to_string());
-                }
-            }
-            self.registration = None;
+        match self.registration {
+            // Whether it can be reserved shows once nobody else claims the slot.
+            Some(_) => self.class = FenceClass::Reservation,
+            None => self.fall_back(why),
         }
+        Ok(true)
+    }
+
+    /// To time alone: whoever was kept off otherwise is not any more.
+    fn fall_back(&mut self, why: Option<String>) {
+        if let Some(registration) = self.registration.take() {
+            registration.leave(true, false);
+        }
+        self.cut.clear();
         self.class = FenceClass::Lease;
         self.why_leases = why;
-        Ok(true)
     }
 
     /// K2, K3. `false`: this host's way to the device bears the key of a mount that others are about to fence.
@@ -256,20 +256,42 @@ impl Joiner {
         match (self.class, self.registration.clone(), self.options.fence.command.clone()) {
             (FenceClass::Lease, ..) => Ok(()),
             (FenceClass::Reservation, Some(registration), _) => {
-                let claims = self.disk.read_lobby()?.into_iter().flatten();
-                let first = claims.filter(|c| c.kind == ClaimKind::First).map(|c| c.incarnation);
-                let former: Vec<Incarnation> =
-                    slots(&self.view).map(|(_, s)| s.incarnation).chain(first).collect();
-                let ours = self.incarnation;
-                let former: Vec<_> = former.into_iter().filter(|i| i.0 != 0 && *i != ours).collect();
-                let settle = registration.take(&former)?;
-                await_settled(settle);
+                let former = self.former_mounts()?;
+                registration.victims(&former)?;
+                let by_itself =
+                    self.options.fence.wanted == Wanted::Auto && self.view.fence == FenceClass::Lease as u8;
+                match registration.hold() {
+                    Err(e @ Error::Fenced { .. }) => return Err(e),
+                    Err(e) if by_itself => {
+                        self.fall_back(Some(e.to_string()));
+                        return Ok(());
+                    }
+                    other => other?,
+                };
+                let taken = registration.take(&former)?;
+                self.kept_off |= taken.kept_off;
+                await_settled(taken.settle);
                 self.note_cut();
                 Ok(())
             }
             (FenceClass::Command, _, Some(command)) => self.command_former(&*command),
             (class, ..) => self.refuse(format_args!("no means for fence={}", class.name())),
         }
+    }
+
+    fn former_mounts(&self) -> Result<Former> {
+        let claims = self.disk.read_lobby()?.into_iter().flatten();
+        let first = |c: &Claim| c.kind == ClaimKind::First && c.incarnation != self.incarnation;
+        let mut former =
+            Former { claims: claims.filter(first).map(|c| c.incarnation).collect(), ..Former::default() };
+        let others = self.others();
+        for (slot, member) in slots(&self.view).filter(|(_, s)| s.incarnation.0 != 0) {
+            let over = others & bit(slot) == 0 || self.proven.get(&slot) == Some(&member.incarnation);
+            if over { &mut former.over } else { &mut former.members }.push(member.incarnation);
+        }
+        // Whose claim still stands there may have been let in since.
+        former.claims.retain(|i| !former.over.contains(i) && !former.members.contains(i));
+        Ok(former)
     }
 
     /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
@@ -299,9 +321,10 @@ impl Joiner {
         let unproven = |(s, m): &(SlotId, &SlotView)| {
             self.others() & bit(*s) != 0 && self.proven.get(s) != Some(&m.incarnation)
         };
-        let fenced = self.view.fenced || slots(&self.view).any(|s| unproven(&s));
+        let fenced = self.view.fenced || self.kept_off || slots(&self.view).any(|s| unproven(&s));
         View {
             fence: self.class as u8,
+            protocol: if self.class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL },
             fenced: self.class == FenceClass::Reservation && fenced,
             ..first(&self.view, slot, self.incarnation)
         }
@@ -341,8 +364,9 @@ impl Joiner {
 
     /// We do not become a member.
     pub fn unregister(&mut self) {
+        let idle = self.others() == 0 && !self.view.fenced && !self.kept_off;
         if let Some(registration) = self.registration.take() {
-            registration.give_up();
+            registration.give_up(idle);
         }
     }
 

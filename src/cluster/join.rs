@@ -17,6 +17,7 @@ use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
 use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING};
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, SlotView, View};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -109,6 +110,8 @@ pub(super) struct Joiner {
     pub registration: Option<Arc<Registration>>,
     /// Former mounts that are kept off for certain.
     pub cut: BTreeMap<SlotId, Incarnation>,
+    /// We have taken a key away from somebody who may be stopped, with writes queued.
+    pub kept_off: bool,
     /// Times that we were kept off on our way in.
     pub evictions: u32,
 }
@@ -134,6 +137,7 @@ impl Joiner {
             why_leases: None,
             registration: None,
             cut: BTreeMap::new(),
+            kept_off: false,
             evictions: 0,
             disk,
             options,
@@ -148,6 +152,12 @@ impl Joiner {
         let newest = newest.cloned().ok_or_else(|| Error::Device("the volume has no slots".into()))?;
         if newest.slots.len() != usize::from(self.disk.geometry.max_slots) {
             return Err(Error::Device(format!("view {} has {} slots", newest.epoch, newest.slots.len())));
+        }
+        if !(PROTOCOL_MIN..=PROTOCOL).contains(&newest.protocol) {
+            return Err(Error::Device(format!(
+                "hosts of this volume speak protocol {}, which this release does not know",
+                newest.protocol
+            )));
         }
         if newest.epoch >= self.view.epoch {
             self.view = newest;

@@ -42,6 +42,26 @@ pub enum Enrolled {
     Bears(SlotId, Incarnation),
 }
 
+/// Mounts whose keys one that finds nobody alive may come upon.
+#[derive(Clone, Debug, Default)]
+pub struct Former {
+    /// Members that are not provably gone: what they sent may be in the device.
+    pub members: Vec<Incarnation>,
+    /// First mounts that came to nothing yet, by their claims.
+    pub claims: Vec<Incarnation>,
+    /// Gone for certain, or left in order: nothing of theirs is still to come.
+    pub over: Vec<Incarnation>,
+}
+
+/// All keys but ours are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How long what may be in the device takes to settle.
+    pub settle: Duration,
+    /// Somebody is kept off now who may be stopped, with writes queued (K5).
+    pub kept_off: bool,
+}
+
 /// This mount's registration with the device.
 pub struct Registration {
     device: Arc<dyn Reservations>,
@@ -175,7 +195,13 @@ impl Registration {
     fn preempt(&self, victim: u64, kind: Kind) -> Result<Option<Cut>> {
         let cut = |how: String, settle| Ok(Some(Cut { how, settle }));
         let why = match self.device.preempt(self.key, victim, kind, true) {
-            Ok(()) => return cut("its key is preempted, its writes are aborted".into(), Duration::ZERO),
+            Ok(()) if self.device.is_abort_certain() => {
+                return cut("its key is preempted, its writes are aborted".into(), Duration::ZERO);
+            }
+            Ok(()) => {
+                let how = "its key is preempted; its writes are aborted as far as can be, and waited for";
+                return cut(how.into(), self.write_life);
+            }
             Err(Refused::Conflict) => return self.confirm().map(|()| None),
             Err(why) => why,
         };
@@ -225,15 +251,20 @@ impl Registration {
         fault.map_or(Ok(()), |what| Err(Error::Device(format!("after preempting: {what}"))))
     }
 
-    /// Without living members: have the reservation, and take all keys of this volume away but ours. `former`
-    /// are the mounts that may have one, for devices that do not tell. The answer: how long what may be in
-    /// the device takes to settle.
+    fn keys_of(&self, mounts: &[Incarnation]) -> BTreeSet<u64> {
+        mounts.iter().map(|i| key_of(self.format_id, *i)).collect()
+    }
+
+    /// The keys that are not ours and have to go: those there are, and those of `former`, for devices that do
+    /// not tell.
     ///
     /// # Errors
     /// Names keys that are no mount's of this volume.
-    pub fn take(&self, former: &[Incarnation]) -> Result<Duration> {
+    pub fn victims(&self, former: &Former) -> Result<BTreeSet<u64>> {
         let report = self.device.report().ok();
-        let mut victims: BTreeSet<u64> = former.iter().map(|i| key_of(self.format_id, *i)).collect();
+        let mut victims = self.keys_of(&former.members);
+        victims.extend(self.keys_of(&former.claims));
+        victims.extend(self.keys_of(&former.over));
         if let Some(report) = &report {
             // A key of 0 is what NVMe has of a host that could not be unregistered.
             let (ours, foreign): (Vec<u64>, Vec<u64>) =
@@ -244,13 +275,29 @@ impl Registration {
             victims.extend(ours);
         }
         victims.remove(&self.key);
-        let mut settle = Duration::ZERO;
+        Ok(victims)
+    }
+
+    /// Without living members: have the reservation, and take all keys of this volume away but ours.
+    ///
+    /// # Errors
+    /// As [`Registration::victims`].
+    pub fn take(&self, former: &Former) -> Result<Taken> {
+        let victims = self.victims(former)?;
+        let [members, over] = [&former.members, &former.over].map(|mounts| self.keys_of(mounts));
+        let mut taken = Taken { settle: Duration::ZERO, kept_off: !former.claims.is_empty() };
         let kind = self.hold()?;
         for victim in victims {
-            // What was gone before has settled: the longest wait has passed since anybody lived.
             let cut = self.preempt(victim, kind)?;
             self.holds.fetch_or(cut.is_some(), Ordering::AcqRel);
-            settle = settle.max(cut.map_or(Duration::ZERO, |cut| cut.settle));
+            if over.contains(&victim) {
+                continue;
+            }
+            taken.kept_off |= cut.is_some();
+            // A member without a key was a member under leases, or another first mount took its key and died.
+            // It may have renewed its lease since anybody looked, and written until then.
+            let none = if members.contains(&victim) { self.write_life } else { Duration::ZERO };
+            taken.settle = taken.settle.max(cut.map_or(none, |cut| cut.settle));
         }
         match self.device.reserve(self.key, kind) {
             Ok(()) => self.holds.store(true, Ordering::Release),
@@ -272,7 +319,7 @@ impl Registration {
             tracing::info!("{what}");
         }
         self.confirm()?;
-        Ok(settle)
+        Ok(taken)
     }
 
     /// K5. Best effort: what stays is a key of a mount that is over.
@@ -298,9 +345,13 @@ impl Registration {
         }
     }
 
-    /// A mount that came to nothing. If it had a reservation in hand, that stays for the next one.
-    pub fn give_up(&self) {
-        if !self.holds.load(Ordering::Acquire) {
+    /// A mount that came to nothing. If it had a reservation in hand, that stays for the next one, unless the
+    /// volume is `idle`: nobody has it, and nobody was ever kept off. Who became its first mount meanwhile has
+    /// taken our key before.
+    pub fn give_up(&self, idle: bool) {
+        if idle {
+            self.leave(true, false);
+        } else if !self.holds.load(Ordering::Acquire) {
             self.leave(false, false);
         }
     }

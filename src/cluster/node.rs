@@ -14,7 +14,7 @@ use crate::cluster::takeover::Takeover;
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead, dead_of, is_member, leave, live, slots};
 use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
-use crate::format::cluster::view::PROTOCOL;
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::cluster::{Heartbeat, View};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -144,7 +144,7 @@ impl Node {
         beat.ack = self.view.epoch;
         beat.excluded = dead_of(&self.view, self.slot);
         beat.ledger_sequence = self.groups.sequence();
-        beat.protocols = (PROTOCOL, PROTOCOL);
+        beat.protocols = (PROTOCOL_MIN, PROTOCOL);
         beat.flags = beat.flags & !FLAG_LEAVING | if self.leaving { FLAG_LEAVING } else { 0 };
         if let Some((head, tail)) = self.positions.get().and_then(|positions| positions()) {
             (beat.journal_head, beat.journal_tail) = (head, tail);

@@ -399,6 +399,10 @@ impl Reservations for KernelReservations {
         self.command(what, request, TwoKeys { old: key, new: victim, first: number(kind), second: 0 })
     }
 
+    fn is_abort_certain(&self) -> bool {
+        self.namespace().is_none()
+    }
+
     fn clear(&self, key: u64) -> Answer<()> {
         self.command("clear", CLEAR, OneKey { key, first: 0, second: 0 })
     }

@@ -74,6 +74,10 @@ pub trait Reservations: Send + Sync {
     /// Take `victim` away from all nexuses that have it, and the reservation with it if that was the holder's.
     /// `abort`: the answer comes when nothing that they have sent is under way in the device any more.
     fn preempt(&self, key: u64, victim: u64, kind: Kind, abort: bool) -> Answer<()>;
+    /// Does the answer to a preemption with `abort` tell that for certain? NVMe aborts as well as it can.
+    fn is_abort_certain(&self) -> bool {
+        true
+    }
     /// Take all keys and the reservation away.
     fn clear(&self, key: u64) -> Answer<()>;
     /// Who is registered; not every way to a device can tell.

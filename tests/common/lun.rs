@@ -35,6 +35,8 @@ pub struct Lun {
     flight: RwLock<()>,
     pub no_all_registrants: AtomicBool,
     pub no_abort: AtomicBool,
+    /// Aborts are not certain.
+    pub best_effort: AtomicBool,
     pub unreadable: AtomicBool,
     /// It has no reservations at all.
     pub none: AtomicBool,
@@ -168,6 +170,10 @@ impl Reservations for Nexus {
             drop(self.lun.flight.write());
         }
         Ok(())
+    }
+
+    fn is_abort_certain(&self) -> bool {
+        !self.lun.best_effort.load(Ordering::Relaxed)
     }
 
     fn clear(&self, key: u64) -> Answer<()> {

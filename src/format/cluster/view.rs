@@ -82,8 +82,11 @@ impl FenceClass {
     }
 }
 
-/// The protocol version this code speaks. 2: file locks in the registers.
-pub const PROTOCOL: u16 = 2;
+/// The oldest protocol version that this code speaks: file locks are in the registers, and hosts that die are
+/// kept off by time alone.
+pub const PROTOCOL_MIN: u16 = 2;
+/// The newest one: also by the device or a command. A view has it where they are.
+pub const PROTOCOL: u16 = 3;
 
 impl View {
     /// How hosts that die are kept off. A number that this code does not know is none that it may act by.
@@ -109,7 +112,7 @@ impl View {
         View {
             epoch: Epoch(1),
             features: 0,
-            protocol: PROTOCOL,
+            protocol: PROTOCOL_MIN,
             fence: FenceClass::Lease as u8,
             fenced: false,
             slots: (0..max_slots)

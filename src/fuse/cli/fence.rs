@@ -5,6 +5,7 @@ use crate::cluster::keys::listed;
 use crate::device::pr::KernelReservations;
 use crate::device::reservation::{Refused, Report, Reservations};
 use crate::device::{Access, FileDevice, Fitness, fitness};
+use crate::format::superblock::remains;
 use crate::fuse::cli::status::fence as shown;
 use crate::fuse::cli::status::volume::VolumeStatus;
 use crate::fuse::cli::{USAGE, complain};
@@ -51,14 +52,7 @@ fn work(arguments: &Arguments) -> Result<(), String> {
     if !arguments.clear {
         return Ok(());
     }
-    let beating = volume.as_ref().is_ok_and(|v| v.cluster.is_anybody_alive());
-    if beating && !arguments.force {
-        return Err(
-            "hosts have the volume mounted (see above): unmount it there first; --force clears all the \
-                    same, and these hosts halt or go on unprotected"
-                .into(),
-        );
-    }
+    may_clear(arguments, &volume)?;
     println!(
         "Whoever was kept off may write again. If one of these hosts is only paused and has writes queued, they \
          will damage the volume when it goes on: make sure that each is switched off, rebooted, or detached."
@@ -66,9 +60,33 @@ fn work(arguments: &Arguments) -> Result<(), String> {
     if !arguments.yes_really {
         ask("Is no host paused, and is nothing else using the device?", "yes")?;
         ask("Take all keys and the reservation away?", "clear")?;
+        // Somebody may have come while that was thought about.
+        may_clear(arguments, &VolumeStatus::read(&arguments.device, false))?;
     }
     // Opened for writing but not exclusively: a mount on this very machine is one that beats.
     clear(arguments)
+}
+
+/// Nobody must have the volume, as far as it tells.
+fn may_clear(arguments: &Arguments, volume: &crate::base::Result<VolumeStatus>) -> Result<(), String> {
+    if arguments.force {
+        return Ok(());
+    }
+    match volume {
+        Ok(volume) if volume.cluster.is_anybody_alive() => Err(
+            "hosts have the volume mounted (see above): unmount it there first; --force clears all the same, and \
+             these hosts halt or go on unprotected"
+                .into(),
+        ),
+        Ok(_) => Ok(()),
+        Err(e) => match FileDevice::open(&arguments.device, Access::Read).and_then(|d| remains(&d)) {
+            Ok(None) => Ok(()),
+            _ => Err(format!(
+                "there is a volume that cannot be read, so it is not known whether hosts have it mounted ({e}); \
+                 --force clears all the same"
+            )),
+        },
+    }
 }
 
 fn show(report: &Result<Report, Refused>, volume: &crate::base::Result<VolumeStatus>) {
@@ -105,7 +123,11 @@ fn clear(arguments: &Arguments) -> Result<(), String> {
     let reservations = KernelReservations::on(shared);
     let failed = |what: &str, why: Refused| format!("{what}: {why}");
     reservations.replace(KEY).map_err(|e| failed("registering", e))?;
-    reservations.clear(KEY).map_err(|e| failed("clearing", e))?;
+    if let Err(e) = reservations.clear(KEY) {
+        // It is no host's key: nobody would ever take it away.
+        let _ = reservations.unregister(KEY);
+        return Err(failed("clearing", e));
+    }
     match reservations.report() {
         Ok(left) if left.held.is_some() || left.keys.iter().any(|k| *k != 0) => {
             Err(format!("cleared, but keys are there again: {}", listed(&left.keys)))
