@@ -282,8 +282,8 @@ impl Joiner {
     fn former_mounts(&self) -> Result<Former> {
         let claims = self.disk.read_lobby()?.into_iter().flatten();
         let first = |c: &Claim| c.kind == ClaimKind::First && c.incarnation != self.incarnation;
-        let mut former =
-            Former { claims: claims.filter(first).map(|c| c.incarnation).collect(), ..Former::default() };
+        let claims = claims.filter(first).map(|c| c.incarnation).chain(self.ousted.iter().copied());
+        let mut former = Former { claims: claims.collect(), ..Former::default() };
         let others = self.others();
         for (slot, member) in slots(&self.view).filter(|(_, s)| s.incarnation.0 != 0) {
             let over = others & bit(slot) == 0 || self.proven.get(&slot) == Some(&member.incarnation);

@@ -211,6 +211,8 @@ impl Joiner {
             if self.disk.read_claim(slot.0)? != before {
                 return Ok(false);
             }
+            // If it is only paused, it looked at its claim before its ballot, and goes on.
+            self.ousted.extend(before.filter(|c| c.kind == ClaimKind::First).map(|c| c.incarnation));
         }
         let mut claim = self.new_claim(ClaimKind::First);
         claim.sequence = 1;

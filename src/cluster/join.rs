@@ -110,6 +110,8 @@ pub(super) struct Joiner {
     pub registration: Option<Arc<Registration>>,
     /// Former mounts that are kept off for certain.
     pub cut: BTreeMap<SlotId, Incarnation>,
+    /// First mounts whose claims we have taken over: what they wrote there tells of them no more.
+    pub ousted: Vec<Incarnation>,
     /// We have taken a key away from somebody who may be stopped, with writes queued.
     pub kept_off: bool,
     /// Times that we were kept off on our way in.
@@ -137,6 +139,7 @@ impl Joiner {
             why_leases: None,
             registration: None,
             cut: BTreeMap::new(),
+            ousted: vec![],
             kept_off: false,
             evictions: 0,
             disk,

@@ -40,9 +40,15 @@ pub struct Lun {
     pub unreadable: AtomicBool,
     /// It has no reservations at all.
     pub none: AtomicBool,
+    /// Nexuses register, but cannot reserve it.
+    pub unreservable: AtomicBool,
     /// So many preemptions fail.
     pub failing: AtomicU32,
+    /// Told of each reservation that is made or asked for.
+    on_reserve: Mutex<Option<Box<Listener>>>,
 }
+
+type Listener = dyn Fn() + Send + Sync;
 
 impl Lun {
     pub fn new() -> Arc<Lun> {
@@ -51,6 +57,11 @@ impl Lun {
 
     pub fn nexus(self: &Arc<Lun>, nexus: u64) -> Nexus {
         Nexus { lun: self.clone(), nexus }
+    }
+
+    /// Call `tell` whenever a nexus finds that it has the reservation, or makes it.
+    pub fn on_reserve(&self, tell: impl Fn() + Send + Sync + 'static) {
+        *self.on_reserve.lock() = Some(Box::new(tell));
     }
 
     /// Do a write of `nexus` in the device; `None`: it is refused.
@@ -133,6 +144,9 @@ impl Reservations for Nexus {
 
     fn reserve(&self, key: u64, kind: Kind) -> Answer<()> {
         let mut state = self.as_registrant(key)?;
+        if self.lun.unreservable.load(Ordering::Relaxed) {
+            return Err(Refused::Failed("status 2".into()));
+        }
         if kind == Kind::AllRegistrants && self.lun.no_all_registrants.load(Ordering::Relaxed) {
             return Err(Refused::Failed("status 2".into()));
         }
@@ -141,6 +155,10 @@ impl Reservations for Nexus {
             Some((_, Kind::AllRegistrants)) if kind == Kind::AllRegistrants => {}
             Some((holder, there)) if holder == self.nexus && there == kind => {}
             Some(_) => return Err(Refused::Conflict),
+        }
+        drop(state);
+        if let Some(tell) = &*self.lun.on_reserve.lock() {
+            tell();
         }
         Ok(())
     }

@@ -17,18 +17,18 @@ use std::time::{Duration, Instant};
 
 const WAIT_MAX: Duration = Duration::from_secs(40);
 
-fn mount(disk: &Arc<SimDisk>, name: &str, fence: FenceWish) -> Host {
+pub fn mount(disk: &Arc<SimDisk>, name: &str, fence: FenceWish) -> Host {
     Host::mount_elsewhere(Port::new(disk), name, fence).unwrap_or_else(|e| panic!("mount of {name}: {e}"))
 }
 
-fn refused(disk: &Arc<SimDisk>, fence: FenceWish) -> String {
+pub fn refused(disk: &Arc<SimDisk>, fence: FenceWish) -> String {
     match Host::mount_elsewhere(Port::new(disk), "refused", fence) {
         Ok(_) => panic!("it was mounted"),
         Err(e) => e.to_string(),
     }
 }
 
-fn status(disk: &Arc<SimDisk>) -> ClusterStatus {
+pub fn status(disk: &Arc<SimDisk>) -> ClusterStatus {
     let (superblock, _) = superblock::load(&**disk).unwrap();
     let (format_id, geometry) = (superblock.format_id, superblock.geometry);
     read_status(&Disk { device: disk.clone(), format_id, geometry }, None).unwrap()
@@ -42,7 +42,7 @@ fn halted(host: &Host) -> Arc<Mutex<Option<String>>> {
     why
 }
 
-fn eventually(what: &str, test: impl Fn() -> bool) {
+pub fn eventually(what: &str, test: impl Fn() -> bool) {
     let begun = Instant::now();
     while !test() {
         assert!(begun.elapsed() < WAIT_MAX, "never: {what}");
@@ -245,22 +245,6 @@ fn keys_of_something_else_keep_a_mount_away() {
     let why = refused(&disk, FenceWish::Auto);
     assert!(why.contains("fence"), "{why}");
     assert_eq!(disk.lun.keys(), [0xabcd], "and nothing of the mount's is left there");
-}
-
-/// A first mount that was kept off by another one is in no view; its ballot may still be queued.
-#[test]
-fn a_first_mount_that_was_kept_off_stays_so_after_all_have_left() {
-    use shoal::base::Incarnation;
-    use shoal::cluster::keys::key_of;
-    use shoal::device::reservation::Reservations;
-    let disk = volume(64, 3);
-    let (superblock, _) = superblock::load(&*disk).unwrap();
-    let other = disk.lun.nexus(99_999);
-    other.register(0, key_of(superblock.format_id, Incarnation(77))).unwrap();
-    let a = mount(&disk, "a", FenceWish::Auto);
-    a.create("/a").unwrap();
-    a.stop().unwrap();
-    assert!(disk.lun.held().is_some() && disk.lun.write(99_999, || ()).is_none(), "it may be paused");
 }
 
 #[test]

@@ -27,7 +27,7 @@ const HANG: Duration = Duration::from_secs(90);
 const READ_BYTES: u32 = 1 << 20;
 
 /// A kernel that remembers nothing.
-struct NoKernel;
+pub struct NoKernel;
 
 impl KernelCache for NoKernel {
     fn inval_inode(&self, _: NodeId, _: i64, _: i64) -> io::Result<()> {

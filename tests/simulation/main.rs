@@ -13,6 +13,7 @@ mod demotion;
 mod draw;
 mod durable;
 mod fenced;
+mod first_mounts;
 mod flushing;
 mod host;
 mod lapsed;

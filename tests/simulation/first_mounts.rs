@@ -1,0 +1,146 @@
+//! First mounts that meet others on their way, or come to nothing: what they may reserve, whom they keep off, and
+//! what they leave behind.
+
+use crate::common::port::Port;
+use crate::common::simdisk::SimDisk;
+use crate::fenced::{mount, refused};
+use crate::host::{Host, NoKernel};
+use crate::story::volume;
+use shoal::base::Incarnation;
+use shoal::cluster::Disk;
+use shoal::cluster::keys::key_of;
+use shoal::device::probe::Identity;
+use shoal::device::{Fitness, Reservations};
+use shoal::format::cluster::Claim;
+use shoal::format::cluster::lobby::ClaimKind;
+use shoal::format::superblock;
+use shoal::fs::mount::{Backing, start_wrapped};
+use shoal::fs::{FenceWish, MountOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Another first mount, and its nexus.
+const OTHER: Incarnation = Incarnation(77);
+const NEXUS: u64 = 99_999;
+
+fn raw(disk: &Arc<SimDisk>) -> Disk {
+    let (superblock, _) = superblock::load(&**disk).unwrap();
+    Disk { device: disk.clone(), format_id: superblock.format_id, geometry: superblock.geometry }
+}
+
+/// Another first mount claims the first slot, and goes no further.
+fn claim(disk: &Arc<SimDisk>) {
+    let claim = Claim {
+        kind: ClaimKind::First,
+        incarnation: OTHER,
+        sequence: 1,
+        host: [7; 16],
+        protocols: (1, 2),
+        name: "other".into(),
+    };
+    raw(disk).write_claim(0, &claim).unwrap();
+}
+
+fn register(disk: &Arc<SimDisk>) {
+    disk.lun.nexus(NEXUS).register(0, key_of(raw(disk).format_id, OTHER)).unwrap();
+}
+
+/// May that one still write, its ballot for example?
+fn writes(disk: &Arc<SimDisk>) -> bool {
+    disk.lun.write(NEXUS, || ()).is_some()
+}
+
+/// It is in no view; its ballot may still be queued.
+#[test]
+fn a_first_mount_that_was_kept_off_stays_so_after_all_have_left() {
+    let disk = volume(64, 3);
+    register(&disk);
+    let a = mount(&disk, "a", FenceWish::Auto);
+    a.create("/a").unwrap();
+    a.stop().unwrap();
+    assert!(disk.lun.held().is_some() && !writes(&disk), "it may be paused");
+}
+
+#[test]
+fn a_first_mount_is_kept_off_whose_key_only_its_claim_tells() {
+    let disk = volume(64, 3);
+    disk.lun.unreadable.store(true, Ordering::Relaxed);
+    register(&disk);
+    claim(&disk);
+    let a = mount(&disk, "a", FenceWish::Auto);
+    assert!(!writes(&disk), "its claim was taken over, not its key");
+    a.stop().unwrap();
+    assert!(disk.lun.held().is_some() && !writes(&disk), "it may be paused");
+}
+
+/// That one may be about to mount with leases.
+#[test]
+fn nothing_is_reserved_while_another_first_mount_claims_the_slot() {
+    for wish in [FenceWish::Auto, FenceWish::Reservation] {
+        let disk = volume(64, 3);
+        claim(&disk);
+        let early = Arc::new(AtomicBool::new(false));
+        let (tell, look) = (early.clone(), raw(&disk));
+        disk.lun.on_reserve(move || {
+            let stands = look.read_claim(0).unwrap().is_some_and(|claim| claim.incarnation == OTHER);
+            tell.fetch_or(stands, Ordering::Relaxed);
+        });
+        let a = mount(&disk, "a", wish.clone());
+        assert!(!early.load(Ordering::Relaxed), "{wish:?}: the other could not write any more");
+        assert!(disk.lun.held().is_some(), "{wish:?}");
+        a.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_reserved_is_mounted_with_leases() {
+    let disk = volume(64, 3);
+    disk.lun.unreservable.store(true, Ordering::Relaxed);
+    let why = refused(&disk, FenceWish::Reservation);
+    assert!(why.contains("reserving"), "{why}");
+    let a = mount(&disk, "a", FenceWish::Auto);
+    assert!(a.fs.warning().is_some_and(|w| w.contains("by time alone") && w.contains("reserving")));
+    assert!(disk.lun.keys().is_empty(), "it would keep nobody off");
+    a.create("/a").unwrap();
+    a.stop().unwrap();
+}
+
+#[test]
+fn a_mount_that_came_to_nothing_leaves_an_idle_device_free() {
+    let disk = volume(64, 3);
+    let port = Port::new(&disk);
+    let cut = Arc::downgrade(&port);
+    disk.lun.on_reserve(move || {
+        if let Some(port) = cut.upgrade() {
+            port.cut();
+        }
+    });
+    let failed = Host::mount_elsewhere(port, "a", FenceWish::Auto);
+    assert!(failed.is_err());
+    assert_eq!((disk.lun.keys(), disk.lun.held()), (vec![], None), "others cannot write to it");
+    disk.lun.on_reserve(|| ());
+    // With leases, too.
+    mount(&disk, "b", FenceWish::Lease).stop().unwrap();
+}
+
+fn mount_without_identity(disk: &Arc<SimDisk>, fence: FenceWish) -> shoal::base::Result<Host> {
+    let port = Port::new(disk);
+    let options = MountOptions { fence, ..MountOptions::new("simulated".into()) };
+    let boot_id = rand::random();
+    let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id, machine_id: None, local_filesystem: false };
+    let reservations = Some(port.reservations());
+    let (device, claim) = (port.clone(), port.clone());
+    let backing = Backing { device, claim, identity, reservations, fitness: Fitness::Fit };
+    let fs = start_wrapped(backing, &options, Arc::new(NoKernel), &|demoter| demoter)?;
+    Ok(Host { fs, port })
+}
+
+#[test]
+fn a_machine_that_no_command_can_name_takes_no_part_in_commands() {
+    let disk = volume(64, 3);
+    let command = FenceWish::Command("/bin/true".into());
+    let why = mount_without_identity(&disk, command.clone()).err().expect("it was mounted").to_string();
+    assert!(why.contains("/etc/machine-id"), "{why}");
+    mount(&disk, "a", command).stop().unwrap();
+    mount_without_identity(&disk, FenceWish::Lease).unwrap().stop().unwrap();
+}
