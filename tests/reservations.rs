@@ -30,7 +30,7 @@ fn registration(lun: &Arc<Lun>, nexus: u64, n: u64) -> Registration {
 
 fn enrolled(lun: &Arc<Lun>, nexus: u64, n: u64) -> Registration {
     let registration = registration(lun, nexus, n);
-    assert_eq!(registration.enrol(&[]), Ok(Enrolled::Yes));
+    assert_eq!(registration.enrol(&[], false), Ok(Enrolled::Yes));
     registration
 }
 
@@ -67,7 +67,7 @@ fn who_is_preempted_writes_no_more() {
         a.take(&Former::default()).unwrap();
         // Mount 2 was not there yet to `take`, as far as the device tells.
         if !b.is_registered().unwrap() {
-            assert_eq!(registration(&lun, 2, 2).enrol(&[]), Ok(Enrolled::Yes));
+            assert_eq!(registration(&lun, 2, 2).enrol(&[], false), Ok(Enrolled::Yes));
         }
         assert!(writes(&lun, 1) && writes(&lun, 2) && !writes(&lun, 3), "{what}");
         let cut = a.cut_off(inc(2)).unwrap();
@@ -132,14 +132,18 @@ fn a_nexus_that_bears_a_members_key_is_not_registered_anew() {
     for (what, lun) in devices() {
         enrolled(&lun, 1, 1);
         let again = registration(&lun, 1, 2);
-        assert_eq!(again.enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Bears(SlotId(3), inc(1))), "{what}");
+        assert_eq!(
+            again.enrol(&[(SlotId(3), inc(1))], true),
+            Ok(Enrolled::Bears(SlotId(3), inc(1))),
+            "{what}"
+        );
         assert_eq!(lun.keys(), [key_of(VOLUME, inc(1))], "{what}");
         // Others take the key away: then it is free.
         let c = enrolled(&lun, 2, 3);
         c.cut_off(inc(1)).unwrap();
-        assert_eq!(again.enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Yes), "{what}");
+        assert_eq!(again.enrol(&[(SlotId(3), inc(1))], true), Ok(Enrolled::Yes), "{what}");
         // A key that no member has is in nobody's way.
-        assert_eq!(registration(&lun, 2, 4).enrol(&[(SlotId(3), inc(1))]), Ok(Enrolled::Yes), "{what}");
+        assert_eq!(registration(&lun, 2, 4).enrol(&[(SlotId(3), inc(1))], true), Ok(Enrolled::Yes), "{what}");
     }
 }
 
@@ -178,7 +182,7 @@ fn who_is_no_member_yet_is_kept_off_too_but_not_who_has_left() {
         lun.unreadable.store(false, Ordering::Relaxed);
         let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
         assert!(a.take(&Former::default()).unwrap().kept_off, "{what}: a first mount's key, in no view");
-        assert_eq!(registration(&lun, 2, 3).enrol(&[]), Ok(Enrolled::Yes));
+        assert_eq!(registration(&lun, 2, 3).enrol(&[], false), Ok(Enrolled::Yes));
         let left = Former { over: vec![inc(3)], ..Former::default() };
         assert!(!a.take(&left).unwrap().kept_off, "{what}");
         let claims = Former { claims: vec![inc(4)], ..Former::default() };
@@ -207,9 +211,9 @@ fn a_mount_that_came_to_nothing_leaves_an_idle_device_free() {
 #[test]
 fn keys_of_others_are_named_and_left() {
     let lun = Lun::new();
+    let a = enrolled(&lun, 2, 2);
     lun.nexus(1).register(0, 0xabcd).unwrap();
     lun.nexus(1).reserve(0xabcd, Kind::RegistrantsOnly).unwrap();
-    let a = enrolled(&lun, 2, 2);
     let why = a.take(&Former::default()).unwrap_err().to_string();
     assert!(why.contains("0x000000000000abcd") && why.contains("fence --clear"), "{why}");
     assert!(lun.keys().contains(&0xabcd));
@@ -241,7 +245,8 @@ fn the_reservation_outlives_the_last_mount_once_somebody_was_kept_off() {
         a.leave(true, true);
         assert!(!writes(&lun, 2), "{what}: what b has queued would land");
         // The next mount goes on with it, and one that came to nothing does not end it.
-        let c = enrolled(&lun, 1, 3);
+        let c = registration(&lun, 1, 3);
+        assert_eq!(c.enrol(&[], true), Ok(Enrolled::Yes), "{what}");
         c.give_up(false);
         assert!(!writes(&lun, 2), "{what}");
         let d = enrolled(&lun, 4, 4);
@@ -254,7 +259,7 @@ fn the_reservation_outlives_the_last_mount_once_somebody_was_kept_off() {
 fn a_device_without_reservations_says_so() {
     let lun = Lun::new();
     lun.none.store(true, Ordering::Relaxed);
-    assert!(registration(&lun, 1, 1).enrol(&[]).is_err());
+    assert!(registration(&lun, 1, 1).enrol(&[], false).is_err());
 }
 
 #[test]
@@ -275,4 +280,47 @@ fn an_abort_waits_for_what_is_in_the_device() {
         a.cut(&Victim { incarnation: inc(2), ..Victim::default() }).unwrap();
         assert!(landed.load(Ordering::Acquire), "it was still to come");
     });
+}
+
+#[test]
+fn a_nexus_that_something_else_has_registered_is_left_so() {
+    let lun = Lun::new();
+    lun.nexus(1).register(0, 0xabcd).unwrap();
+    for nexus in [1, 2] {
+        let before = lun.keys();
+        assert_eq!(registration(&lun, nexus, 5).enrol(&[], true), Ok(Enrolled::Foreign(vec![0xabcd])));
+        assert_eq!(lun.keys(), before, "nexus {nexus}");
+    }
+    lun.unreadable.store(true, Ordering::Relaxed);
+    assert_eq!(registration(&lun, 1, 5).enrol(&[], false), Ok(Enrolled::Foreign(vec![])));
+    assert_eq!(lun.keys(), [0xabcd]);
+    // A volume that was there before: whoever it kept off is kept off still.
+    let old = Lun::new();
+    enrolled(&old, 1, 1).hold().unwrap();
+    let new = Registration::new(Arc::new(old.nexus(1)), VOLUME << 1, inc(2), LIFE);
+    assert_eq!(new.enrol(&[], false), Ok(Enrolled::Foreign(vec![key_of(VOLUME, inc(1))])));
+}
+
+#[test]
+fn a_report_that_fails_is_no_device_without_reports() {
+    let lun = Lun::new();
+    let a = enrolled(&lun, 1, 1);
+    enrolled(&lun, 2, 2);
+    lun.misread.store(1, Ordering::Relaxed);
+    assert!(a.take(&Former::default()).is_err(), "there may be keys");
+    assert!(a.take(&Former::default()).unwrap().kept_off);
+    lun.misread.store(1, Ordering::Relaxed);
+    assert!(registration(&lun, 3, 3).enrol(&[], true).is_err());
+}
+
+#[test]
+fn one_odd_report_halts_nobody_and_convinces_nobody() {
+    let lun = Lun::new();
+    let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+    a.hold().unwrap();
+    lun.forgetful.store(true, Ordering::Relaxed);
+    assert_eq!(a.verify(), Ok(()));
+    assert!(matches!(a.cut_off(inc(2)), Err(Error::Device(_))), "what else does it not tell?");
+    lun.forgetful.store(false, Ordering::Relaxed);
+    assert!(a.cut_off(inc(2)).is_ok() && !writes(&lun, 2));
 }

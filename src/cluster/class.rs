@@ -3,19 +3,16 @@
 //! keeps those off that were there before.
 
 use crate::base::{Error, Incarnation, Result, SlotId};
-use crate::cluster::disk::Disk;
-use crate::cluster::fencer::{Fence, Fencer, Victim};
+use crate::cluster::fencer::{Fence, Fencer};
 use crate::cluster::join::{JoinOptions, Joiner};
-use crate::cluster::keys::{Enrolled, Former, Registration};
+use crate::cluster::keys::{Enrolled, Registration, foreign_keys};
 use crate::cluster::member::Watch;
-use crate::cluster::view::{bit, first, live, slots};
+use crate::cluster::view::{bit, live, slots};
 use crate::device::reservation::{Refused, Reservations};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
-use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
+use crate::format::cluster::{FenceClass, Heartbeat, View};
 use rand::Rng;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What the administrator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +50,7 @@ impl FenceOptions {
 const EVICTIONS_MAX: u32 = 8;
 
 impl Joiner {
-    fn refuse<T>(&self, what: impl std::fmt::Display) -> Result<T> {
+    pub fn refuse<T>(&self, what: impl std::fmt::Display) -> Result<T> {
         Err(Error::Device(format!("{}: {what}", self.options.device)))
     }
 
@@ -97,9 +94,41 @@ impl Joiner {
             // Taken when nobody seemed to live: it would keep off those who do.
             registration.leave(true, false);
         }
-        match class {
-            FenceClass::Reservation => self.enrol(false),
-            FenceClass::Lease | FenceClass::Command => Ok(true),
+        if class != FenceClass::Reservation {
+            return Ok(true);
+        }
+        let enrolled = self.enrol(false)?;
+        if enrolled && self.claim.as_ref().is_none_or(|(_, claim)| claim.kind != ClaimKind::Join) {
+            self.compare_keys()?;
+        }
+        Ok(enrolled)
+    }
+
+    /// Before we ask: whoever lives must be registered where we are, or neither could keep the other off.
+    fn compare_keys(&mut self) -> Result<()> {
+        let device = self.reservations()?;
+        let timing = self.options.timing;
+        let limit = self.options.clock.now() + timing.suspicion + timing.heartbeat * 2;
+        loop {
+            let Ok(report) = device.report() else { return Ok(()) };
+            let members = live(&self.view);
+            let unseen = self.row.iter().flatten().find(|c| {
+                let member = self.view.slots.get(usize::from(c.slot.0));
+                members & bit(c.slot) != 0
+                    && member.is_some_and(|m| m.incarnation == c.incarnation)
+                    && (self.watch.has_moved(c.slot) && !self.watch.is_silent(c.slot))
+                    && !report.keys.contains(&c.reservation_key)
+            });
+            let Some(name) = unseen.map(|c| self.name_of(c.slot)) else { return Ok(()) };
+            // It may be about to leave, or dead.
+            if self.options.clock.now() >= limit {
+                return self.refuse(format_args!(
+                    "{name} has the volume mounted, but this way to the device does not show its registration: the \
+                     hosts reach parts of the store that know nothing of each other's"
+                ));
+            }
+            std::thread::sleep(timing.heartbeat);
+            self.poll()?;
         }
     }
 
@@ -129,9 +158,17 @@ impl Joiner {
         };
         self.class = class;
         match class {
+            FenceClass::Reservation if self.may_enrol_later() => Ok(true),
             FenceClass::Reservation => self.enrol(true),
             FenceClass::Lease | FenceClass::Command => Ok(true),
         }
+    }
+
+    /// Of several first mounts one gets in. On a device that is free the others need no key, and nobody has to
+    /// keep them off: all they may write is a claim.
+    fn may_enrol_later(&self) -> bool {
+        let report = self.options.fence.reservations.as_ref().map(|r| r.report());
+        self.registration.is_none() && matches!(report, Some(Ok(r)) if r.held.is_none() && r.keys.is_empty())
     }
 
     /// Has an administrator freed the device, as far as it tells?
@@ -146,6 +183,10 @@ impl Joiner {
             return Ok(true);
         }
         let mut why = self.options.fence.reluctance.clone();
+        if why.is_none() && self.may_enrol_later() {
+            self.class = FenceClass::Reservation;
+            return Ok(true);
+        }
         if why.is_none() && self.options.fence.reservations.is_some() {
             match self.enrol(true) {
                 Ok(true) => {}
@@ -164,7 +205,7 @@ impl Joiner {
     }
 
     /// To time alone: whoever was kept off otherwise is not any more.
-    fn fall_back(&mut self, why: Option<String>) {
+    pub fn fall_back(&mut self, why: Option<String>) {
         if let Some(registration) = self.registration.take() {
             registration.leave(true, false);
         }
@@ -174,7 +215,7 @@ impl Joiner {
     }
 
     /// K2, K3. `false`: this host's way to the device bears the key of a mount that others are about to fence.
-    fn enrol(&mut self, first: bool) -> Result<bool> {
+    pub fn enrol(&mut self, first: bool) -> Result<bool> {
         if self.registration.is_some() {
             return Ok(true);
         }
@@ -184,8 +225,10 @@ impl Joiner {
         let occupied = self.others();
         let members: Vec<_> = slots(&self.view).filter(|(s, _)| occupied & bit(*s) != 0).collect();
         let members: Vec<_> = members.into_iter().map(|(slot, s)| (slot, s.incarnation)).collect();
-        match registration.enrol(&members) {
+        let used = self.view.fence == FenceClass::Reservation as u8;
+        match registration.enrol(&members, used) {
             Ok(Enrolled::Yes) => {}
+            Ok(Enrolled::Foreign(keys)) => return self.refuse(foreign_keys(&keys)),
             Ok(Enrolled::Bears(slot, former)) => {
                 if !self.may_succeed(slot, former, first)? {
                     return Ok(false);
@@ -195,8 +238,7 @@ impl Joiner {
             Err(Refused::Conflict) => return self.refuse("the device does not let this host register"),
             Err(why) => {
                 tracing::info!("registering with the device: {why}");
-                let asked = self.view.fence == FenceClass::Reservation as u8
-                    || self.options.fence.wanted == Wanted::Class(FenceClass::Reservation);
+                let asked = used || self.options.fence.wanted == Wanted::Class(FenceClass::Reservation);
                 return match asked {
                     true => self.refuse(format_args!(
                         "hosts of this volume are kept off by reservations, but this host cannot register: {why}"
@@ -242,98 +284,6 @@ impl Joiner {
                  one that is gone for certain, run `shoal fence --clear` on the device"
             )),
         }
-    }
-
-    /// Nobody lives: keep those off that were members, before anything is decided without them.
-    pub fn fence_former(&mut self) -> Result<()> {
-        if self.class != FenceClass::Lease {
-            // Whoever is gone from this machine is in nobody's way, whatever became of the others.
-            let others = self.others();
-            for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
-                self.is_gone_here(slot, member.incarnation)?;
-            }
-        }
-        match (self.class, self.registration.clone(), self.options.fence.command.clone()) {
-            (FenceClass::Lease, ..) => Ok(()),
-            (FenceClass::Reservation, Some(registration), _) => {
-                let former = self.former_mounts()?;
-                registration.victims(&former)?;
-                let by_itself =
-                    self.options.fence.wanted == Wanted::Auto && self.view.fence == FenceClass::Lease as u8;
-                match registration.hold() {
-                    Err(e @ Error::Fenced { .. }) => return Err(e),
-                    Err(e) if by_itself => {
-                        self.fall_back(Some(e.to_string()));
-                        return Ok(());
-                    }
-                    other => other?,
-                };
-                let taken = registration.take(&former)?;
-                self.kept_off |= taken.kept_off;
-                await_settled(taken.settle);
-                self.note_cut();
-                Ok(())
-            }
-            (FenceClass::Command, _, Some(command)) => self.command_former(&*command),
-            (class, ..) => self.refuse(format_args!("no means for fence={}", class.name())),
-        }
-    }
-
-    fn former_mounts(&self) -> Result<Former> {
-        let claims = self.disk.read_lobby()?.into_iter().flatten();
-        let first = |c: &Claim| c.kind == ClaimKind::First && c.incarnation != self.incarnation;
-        let claims = claims.filter(first).map(|c| c.incarnation).chain(self.ousted.iter().copied());
-        let mut former = Former { claims: claims.collect(), ..Former::default() };
-        let others = self.others();
-        for (slot, member) in slots(&self.view).filter(|(_, s)| s.incarnation.0 != 0) {
-            let over = others & bit(slot) == 0 || self.proven.get(&slot) == Some(&member.incarnation);
-            if over { &mut former.over } else { &mut former.members }.push(member.incarnation);
-        }
-        // Whose claim still stands there may have been let in since.
-        former.claims.retain(|i| !former.over.contains(i) && !former.members.contains(i));
-        Ok(former)
-    }
-
-    /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
-    /// find its own taken over in turn.
-    fn command_former(&mut self, command: &dyn Fence) -> Result<()> {
-        let mut settle = Duration::ZERO;
-        let mut cut = self.cut.clone();
-        let others = self.others();
-        for (slot, member) in slots(&self.view).filter(|(s, _)| others & bit(*s) != 0) {
-            let incarnation = Some(&member.incarnation);
-            if self.proven.get(&slot) == incarnation || cut.get(&slot) == incarnation {
-                continue;
-            }
-            let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let done = command.cut(&victim_of(&self.disk, slot, member, cell)?)?;
-            tracing::info!("{}: {}", self.name_of(slot), done.how);
-            settle = settle.max(done.settle);
-            cut.insert(slot, member.incarnation);
-        }
-        await_settled(settle);
-        self.cut = cut;
-        Ok(())
-    }
-
-    /// The view in which we are alone, in `slot`.
-    pub fn first_view(&self, slot: SlotId) -> View {
-        let unproven = |(s, m): &(SlotId, &SlotView)| {
-            self.others() & bit(*s) != 0 && self.proven.get(s) != Some(&m.incarnation)
-        };
-        let fenced = self.view.fenced || self.kept_off || slots(&self.view).any(|s| unproven(&s));
-        View {
-            fence: self.class as u8,
-            protocol: if self.class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL },
-            fenced: self.class == FenceClass::Reservation && fenced,
-            ..first(&self.view, slot, self.incarnation)
-        }
-    }
-
-    fn note_cut(&mut self) {
-        let others = self.others();
-        let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
-        self.cut = members.map(|(slot, member)| (slot, member.incarnation)).collect();
     }
 
     /// We were kept off while we were on our way in: another mount was faster, or takes us for dead. Its key
@@ -405,28 +355,4 @@ pub fn clone_of(
         stands && lives && c.host == options.host && c.boot != options.boot
     };
     row.iter().flatten().find(same).map(|c| format!("{} (slot {})", c.name, c.slot))
-}
-
-fn await_settled(settle: Duration) {
-    if !settle.is_zero() {
-        tracing::info!("waiting {settle:?} for what the device has of hosts that are kept off now");
-        std::thread::sleep(settle);
-    }
-}
-
-/// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
-/// before its first one.
-///
-/// # Errors
-/// Those of reading the lobby.
-pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Result<Victim> {
-    let incarnation = member.incarnation;
-    if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
-        let (host, boot, name) = (c.host, c.boot, c.name.clone());
-        return Ok(Victim { slot, incarnation, host, boot, name, never_beat: false });
-    }
-    let claim = disk.read_lobby()?.into_iter().flatten().find(|c| c.incarnation == incarnation);
-    let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
-    // What cannot be read may have been its heartbeat.
-    Ok(Victim { slot, incarnation, host, boot: [0; 16], name, never_beat: cell.is_some() })
 }

@@ -151,7 +151,9 @@ impl Joiner {
             dirty: matches!(state, SlotState::Live { .. } | SlotState::Dead { .. }),
             former: self.row[usize::from(slot.0)].as_ref().map_or(Incarnation(0), |cell| cell.incarnation),
         });
-        self.fence_former()?;
+        if !self.fence_former(slot)? {
+            return self.release_proofs();
+        }
         let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);
@@ -179,7 +181,7 @@ impl Joiner {
     }
 
     /// Is the slot still ours to propose from, and the volume still the one we loaded?
-    fn may_propose(&self, slot: SlotId, local: bool) -> Result<()> {
+    pub fn may_propose(&self, slot: SlotId, local: bool) -> Result<()> {
         self.options.lease.confirm()?;
         if local {
             return Ok(());
@@ -207,7 +209,8 @@ impl Joiner {
         let before = self.disk.read_claim(slot.0)?;
         if before.as_ref().is_some_and(|c| c.kind != ClaimKind::None && c.incarnation != self.incarnation) {
             // A claim that stands still for the claim and a suspicion is from a mount that died.
-            self.pause(self.options.timing.claim_wait() + self.options.timing.suspicion)?;
+            // One that lives may be waiting for what it has kept off.
+            self.pause(self.options.timing.claim_wait() * 2 + self.options.timing.suspicion)?;
             if self.disk.read_claim(slot.0)? != before {
                 return Ok(false);
             }

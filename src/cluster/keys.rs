@@ -35,11 +35,14 @@ pub fn is_of_volume(format_id: u64, key: u64) -> bool {
 }
 
 /// What became of registering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enrolled {
     Yes,
     /// This nexus bears the key of that member (K3).
     Bears(SlotId, Incarnation),
+    /// Something else than this volume's hosts is registered, perhaps on this very nexus (no key: that one
+    /// cannot be read). Nothing was changed.
+    Foreign(Vec<u64>),
 }
 
 /// Mounts whose keys one that finds nobody alive may come upon.
@@ -107,11 +110,21 @@ impl Registration {
         self.key
     }
 
-    /// K2, K3. `members`: those of the newest view, the dead who are not recovered included.
+    /// K2, K3. `members`: those of the newest view, the dead who are not recovered included. `used`: by that view
+    /// the volume's hosts have reservations, so that a key on this nexus is likely theirs.
     ///
     /// # Errors
     /// What the device says, as it is: not every device can.
-    pub fn enrol(&self, members: &[(SlotId, Incarnation)]) -> std::result::Result<Enrolled, Refused> {
+    pub fn enrol(
+        &self,
+        members: &[(SlotId, Incarnation)],
+        used: bool,
+    ) -> std::result::Result<Enrolled, Refused> {
+        let report = self.readable()?;
+        if let Some(foreign) = report.as_ref().map(|r| self.foreign(r)).filter(|foreign| !foreign.is_empty())
+        {
+            return Ok(Enrolled::Foreign(foreign));
+        }
         match self.device.register(0, self.key) {
             Err(Refused::Conflict) => {}
             other => return other.map(|()| Enrolled::Yes),
@@ -123,7 +136,10 @@ impl Registration {
                 return Ok(Enrolled::Bears(*slot, *incarnation));
             }
         }
-        // What a mount left that is over, or another program.
+        if report.is_none() && !used {
+            return Ok(Enrolled::Foreign(vec![]));
+        }
+        // What a mount left that is over.
         self.device.replace(self.key)?;
         self.holds.store(true, Ordering::Release);
         Ok(Enrolled::Yes)
@@ -137,11 +153,28 @@ impl Registration {
         Ok(())
     }
 
-    /// Is our key registered still? Else somebody has taken it away.
-    pub fn is_registered(&self) -> Result<bool> {
-        if let Ok(report) = self.device.report() {
-            return Ok(report.keys.contains(&self.key));
+    /// Who is registered, if the device tells at all.
+    ///
+    /// # Errors
+    /// It tells as a rule, but not now.
+    fn readable(&self) -> std::result::Result<Option<Report>, Refused> {
+        match self.device.report() {
+            Ok(report) => Ok(Some(report)),
+            Err(Refused::Unsupported(_)) => Ok(None),
+            Err(why) => Err(why),
         }
+    }
+
+    /// Keys there that are no mount's of this volume. A key of 0 is what NVMe has of a host that could not be
+    /// unregistered.
+    fn foreign(&self, report: &Report) -> Vec<u64> {
+        let foreign = |k: &u64| *k != 0 && !is_of_volume(self.format_id, *k);
+        report.keys.iter().copied().filter(foreign).collect()
+    }
+
+    /// Is our key registered still? Else somebody has taken it away. Asked of this very nexus: a list of keys may
+    /// be a part of them, and has those of other ways to the device.
+    pub fn is_registered(&self) -> Result<bool> {
         match self.device.register(self.key, self.key) {
             Ok(()) => Ok(true),
             Err(Refused::Conflict) => Ok(false),
@@ -242,9 +275,10 @@ impl Registration {
     /// After the fact, where keys can be read: the reservation stands, ours is among the keys, and `fault`
     /// finds nothing.
     fn look(&self, fault: impl Fn(&Report) -> Option<String>) -> Result<()> {
-        let Ok(report) = self.device.report() else { return self.confirm() };
+        self.confirm()?;
+        let Ok(report) = self.device.report() else { return Ok(()) };
         if !report.keys.contains(&self.key) {
-            return Err(Error::Fenced { op: "registration", offset: 0 });
+            return Err(Error::Device("after preempting: the device does not tell all keys".into()));
         }
         let kind = report.held.and_then(|held| held.kind);
         let fault = if kind.is_none() { Some("no reservation stands".into()) } else { fault(&report) };
@@ -261,18 +295,16 @@ impl Registration {
     /// # Errors
     /// Names keys that are no mount's of this volume.
     pub fn victims(&self, former: &Former) -> Result<BTreeSet<u64>> {
-        let report = self.device.report().ok();
+        let report = self.readable().map_err(|e| failed("reading the keys", &e))?;
         let mut victims = self.keys_of(&former.members);
         victims.extend(self.keys_of(&former.claims));
         victims.extend(self.keys_of(&former.over));
         if let Some(report) = &report {
-            // A key of 0 is what NVMe has of a host that could not be unregistered.
-            let (ours, foreign): (Vec<u64>, Vec<u64>) =
-                report.keys.iter().filter(|k| **k != 0).partition(|k| is_of_volume(self.format_id, **k));
+            let foreign = self.foreign(report);
             if !foreign.is_empty() {
                 return Err(foreign_keys(&foreign));
             }
-            victims.extend(ours);
+            victims.extend(report.keys.iter().filter(|k| **k != 0));
         }
         victims.remove(&self.key);
         Ok(victims)
@@ -358,11 +390,13 @@ impl Registration {
 }
 
 /// Keys that are not ours to take away.
-fn foreign_keys(keys: &[u64]) -> Error {
+pub fn foreign_keys(keys: &[u64]) -> Error {
+    let keys = if keys.is_empty() { "a key that cannot be read".into() } else { listed(keys) };
     Error::Device(format!(
-        "something else than this volume's hosts is registered with the device, under {}: another cluster, or \
-         a volume that was here before. If it is not in use, `shoal fence --clear DEVICE` takes the keys away",
-        listed(keys)
+        "something else than this volume's hosts is registered with the device, under {keys}: another cluster, or a \
+         volume that was here before, of which a host may be paused. If it is not in use, and no such host is, \
+         `shoal fence --clear DEVICE` takes the keys away; if other software keeps hosts off this device by \
+         reservations, mount with fence=lease"
     ))
 }
 

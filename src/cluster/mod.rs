@@ -18,6 +18,7 @@ pub mod driver;
 pub mod fence;
 pub mod fencer;
 mod first_mount;
+mod former;
 pub mod groups;
 pub mod join;
 pub mod keys;

@@ -3,8 +3,8 @@
 
 use crate::base::{Incarnation, Result, SlotId};
 use crate::cluster::SlotClaim;
-use crate::cluster::class::victim_of;
 use crate::cluster::fence::Fences;
+use crate::cluster::former::victim_of;
 use crate::cluster::join::JoinOptions;
 use crate::cluster::node::Node;
 use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};

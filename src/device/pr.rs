@@ -35,6 +35,8 @@ const CONFLICT: i32 = 0x18;
 const NVME_CONFLICT: i32 = 0x83;
 /// Bits of an NVMe status that are its code; "do not retry" and "more" are above.
 const NVME_CODE: i32 = 0x7ff;
+const NVME_NO_COMMAND: i32 = 1;
+const NVME_NO_FIELD: i32 = 2;
 /// "See the sense data": an illegal request, or a unit attention, which is told once per change.
 const CHECK_CONDITION: i32 = 2;
 const ATTEMPTS: u32 = 3;
@@ -224,6 +226,9 @@ impl KernelReservations {
         command.timeout_ms = TIMEOUT_MS;
         match self.ioctl(NVME_IO_CMD, &mut command) {
             (0, _) => Ok(()),
+            (result @ 1.., _) if [NVME_NO_COMMAND, NVME_NO_FIELD].contains(&(result & NVME_CODE)) => {
+                Err(Refused::Unsupported(format!("{what}: status {result:#x}")))
+            }
             (result, errno) => Err(refused(what, result, errno)),
         }
     }
@@ -234,6 +239,7 @@ impl KernelReservations {
         let length = u16::try_from(into.len()).unwrap_or(u16::MAX);
         let [high, low] = length.to_be_bytes();
         let command = [0x5e, action, 0, 0, 0, 0, 0, high, low, 0];
+        let mut impossible = false;
         for _ in 0..ATTEMPTS {
             let mut sense = [0u8; 32];
             // SAFETY: plain data; all zeros is a valid value.
@@ -249,7 +255,7 @@ impl KernelReservations {
             io.timeout_ms = TIMEOUT_MS;
             match self.ioctl(SG_IO, &mut io) {
                 (0, _) if io.status == 0 && io.host_status == 0 => return Ok(()),
-                (0, _) if i32::from(io.status) == CHECK_CONDITION => {}
+                (0, _) if i32::from(io.status) == CHECK_CONDITION => impossible = is_illegal_request(&sense),
                 (0, _) => {
                     let what = format!("status {:#x}, host {:#x}", io.status, io.host_status);
                     return Err(Refused::Failed(format!("reading the keys: {what}")));
@@ -257,7 +263,10 @@ impl KernelReservations {
                 (result, errno) => return Err(refused("reading the keys", result, errno)),
             }
         }
-        Err(Refused::Unsupported("the device does not tell its keys".into()))
+        Err(match impossible {
+            true => Refused::Unsupported("the device does not tell its keys".into()),
+            false => Refused::Failed("reading the keys: the device is not ready".into()),
+        })
     }
 
     fn report_scsi(&self) -> Answer<Report> {
@@ -309,6 +318,16 @@ impl KernelReservations {
             Held { key: if kind == Some(Kind::AllRegistrants) { 0 } else { held.key }, kind }
         });
         Ok(Report { keys, held })
+    }
+}
+
+/// There is no such command, by the sense data (SPC-4 4.5).
+fn is_illegal_request(sense: &[u8; 32]) -> bool {
+    const ILLEGAL_REQUEST: u8 = 5;
+    match sense[0] & 0x7f {
+        0x70 | 0x71 => sense[2] & 0xf == ILLEGAL_REQUEST,
+        0x72 | 0x73 => sense[1] & 0xf == ILLEGAL_REQUEST,
+        _ => false,
     }
 }
 
@@ -440,6 +459,14 @@ mod tests {
     fn numbers_of_the_ioctls_are_those_of_the_header() {
         assert_eq!([REGISTER, RESERVE, PREEMPT], [0x4018_70c8, 0x4010_70c9, 0x4018_70cb]);
         assert_eq!([PREEMPT_ABORT, CLEAR, NVME_IO_CMD], [0x4018_70cc, 0x4010_70cd, 0xc048_4e43]);
+    }
+
+    #[test]
+    fn a_device_that_cannot_tell_is_not_one_that_is_not_ready() {
+        let sense = |bytes: [u8; 3]| std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
+        assert!(is_illegal_request(&sense([0x70, 0, 5])) && is_illegal_request(&sense([0x72, 5, 0x20])));
+        assert!(!is_illegal_request(&sense([0xf0, 0, 6])) && !is_illegal_request(&sense([0x72, 6, 5])));
+        assert!(!is_illegal_request(&[0; 32]));
     }
 
     #[test]

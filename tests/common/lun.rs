@@ -38,17 +38,21 @@ pub struct Lun {
     /// Aborts are not certain.
     pub best_effort: AtomicBool,
     pub unreadable: AtomicBool,
+    /// Its list of keys is empty for now, though they are there.
+    pub forgetful: AtomicBool,
+    /// So many reports fail.
+    pub misread: AtomicU32,
     /// It has no reservations at all.
     pub none: AtomicBool,
     /// Nexuses register, but cannot reserve it.
     pub unreservable: AtomicBool,
     /// So many preemptions fail.
     pub failing: AtomicU32,
-    /// Told of each reservation that is made or asked for.
-    on_reserve: Mutex<Option<Box<Listener>>>,
+    /// Told of each report, and of each reservation that is made or asked for.
+    listener: Mutex<Option<Arc<Listener>>>,
 }
 
-type Listener = dyn Fn() + Send + Sync;
+type Listener = dyn Fn(&str) + Send + Sync;
 
 impl Lun {
     pub fn new() -> Arc<Lun> {
@@ -59,9 +63,17 @@ impl Lun {
         Nexus { lun: self.clone(), nexus }
     }
 
-    /// Call `tell` whenever a nexus finds that it has the reservation, or makes it.
-    pub fn on_reserve(&self, tell: impl Fn() + Send + Sync + 'static) {
-        *self.on_reserve.lock() = Some(Box::new(tell));
+    /// Call `tell` with "report" after each report, and with "reserve" whenever a nexus finds that it has the
+    /// reservation, or makes it.
+    pub fn listen(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        *self.listener.lock() = Some(Arc::new(tell));
+    }
+
+    fn tell(&self, what: &str) {
+        let listener = self.listener.lock().clone();
+        if let Some(listener) = listener {
+            listener(what);
+        }
     }
 
     /// Do a write of `nexus` in the device; `None`: it is refused.
@@ -93,6 +105,10 @@ impl Lun {
     pub fn held(&self) -> Option<Kind> {
         self.state.lock().held.map(|(_, kind)| kind)
     }
+}
+
+fn take_one(of: &AtomicU32) -> bool {
+    of.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
 }
 
 /// One nexus of it.
@@ -157,15 +173,12 @@ impl Reservations for Nexus {
             Some(_) => return Err(Refused::Conflict),
         }
         drop(state);
-        if let Some(tell) = &*self.lun.on_reserve.lock() {
-            tell();
-        }
+        self.lun.tell("reserve");
         Ok(())
     }
 
     fn preempt(&self, key: u64, victim: u64, kind: Kind, abort: bool) -> Answer<()> {
-        let failing = &self.lun.failing;
-        if failing.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+        if take_one(&self.lun.failing) {
             return Err(Refused::Failed("the test wants it".into()));
         }
         if abort && self.lun.no_abort.load(Ordering::Relaxed) {
@@ -205,11 +218,20 @@ impl Reservations for Nexus {
         if self.lun.unreadable.load(Ordering::Relaxed) {
             return Err(Refused::Unsupported("unreadable".into()));
         }
+        if take_one(&self.lun.misread) {
+            return Err(Refused::Failed("the test wants it".into()));
+        }
+        if self.lun.forgetful.load(Ordering::Relaxed) {
+            return Ok(Report::default());
+        }
         let state = self.lun.state.lock();
         let held = state.held.map(|(holder, kind)| {
             let key = if kind == Kind::AllRegistrants { 0 } else { state.keys[&holder] };
             Held { key, kind: Some(kind) }
         });
-        Ok(Report { keys: state.keys.values().copied().collect(), held })
+        let report = Report { keys: state.keys.values().copied().collect(), held };
+        drop(state);
+        self.lun.tell("report");
+        Ok(report)
     }
 }

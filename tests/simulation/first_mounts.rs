@@ -1,6 +1,7 @@
 //! First mounts that meet others on their way, or come to nothing: what they may reserve, whom they keep off, and
 //! what they leave behind.
 
+use crate::common::lun::Lun;
 use crate::common::port::Port;
 use crate::common::simdisk::SimDisk;
 use crate::fenced::{mount, refused};
@@ -28,17 +29,24 @@ fn raw(disk: &Arc<SimDisk>) -> Disk {
     Disk { device: disk.clone(), format_id: superblock.format_id, geometry: superblock.geometry }
 }
 
+fn claimed_by_other(disk: &Disk) -> bool {
+    disk.read_claim(0).unwrap().is_some_and(|claim| claim.incarnation == OTHER)
+}
+
 /// Another first mount claims the first slot, and goes no further.
 fn claim(disk: &Arc<SimDisk>) {
-    let claim = Claim {
+    raw(disk).write_claim(0, &claim_of_other()).unwrap();
+}
+
+fn claim_of_other() -> Claim {
+    Claim {
         kind: ClaimKind::First,
         incarnation: OTHER,
         sequence: 1,
         host: [7; 16],
         protocols: (1, 2),
         name: "other".into(),
-    };
-    raw(disk).write_claim(0, &claim).unwrap();
+    }
 }
 
 fn register(disk: &Arc<SimDisk>) {
@@ -81,15 +89,63 @@ fn nothing_is_reserved_while_another_first_mount_claims_the_slot() {
         claim(&disk);
         let early = Arc::new(AtomicBool::new(false));
         let (tell, look) = (early.clone(), raw(&disk));
-        disk.lun.on_reserve(move || {
-            let stands = look.read_claim(0).unwrap().is_some_and(|claim| claim.incarnation == OTHER);
-            tell.fetch_or(stands, Ordering::Relaxed);
+        disk.lun.listen(move |what| {
+            tell.fetch_or(what == "reserve" && claimed_by_other(&look), Ordering::Relaxed);
         });
         let a = mount(&disk, "a", wish.clone());
         assert!(!early.load(Ordering::Relaxed), "{wish:?}: the other could not write any more");
         assert!(disk.lun.held().is_some(), "{wish:?}");
         a.stop().unwrap();
     }
+}
+
+/// It was held up after it had looked, and whoever took its claim over has mounted, perhaps with leases.
+#[test]
+fn nothing_is_reserved_once_the_claim_is_taken_over() {
+    let disk = volume(64, 3);
+    let early = Arc::new(AtomicBool::new(false));
+    let (tell, look, lun, taken) =
+        (early.clone(), raw(&disk), Arc::downgrade(&disk.lun), AtomicBool::new(false));
+    disk.lun.listen(move |what| {
+        let registered = lun.upgrade().is_some_and(|lun| !lun.keys().is_empty());
+        if what == "report" && registered && !taken.swap(true, Ordering::Relaxed) {
+            assert!(look.read_claim(0).unwrap().is_some_and(|c| c.kind == ClaimKind::First));
+            look.write_claim(0, &claim_of_other()).unwrap();
+        }
+        tell.fetch_or(what == "reserve" && claimed_by_other(&look), Ordering::Relaxed);
+    });
+    let a = mount(&disk, "a", FenceWish::Auto);
+    assert!(!early.load(Ordering::Relaxed), "a member could not write any more");
+    a.stop().unwrap();
+}
+
+#[test]
+fn of_mounts_at_the_same_moment_none_is_kept_off() {
+    for _ in 0..3 {
+        let disk = volume(64, 4);
+        let disk = &disk;
+        let hosts = std::thread::scope(|scope| {
+            let start = |name| scope.spawn(move || mount(disk, name, FenceWish::Auto));
+            ["a", "b", "c"].map(start).map(|mount| mount.join().unwrap())
+        });
+        assert_eq!(disk.lun.keys().len(), 3);
+        hosts.into_iter().for_each(|host| host.stop().unwrap());
+        assert_eq!((disk.lun.keys(), disk.lun.held()), (vec![], None), "nobody can be paused");
+    }
+}
+
+#[test]
+fn hosts_that_reach_different_halves_of_a_store_are_not_let_in() {
+    let disk = volume(64, 3);
+    let a = mount(&disk, "a", FenceWish::Auto);
+    let half = Lun::new();
+    let (port, machine) = (Port::new(&disk), Some([3; 16]));
+    let failed = mount_by(port, FenceWish::Auto, machine, Arc::new(half.nexus(1)));
+    let why = failed.err().expect("it was let in").to_string();
+    assert!(why.contains("does not show its registration") && why.contains("a (slot 0)"), "{why}");
+    assert!(half.keys().is_empty() && disk.lun.keys().len() == 1);
+    a.create("/a").unwrap();
+    a.stop().unwrap();
 }
 
 #[test]
@@ -110,29 +166,39 @@ fn a_mount_that_came_to_nothing_leaves_an_idle_device_free() {
     let disk = volume(64, 3);
     let port = Port::new(&disk);
     let cut = Arc::downgrade(&port);
-    disk.lun.on_reserve(move || {
-        if let Some(port) = cut.upgrade() {
+    disk.lun.listen(move |what| {
+        if let Some(port) = cut.upgrade().filter(|_| what == "reserve") {
             port.cut();
         }
     });
     let failed = Host::mount_elsewhere(port, "a", FenceWish::Auto);
     assert!(failed.is_err());
     assert_eq!((disk.lun.keys(), disk.lun.held()), (vec![], None), "others cannot write to it");
-    disk.lun.on_reserve(|| ());
+    disk.lun.listen(|_| ());
     // With leases, too.
     mount(&disk, "b", FenceWish::Lease).stop().unwrap();
 }
 
-fn mount_without_identity(disk: &Arc<SimDisk>, fence: FenceWish) -> shoal::base::Result<Host> {
-    let port = Port::new(disk);
+fn mount_by(
+    port: Arc<Port>,
+    fence: FenceWish,
+    machine_id: Option<[u8; 16]>,
+    reservations: Arc<dyn Reservations>,
+) -> shoal::base::Result<Host> {
     let options = MountOptions { fence, ..MountOptions::new("simulated".into()) };
     let boot_id = rand::random();
-    let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id, machine_id: None, local_filesystem: false };
-    let reservations = Some(port.reservations());
+    let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id, machine_id, local_filesystem: false };
     let (device, claim) = (port.clone(), port.clone());
+    let reservations = Some(reservations);
     let backing = Backing { device, claim, identity, reservations, fitness: Fitness::Fit };
     let fs = start_wrapped(backing, &options, Arc::new(NoKernel), &|demoter| demoter)?;
     Ok(Host { fs, port })
+}
+
+fn mount_without_identity(disk: &Arc<SimDisk>, fence: FenceWish) -> shoal::base::Result<Host> {
+    let port = Port::new(disk);
+    let reservations = port.reservations();
+    mount_by(port, fence, None, reservations)
 }
 
 #[test]

@@ -1,0 +1,176 @@
+//! What a first mount does about those that were there before: whoever may still write is kept off before
+//! anything is decided without them.
+
+use crate::base::{Epoch, Error, Result, SlotId};
+use crate::cluster::class::Wanted;
+use crate::cluster::disk::Disk;
+use crate::cluster::fencer::{Fence, Victim};
+use crate::cluster::join::Joiner;
+use crate::cluster::keys::Former;
+use crate::cluster::view::{bit, first, slots};
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
+use std::time::Duration;
+
+impl Joiner {
+    /// Nobody lives: keep those off that were members, before anything is decided without them, in `slot`.
+    /// `false`: somebody was faster.
+    pub fn fence_former(&mut self, slot: SlotId) -> Result<bool> {
+        if self.class != FenceClass::Lease {
+            // Whoever is gone from this machine is in nobody's way, whatever became of the others.
+            let others = self.others();
+            for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
+                self.is_gone_here(slot, member.incarnation)?;
+            }
+        }
+        match (self.class, self.options.fence.command.clone()) {
+            (FenceClass::Lease, _) => Ok(true),
+            (FenceClass::Reservation, _) => self.reserve_alone(slot),
+            (FenceClass::Command, Some(command)) => self.command_former(&*command).map(|()| true),
+            (class, None) => self.refuse(format_args!("no means for fence={}", class.name())),
+        }
+    }
+
+    fn reserve_alone(&mut self, slot: SlotId) -> Result<bool> {
+        let by_itself =
+            self.options.fence.wanted == Wanted::Auto && self.view.fence == FenceClass::Lease as u8;
+        match self.enrol(true) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(Error::Unsupported(_)) if by_itself => {
+                return self.do_without("it takes no registrations".into());
+            }
+            Err(e) => return Err(e),
+        }
+        let Some(registration) = self.registration.clone() else { return Ok(false) };
+        let former = self.former_mounts()?;
+        registration.victims(&former)?;
+        // Who has taken our claim over may be a member by now, perhaps one that is not registered.
+        if !self.is_still_ours(slot)? {
+            return Ok(false);
+        }
+        match registration.hold() {
+            Err(e @ Error::Fenced { .. }) => return Err(e),
+            Err(e) if by_itself => return self.do_without(e.to_string()),
+            other => other?,
+        };
+        if !self.is_still_ours(slot)? {
+            self.unregister();
+            return Err(Error::Fenced { op: "claim", offset: 0 });
+        }
+        let taken = registration.take(&former)?;
+        self.kept_off |= taken.kept_off;
+        await_settled(taken.settle);
+        self.note_cut();
+        Ok(true)
+    }
+
+    /// Nobody asked for reservations, and the device has none to give.
+    fn do_without(&mut self, why: String) -> Result<bool> {
+        self.fall_back(Some(why));
+        let report = self.options.fence.reservations.as_ref().map(|r| r.report());
+        match report {
+            // What failed was done all the same, and cannot be undone.
+            Some(Ok(report)) if report.held.is_some() => {
+                self.refuse("the device is reserved: see `shoal fence`")
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Is what we decided upon still so?
+    fn is_still_ours(&mut self, slot: SlotId) -> Result<bool> {
+        self.poll()?;
+        self.read_views()?;
+        let epoch = Epoch(self.view.epoch.0 + 1);
+        if self.tried.is_none_or(|tried| tried.epoch != epoch) || self.is_anybody_alive() {
+            return Ok(false);
+        }
+        match self.may_propose(slot, false) {
+            Err(Error::Busy(_)) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    fn former_mounts(&self) -> Result<Former> {
+        let claims = self.disk.read_lobby()?.into_iter().flatten();
+        let first = |c: &Claim| c.kind == ClaimKind::First && c.incarnation != self.incarnation;
+        let claims = claims.filter(first).map(|c| c.incarnation).chain(self.ousted.iter().copied());
+        let mut former = Former { claims: claims.collect(), ..Former::default() };
+        let others = self.others();
+        for (slot, member) in slots(&self.view).filter(|(_, s)| s.incarnation.0 != 0) {
+            let over = others & bit(slot) == 0 || self.proven.get(&slot) == Some(&member.incarnation);
+            if over { &mut former.over } else { &mut former.members }.push(member.incarnation);
+        }
+        // Whose claim still stands there may have been let in since.
+        former.claims.retain(|i| !former.over.contains(i) && !former.members.contains(i));
+        Ok(former)
+    }
+
+    /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
+    /// find its own taken over in turn.
+    fn command_former(&mut self, command: &dyn Fence) -> Result<()> {
+        let mut settle = Duration::ZERO;
+        let mut cut = self.cut.clone();
+        let others = self.others();
+        for (slot, member) in slots(&self.view).filter(|(s, _)| others & bit(*s) != 0) {
+            let incarnation = Some(&member.incarnation);
+            if self.proven.get(&slot) == incarnation || cut.get(&slot) == incarnation {
+                continue;
+            }
+            let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
+            let done = command.cut(&victim_of(&self.disk, slot, member, cell)?)?;
+            tracing::info!("{}: {}", self.name_of(slot), done.how);
+            settle = settle.max(done.settle);
+            cut.insert(slot, member.incarnation);
+        }
+        await_settled(settle);
+        self.cut = cut;
+        Ok(())
+    }
+
+    /// The view in which we are alone, in `slot`.
+    pub fn first_view(&self, slot: SlotId) -> View {
+        let unproven = |(s, m): &(SlotId, &SlotView)| {
+            self.others() & bit(*s) != 0 && self.proven.get(s) != Some(&m.incarnation)
+        };
+        let fenced = self.view.fenced || self.kept_off || slots(&self.view).any(|s| unproven(&s));
+        View {
+            fence: self.class as u8,
+            protocol: if self.class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL },
+            fenced: self.class == FenceClass::Reservation && fenced,
+            ..first(&self.view, slot, self.incarnation)
+        }
+    }
+
+    fn note_cut(&mut self) {
+        let others = self.others();
+        let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
+        self.cut = members.map(|(slot, member)| (slot, member.incarnation)).collect();
+    }
+}
+
+fn await_settled(settle: Duration) {
+    if !settle.is_zero() {
+        tracing::info!("waiting {settle:?} for what the device has of hosts that are kept off now");
+        std::thread::sleep(settle);
+    }
+}
+
+/// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
+/// before its first one.
+///
+/// # Errors
+/// Those of reading the lobby.
+pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Result<Victim> {
+    let incarnation = member.incarnation;
+    if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
+        let (host, boot, name) = (c.host, c.boot, c.name.clone());
+        return Ok(Victim { slot, incarnation, host, boot, name, never_beat: false });
+    }
+    let claim = disk.read_lobby()?.into_iter().flatten().find(|c| c.incarnation == incarnation);
+    let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
+    // What cannot be read may have been its heartbeat.
+    Ok(Victim { slot, incarnation, host, boot: [0; 16], name, never_beat: cell.is_some() })
+}
