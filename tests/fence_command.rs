@@ -118,8 +118,13 @@ fn only_root_may_be_able_to_change_it() {
     chmod(place.0.path(), 0o700);
     std::os::unix::fs::symlink(&good, place.0.path().join("link")).unwrap();
     let link = command(&place.0.path().join("link")).unwrap();
-    // What was looked at is what runs: whatever the link leads to by then is looked at.
     assert!(link.cut(&victim()).is_ok());
+    // What was looked at is what runs, not what the link leads to a moment later.
+    let ran = place.0.path().join("ran");
+    place.program("off", &format!("echo $0 >{}", ran.display()));
+    link.cut(&victim()).unwrap();
+    assert_eq!(fs::read_to_string(&ran).unwrap().trim(), good.canonicalize().unwrap().to_str().unwrap());
+    // Whatever it leads to by the next time is looked at.
     let other = place.program("other", "exit 0");
     chmod(&other, 0o777);
     fs::remove_file(place.0.path().join("link")).unwrap();

@@ -26,7 +26,7 @@ impl Reserved {
     /// Where a reservation stands and this host has no key. One that it has lets it write, and goes on doing so:
     /// with it the reservation might end, and let in who was kept off. Registered beside others' keys it ends
     /// with those alone.
-    fn on(device: Arc<dyn Reservations>, key: u64) -> Reserved {
+    pub fn on(device: Arc<dyn Reservations>, key: u64) -> Reserved {
         let stands = device.report().map_or(true, |report| report.held.is_some());
         let registered = stands && device.register(0, key).is_ok();
         Reserved(registered.then_some((device, key)))

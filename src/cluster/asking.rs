@@ -3,10 +3,10 @@
 use crate::base::{Error, Result};
 use crate::cluster::join::Joiner;
 use crate::cluster::view::{bit, live, slots};
-use crate::format::cluster::Claim;
-use crate::format::cluster::heartbeat::Refusal;
+use crate::format::cluster::heartbeat::{FenceTrouble, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::{Claim, Heartbeat};
 use crate::format::layout::LOBBY_CELLS;
 use rand::Rng;
 use std::time::Duration;
@@ -19,7 +19,8 @@ impl Joiner {
             let names: Vec<_> = self.row.iter().flatten().filter(|h| self.watch.has_moved(h.slot)).collect();
             let names: Vec<_> = names.iter().map(|h| format!("slot {} ({})", h.slot, h.name)).collect();
             let _ = self.withdraw();
-            return Err(Error::TimedOut(format!("waiting to be let in by {}", names.join(", "))));
+            let (names, trouble) = (names.join(", "), self.trouble());
+            return Err(Error::TimedOut(format!("waiting to be let in by {names}{trouble}")));
         }
         if self.claim.as_ref().is_some_and(|(_, claim)| claim.kind != ClaimKind::Join) {
             self.withdraw()?;
@@ -73,6 +74,16 @@ impl Joiner {
                 )
             }
         }))
+    }
+
+    /// Nobody is let in while a host is dead that cannot be kept off.
+    fn trouble(&self) -> String {
+        let troubled = self.row.iter().flatten().filter(|h| self.watch.has_moved(h.slot));
+        let tell = |(h, t): (&Heartbeat, &FenceTrouble)| {
+            let (dead, FenceTrouble { attempts, error, .. }) = (self.name_of(t.slot), t);
+            format!("; {} cannot keep {dead} off the disk ({attempts} attempts): {error}", h.name)
+        };
+        troubled.filter_map(|h| Some((h, h.fencing.as_ref()?))).map(tell).collect()
     }
 
     /// Who has the volume, by name.

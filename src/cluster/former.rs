@@ -27,7 +27,7 @@ impl Joiner {
         match (self.class, self.options.fence.command.clone()) {
             (FenceClass::Lease, _) => Ok(true),
             (FenceClass::Reservation, _) => self.reserve_alone(slot),
-            (FenceClass::Command, Some(command)) => self.command_former(&*command).map(|()| true),
+            (FenceClass::Command, Some(command)) => self.command_former(slot, &*command),
             (class, None) => self.refuse(format_args!("no means for fence={}", class.name())),
         }
     }
@@ -110,24 +110,36 @@ impl Joiner {
 
     /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
     /// find its own taken over in turn.
-    fn command_former(&mut self, command: &dyn Fence) -> Result<()> {
+    fn command_former(&mut self, claimed: SlotId, command: &dyn Fence) -> Result<bool> {
         let mut settle = Duration::ZERO;
-        let mut cut = self.cut.clone();
+        let mut ours = true;
         let others = self.others();
-        for (slot, member) in slots(&self.view).filter(|(s, _)| others & bit(*s) != 0) {
+        for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
             let incarnation = Some(&member.incarnation);
-            if self.proven.get(&slot) == incarnation || cut.get(&slot) == incarnation {
+            if self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation {
                 continue;
             }
+            // Whoever has taken our claim over keeps them off, and they may be back with it.
+            ours = self.is_still_ours(claimed)?;
+            if !ours {
+                break;
+            }
+            tracing::info!("keeping {} off the disk by the command", self.name_of(slot));
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let done = command.cut(&victim_of(&self.disk, slot, member, cell)?)?;
+            let done = match command.cut(&victim_of(&self.disk, slot, member, cell)?) {
+                Ok(done) => done,
+                Err(e) => {
+                    let name = self.name_of(slot);
+                    return self
+                        .refuse(format_args!("{name} cannot be kept off, so nothing is mounted: {e}"));
+                }
+            };
             tracing::info!("{}: {}", self.name_of(slot), done.how);
             settle = settle.max(done.settle);
-            cut.insert(slot, member.incarnation);
+            self.cut.insert(slot, member.incarnation);
         }
         await_settled(settle);
-        self.cut = cut;
-        Ok(())
+        Ok(ours)
     }
 
     /// The view in which we are alone, in `slot`.

@@ -73,7 +73,11 @@ pub fn boot_id() -> Result<[u8; 16]> {
 
 /// This machine's lasting identity, if it has one.
 fn machine_id() -> Option<[u8; 16]> {
-    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    machine_id_in(&std::fs::read_to_string("/etc/machine-id").unwrap_or_default())
+}
+
+/// None is there before the first boot is over ("uninitialized"), and in many containers.
+fn machine_id_in(text: &str) -> Option<[u8; 16]> {
     uuid::Uuid::parse_str(text.trim()).ok().filter(|id| !id.is_nil()).map(uuid::Uuid::into_bytes)
 }
 

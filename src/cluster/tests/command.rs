@@ -4,34 +4,50 @@ use super::*;
 use crate::base::{Incarnation, SlotId};
 use crate::cluster::command::Command;
 use crate::cluster::fencer::{Cut, Fence, Victim};
-use crate::format::cluster::FenceClass;
+use crate::cluster::view::{bit, live, slot_of};
+use crate::format::cluster::heartbeat::Refusal;
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::{Claim, FenceClass};
 use std::path::PathBuf;
 
 const MACHINE_A: ([u8; 16], [u8; 16]) = ([0xa; 16], [1; 16]);
 const MACHINE_B: ([u8; 16], [u8; 16]) = ([0xb; 16], [2; 16]);
+const MACHINE_C: ([u8; 16], [u8; 16]) = ([0xc; 16], [3; 16]);
 
 /// The real thing, which would switch off its own machine, with a program that succeeds; notes for whom.
 struct Noted {
     command: Command,
     victims: Mutex<Vec<Victim>>,
+    during: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Fence for Noted {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
         self.victims.lock().push(victim.clone());
+        (self.during)();
         self.command.cut(victim)
     }
 }
 
 fn join_with(port: &Arc<Port>, name: &str, machine: ([u8; 16], [u8; 16])) -> (Result<Host>, Arc<Noted>) {
-    let (host, boot) = machine;
-    let command = Command::new(PathBuf::from("/bin/true"), "memory".into(), host, boot, &QUICK).unwrap();
-    let noted = Arc::new(Noted { command, victims: Mutex::default() });
+    join_by_program(port, name, machine, "/bin/true", Box::new(|| ()))
+}
+
+fn join_by_program(
+    port: &Arc<Port>,
+    name: &str,
+    (host, boot): ([u8; 16], [u8; 16]),
+    program: &str,
+    during: Box<dyn Fn() + Send + Sync>,
+) -> (Result<Host>, Arc<Noted>) {
+    let command = Command::new(PathBuf::from(program), "memory".into(), host, boot, &QUICK).unwrap();
+    let noted = Arc::new(Noted { command, victims: Mutex::default(), during });
     let lease = Arc::new(Lease::default());
     let mut options = options(name, Where::Elsewhere, port, &lease);
     (options.host, options.boot, options.file.rdev) = (host, boot, 7);
     options.fence.wanted = Wanted::Class(FenceClass::Command);
     options.fence.command = Some(noted.clone());
+    options.patience = Duration::from_secs(4);
     let joined = Cluster::join(disk_of(port.clone()), options);
     let host = joined.map(|(cluster, report)| Host { cluster, report, lease, port: port.clone() });
     (host, noted)
@@ -137,4 +153,130 @@ fn two_machines_of_one_identity_are_not_let_in() {
     assert!(why.contains("machine-id"), "{why}");
     assert_eq!(a.lease.lost.lock().clone(), None);
     a.cluster.leave().unwrap();
+}
+
+/// The one that would tell it stands still just then.
+#[test]
+fn two_machines_of_one_identity_are_told_apart_once_both_beat() {
+    for _ in 0..5 {
+        let medium = Medium::formatted();
+        let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
+        let b = join_with(&medium.port(), "b", MACHINE_B).0.unwrap();
+        let gate = a.port.gate.write();
+        let clone = std::thread::scope(|scope| {
+            let clone = scope.spawn(|| join_with(&medium.port(), "clone", (MACHINE_A.0, MACHINE_B.1)).0);
+            let is_in = || b.cluster.membership().view.slots[2].incarnation != Incarnation(0);
+            eventually("it is let in, or not", || is_in() || clone.is_finished());
+            drop(gate);
+            clone.join().unwrap()
+        });
+        if a.lease.lost.lock().is_some() {
+            continue; // it stood still for too long
+        }
+        let why = clone.err().expect("it stayed").to_string();
+        assert!(why.contains("machine-id"), "{why}");
+        eventually("it has left", || live(&b.cluster.membership().view) == bit(SlotId(0)) | bit(SlotId(1)));
+        return;
+    }
+    panic!("the machine is too busy for this test");
+}
+
+fn other_claim() -> Claim {
+    Claim { kind: ClaimKind::First, incarnation: Incarnation(77), sequence: 9, ..Claim::default() }
+}
+
+#[test]
+fn a_first_mount_that_lost_its_claim_runs_the_command_no_further_and_never_twice() {
+    let medium = Medium::formatted();
+    let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
+    let b = join_with(&medium.port(), "b", MACHINE_B).0.unwrap();
+    drop((a, b));
+    let (disk, runs) = (medium.disk(), Arc::new(AtomicU64::new(0)));
+    let astray = Arc::new(AtomicBool::new(false));
+    let (count, wrong) = (runs.clone(), astray.clone());
+    let during = move || {
+        let lobby = disk.read_lobby().unwrap();
+        let first = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.kind == ClaimKind::First);
+        let cell = lobby.iter().position(first).expect("a claim");
+        let others = lobby[cell].as_ref().is_some_and(|c| c.incarnation == Incarnation(77));
+        wrong.fetch_or(others, Ordering::Relaxed);
+        if count.fetch_add(1, Ordering::Relaxed) == 0 {
+            disk.write_claim(cell as u16, &other_claim()).unwrap();
+        }
+    };
+    let (c, noted) = join_by_program(&medium.port(), "c", MACHINE_C, "/bin/true", Box::new(during));
+    assert!(c.is_ok(), "{:?}", c.err());
+    assert_eq!(victims(&noted), [SlotId(0), SlotId(1)]);
+    assert!(!astray.load(Ordering::Relaxed), "it was somebody else's to do");
+}
+
+#[test]
+fn what_cannot_be_kept_off_is_named_to_who_waits_for_it() {
+    let medium = Medium::formatted();
+    let fails =
+        |name, machine| join_by_program(&medium.port(), name, machine, "/bin/false", Box::new(|| ())).0;
+    let a = fails("a", MACHINE_A).unwrap();
+    let b = fails("b", MACHINE_B).unwrap();
+    a.cluster.on_fenced(Box::new(|_| ()));
+    drop(b);
+    let b_is_dead = || {
+        matches!(a.cluster.membership().view.slots[1].state, crate::format::cluster::SlotState::Dead { .. })
+    };
+    eventually("b is dead", b_is_dead);
+    let why = fails("c", MACHINE_C).err().expect("it was let in").to_string();
+    assert!(why.contains("a cannot keep b (slot 1) off the disk") && why.contains("/bin/false"), "{why}");
+    drop(a);
+    let why = fails("c", MACHINE_C).err().expect("it was mounted").to_string();
+    assert!(why.contains("a (slot 0) cannot be kept off") && why.contains("/bin/false"), "{why}");
+}
+
+fn protocol_of(host: &Host) -> u16 {
+    host.cluster.membership().view.protocol
+}
+
+/// A joiner that speaks the first protocol alone knows of leases only.
+#[test]
+fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
+    for class in [FenceClass::Lease, FenceClass::Command] {
+        let medium = Medium::formatted();
+        let a = match class {
+            FenceClass::Lease => super::join(&medium, "a", Where::Elsewhere),
+            _ => join_with(&medium.port(), "a", MACHINE_A).0.unwrap(),
+        };
+        assert_eq!(protocol_of(&a), if class == FenceClass::Lease { 1 } else { 2 });
+        let disk = medium.disk();
+        let old = Incarnation(4711);
+        for sequence in 1..40 {
+            let claim = Claim {
+                kind: ClaimKind::Join,
+                incarnation: old,
+                sequence,
+                host: [9; 16],
+                protocols: (1, 1),
+                name: "old".into(),
+            };
+            disk.write_claim(5, &claim).unwrap();
+            std::thread::sleep(QUICK.heartbeat);
+        }
+        let refused = disk.read_heartbeat(SlotId(0)).unwrap().expect("a heartbeat").refused;
+        let is_in = slot_of(&a.cluster.membership().view, old).is_some();
+        match class {
+            FenceClass::Lease => assert!(is_in && refused.is_none()),
+            _ => assert!(!is_in && refused == Some((old, Refusal::Protocol)), "{refused:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_volume_of_hosts_that_speak_a_later_protocol_is_left_alone() {
+    let medium = Medium::formatted();
+    let disk = medium.disk();
+    let (mut ballot, sequence) = disk.read_ballots().unwrap()[0].clone();
+    ballot.decided.epoch.0 += 1;
+    ballot.decided.protocol = crate::format::cluster::view::PROTOCOL + 1;
+    for next in 1..=2 {
+        disk.write_ballot(SlotId(0), Incarnation(7), sequence + next, &ballot).unwrap();
+    }
+    let why = super::try_join(&medium, "a", Where::Elsewhere).err().expect("it was mounted").to_string();
+    assert!(why.contains("protocol 3"), "{why}");
 }
