@@ -18,7 +18,7 @@ use shoal::format::superblock;
 use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::{FenceWish, MountOptions};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Another first mount, and its nexus.
 const OTHER: Incarnation = Incarnation(77);
@@ -166,8 +166,12 @@ fn a_mount_that_came_to_nothing_leaves_an_idle_device_free() {
     let disk = volume(64, 3);
     let port = Port::new(&disk);
     let cut = Arc::downgrade(&port);
+    // It is reserved, and asked for again before and after the keys are taken.
+    let asked = AtomicU32::new(0);
     disk.lun.listen(move |what| {
-        if let Some(port) = cut.upgrade().filter(|_| what == "reserve") {
+        if let Some(port) = cut.upgrade().filter(|_| what == "reserve")
+            && asked.fetch_add(1, Ordering::Relaxed) == 2
+        {
             port.cut();
         }
     });
