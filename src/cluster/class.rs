@@ -314,7 +314,9 @@ impl Joiner {
 
     /// We do not become a member.
     pub fn unregister(&mut self) {
-        let idle = self.others() == 0 && !self.view.fenced && !self.kept_off;
+        // Members under leases are not protected by a reservation of ours, but kept from writing.
+        let unused = self.others() == 0 || self.view.fence == FenceClass::Lease as u8;
+        let idle = unused && !self.view.fenced && !self.kept_off;
         if let Some(registration) = self.registration.take() {
             registration.give_up(idle);
         }

@@ -126,7 +126,7 @@ impl Joiner {
             }
             tracing::info!("keeping {} off the disk by the command", self.name_of(slot));
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let done = match command.cut(&victim_of(&self.disk, slot, member, cell)?) {
+            let done = match command.cut(&victim_of(&self.disk, slot, member, cell)) {
                 Ok(done) => done,
                 Err(e) => {
                     let name = self.name_of(slot);
@@ -172,17 +172,16 @@ fn await_settled(settle: Duration) {
 
 /// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
 /// before its first one.
-///
-/// # Errors
-/// Those of reading the lobby.
-pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Result<Victim> {
+pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Victim {
     let incarnation = member.incarnation;
     if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
         let (host, boot, name) = (c.host, c.boot, c.name.clone());
-        return Ok(Victim { slot, incarnation, host, boot, name, never_beat: false });
+        return Victim { slot, incarnation, host, boot, name, never_beat: false };
     }
-    let claim = disk.read_lobby()?.into_iter().flatten().find(|c| c.incarnation == incarnation);
+    let lobby = disk.read_lobby();
+    // What cannot be read may have been its heartbeat, or its claim.
+    let never_beat = cell.is_some() && lobby.is_ok();
+    let claim = lobby.into_iter().flatten().flatten().find(|c| c.incarnation == incarnation);
     let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
-    // What cannot be read may have been its heartbeat.
-    Ok(Victim { slot, incarnation, host, boot: [0; 16], name, never_beat: cell.is_some() })
+    Victim { slot, incarnation, host, boot: [0; 16], name, never_beat }
 }

@@ -17,7 +17,7 @@ use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
 use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING};
-use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, SlotView, View};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -156,7 +156,8 @@ impl Joiner {
         if newest.slots.len() != usize::from(self.disk.geometry.max_slots) {
             return Err(Error::Device(format!("view {} has {} slots", newest.epoch, newest.slots.len())));
         }
-        if !(PROTOCOL_MIN..=PROTOCOL).contains(&newest.protocol) {
+        // An older one is left behind with the next first mount; who lives under it says whom it lets in.
+        if newest.protocol > PROTOCOL {
             return Err(Error::Device(format!(
                 "hosts of this volume speak protocol {}, which this release does not know",
                 newest.protocol

@@ -6,6 +6,7 @@ use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of};
 use crate::format::cluster::Claim;
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::PROTOCOL_MIN;
 
 /// What the lobby showed last time. Only claims that moved since are from joiners that live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Lobby {
         if node.is_recovering() || dead(&node.view) != 0 {
             return Ok(());
         }
-        let protocol = node.view.protocol;
+        let protocol = node.view.protocol.max(PROTOCOL_MIN);
         let speaks = |c: &Claim| (c.protocols.0..=c.protocols.1).contains(&protocol);
         let (able, unable): (Vec<_>, Vec<_>) =
             claims.into_iter().partition(|(_, c)| c.kind == ClaimKind::First || speaks(c));

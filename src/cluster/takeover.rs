@@ -211,7 +211,7 @@ impl Node {
                 self.row.get(at).and_then(|cell| cell.as_ref()),
             )
         };
-        let victims = due.iter().map(victim).collect::<Result<Vec<_>>>()?;
+        let victims = due.iter().map(victim).collect::<Vec<_>>();
         let Some(fencer) = &mut self.fencer else { return Ok(()) };
         let done = fencer.tend(&victims);
         self.beat.fencing = fencer.trouble();

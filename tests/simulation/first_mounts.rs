@@ -14,6 +14,7 @@ use shoal::device::probe::Identity;
 use shoal::device::{Fitness, Reservations};
 use shoal::format::cluster::Claim;
 use shoal::format::cluster::lobby::ClaimKind;
+use shoal::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use shoal::format::superblock;
 use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::{FenceWish, MountOptions};
@@ -29,8 +30,8 @@ fn raw(disk: &Arc<SimDisk>) -> Disk {
     Disk { device: disk.clone(), format_id: superblock.format_id, geometry: superblock.geometry }
 }
 
-fn claimed_by_other(disk: &Disk) -> bool {
-    disk.read_claim(0).unwrap().is_some_and(|claim| claim.incarnation == OTHER)
+fn claimed_by_other(disk: &Disk, slot: u16) -> bool {
+    disk.read_claim(slot).unwrap().is_some_and(|claim| claim.incarnation == OTHER)
 }
 
 /// Another first mount claims the first slot, and goes no further.
@@ -44,7 +45,7 @@ fn claim_of_other() -> Claim {
         incarnation: OTHER,
         sequence: 1,
         host: [7; 16],
-        protocols: (1, 2),
+        protocols: (PROTOCOL_MIN, PROTOCOL),
         name: "other".into(),
     }
 }
@@ -90,7 +91,7 @@ fn nothing_is_reserved_while_another_first_mount_claims_the_slot() {
         let early = Arc::new(AtomicBool::new(false));
         let (tell, look) = (early.clone(), raw(&disk));
         disk.lun.listen(move |what| {
-            tell.fetch_or(what == "reserve" && claimed_by_other(&look), Ordering::Relaxed);
+            tell.fetch_or(what == "reserve" && claimed_by_other(&look, 0), Ordering::Relaxed);
         });
         let a = mount(&disk, "a", wish.clone());
         assert!(!early.load(Ordering::Relaxed), "{wish:?}: the other could not write any more");
@@ -112,11 +113,40 @@ fn nothing_is_reserved_once_the_claim_is_taken_over() {
             assert!(look.read_claim(0).unwrap().is_some_and(|c| c.kind == ClaimKind::First));
             look.write_claim(0, &claim_of_other()).unwrap();
         }
-        tell.fetch_or(what == "reserve" && claimed_by_other(&look), Ordering::Relaxed);
+        tell.fetch_or(what == "reserve" && claimed_by_other(&look, 0), Ordering::Relaxed);
     });
     let a = mount(&disk, "a", FenceWish::Auto);
     assert!(!early.load(Ordering::Relaxed), "a member could not write any more");
     a.stop().unwrap();
+}
+
+/// As above, but the reservation was made by then: whoever writes under leases now cannot.
+#[test]
+fn a_reservation_made_too_late_is_given_up_at_once() {
+    for alone in [false, true] {
+        let disk = volume(64, 3);
+        disk.lun.no_all_registrants.store(alone, Ordering::Relaxed);
+        // A member that died, or may be paused.
+        mount(&disk, "old", FenceWish::Lease).crash();
+        let (look, lun, taken) = (raw(&disk), Arc::downgrade(&disk.lun), AtomicBool::new(false));
+        let stands = Arc::new(AtomicBool::new(false));
+        let tell = stands.clone();
+        disk.lun.listen(move |what| {
+            if what == "reserve" && !taken.swap(true, Ordering::Relaxed) {
+                (0..3).for_each(|slot| look.write_claim(slot, &claim_of_other()).unwrap());
+            } else if what == "report"
+                && taken.load(Ordering::Relaxed)
+                && (0..3).all(|s| claimed_by_other(&look, s))
+            {
+                // It begins anew.
+                tell.fetch_or(lun.upgrade().is_some_and(|lun| lun.held().is_some()), Ordering::Relaxed);
+            }
+        });
+        let a = mount(&disk, "a", FenceWish::Auto);
+        assert!(!stands.load(Ordering::Relaxed), "registrants only: {alone}");
+        assert!(disk.lun.held().is_some());
+        a.stop().unwrap();
+    }
 }
 
 #[test]

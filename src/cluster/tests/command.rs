@@ -4,10 +4,13 @@ use super::*;
 use crate::base::{Incarnation, SlotId};
 use crate::cluster::command::Command;
 use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::cluster::former::victim_of;
 use crate::cluster::view::{bit, live, slot_of};
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::{Claim, FenceClass};
+use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotState, SlotView};
+use crate::format::layout::LOBBY_CELLS;
 use std::path::PathBuf;
 
 const MACHINE_A: ([u8; 16], [u8; 16]) = ([0xa; 16], [1; 16]);
@@ -234,7 +237,7 @@ fn protocol_of(host: &Host) -> u16 {
     host.cluster.membership().view.protocol
 }
 
-/// A joiner that speaks the first protocol alone knows of leases only.
+/// A joiner that speaks the older protocol alone knows of leases only.
 #[test]
 fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
     for class in [FenceClass::Lease, FenceClass::Command] {
@@ -243,7 +246,7 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
             FenceClass::Lease => super::join(&medium, "a", Where::Elsewhere),
             _ => join_with(&medium.port(), "a", MACHINE_A).0.unwrap(),
         };
-        assert_eq!(protocol_of(&a), if class == FenceClass::Lease { 1 } else { 2 });
+        assert_eq!(protocol_of(&a), if class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL });
         let disk = medium.disk();
         let old = Incarnation(4711);
         for sequence in 1..40 {
@@ -252,7 +255,7 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
                 incarnation: old,
                 sequence,
                 host: [9; 16],
-                protocols: (1, 1),
+                protocols: (PROTOCOL_MIN, PROTOCOL_MIN),
                 name: "old".into(),
             };
             disk.write_claim(5, &claim).unwrap();
@@ -267,16 +270,44 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
     }
 }
 
-#[test]
-fn a_volume_of_hosts_that_speak_a_later_protocol_is_left_alone() {
-    let medium = Medium::formatted();
+/// The hosts of a view that nobody has left behind spoke this.
+fn spoken(medium: &Arc<Medium>, protocol: u16) {
     let disk = medium.disk();
     let (mut ballot, sequence) = disk.read_ballots().unwrap()[0].clone();
     ballot.decided.epoch.0 += 1;
-    ballot.decided.protocol = crate::format::cluster::view::PROTOCOL + 1;
+    ballot.decided.protocol = protocol;
     for next in 1..=2 {
         disk.write_ballot(SlotId(0), Incarnation(7), sequence + next, &ballot).unwrap();
     }
+}
+
+#[test]
+fn a_volume_of_hosts_that_speak_a_later_protocol_is_left_alone() {
+    let medium = Medium::formatted();
+    spoken(&medium, PROTOCOL + 1);
     let why = super::try_join(&medium, "a", Where::Elsewhere).err().expect("it was mounted").to_string();
-    assert!(why.contains("protocol 3"), "{why}");
+    assert!(why.contains(&format!("protocol {}", PROTOCOL + 1)), "{why}");
+}
+
+#[test]
+fn a_volume_of_hosts_that_spoke_an_older_protocol_speaks_ours_from_the_first_mount_on() {
+    let medium = Medium::formatted();
+    spoken(&medium, PROTOCOL_MIN - 1);
+    let a = super::join(&medium, "a", Where::Elsewhere);
+    assert_eq!(protocol_of(&a), PROTOCOL_MIN);
+    let b = super::join(&medium, "b", Where::Elsewhere);
+    assert_eq!(protocol_of(&b), PROTOCOL_MIN);
+}
+
+#[test]
+fn whose_claim_cannot_be_read_is_not_known_to_have_never_beaten() {
+    let medium = Medium::formatted();
+    let port = medium.port();
+    let lobby = geometry().lobby_cell(0)..geometry().lobby_cell(LOBBY_CELLS);
+    port.set_hook(move |_, at| !lobby.contains(&at));
+    let member = SlotView { state: SlotState::Live { former: None }, incarnation: Incarnation(4) };
+    let other = Heartbeat { incarnation: Incarnation(3), ..Heartbeat::default() };
+    let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other));
+    assert!(!victim(port).never_beat, "its claim would tell which machine it was");
+    assert!(victim(medium.port()).never_beat);
 }
