@@ -2,11 +2,14 @@
 //! program's locks when it closes.
 //!
 //! An answer that lets a program go on counts only while the lease lasts: it is confirmed before it is
-//! given, on this thread or, where that might have to wait, on one for such answers. What gives up is not held back.
+//! given, on this thread or, where that might have to wait, on one for such answers. However long that takes:
+//! what is granted stands, and another thread of the program may have been told so. What gives up is not held back.
 
 use super::operations::Withdraw;
 use super::*;
+use crate::base::Error;
 use crate::lock::files::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, Span};
+use crate::store::Permit;
 use crossbeam::channel;
 
 /// What a request's answer is to the program.
@@ -30,20 +33,16 @@ type Found = Result<Option<LockFound>>;
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread on which answers wait until the lease is confirmed: where they come, that must not be waited for,
-/// nor for a thread. It begins with the first request about a lock.
-#[derive(Default)]
-pub(super) struct Confirmations(Mutex<Option<channel::Sender<Work>>>);
+/// nor for a thread. It ends with this.
+pub(super) struct Confirmations(channel::Sender<Work>);
 
 impl Confirmations {
-    fn thread(&self) -> Option<channel::Sender<Work>> {
-        let mut sender = self.0.lock();
-        if sender.is_none() {
-            let (to, work) = channel::unbounded::<Work>();
-            let run = move || work.into_iter().for_each(|todo| todo());
-            std::thread::Builder::new().name("file-lock".into()).spawn(run).ok()?;
-            *sender = Some(to);
-        }
-        sender.clone()
+    pub fn begin() -> Result<Confirmations> {
+        let (to, work) = channel::unbounded::<Work>();
+        let run = move || work.into_iter().for_each(|todo| todo());
+        let thread = std::thread::Builder::new().name("shoal-filelock".into()).spawn(run);
+        thread.map_err(|e| Error::Device(format!("cannot start a thread: {e}")))?;
+        Ok(Confirmations(to))
     }
 }
 
@@ -92,29 +91,18 @@ impl Fs {
             reply(Err(e));
             return nothing;
         }
-        let Some(later) = core.confirmations.thread() else {
-            reply(Err(Error::NoLocks));
-            return nothing;
-        };
         let kind = if lock.flock { LockKind::Whole } else { LockKind::Range };
         let span = if lock.flock { Span::ALL } else { Span { start: lock.start, end: lock.end } };
         let owner = Owner { host: core.slot, id: lock.owner };
         let (ino, process) = (core.ino(node), lock.pid);
         let lock = FileLock { kind, owner, mode: lock.mode, span };
         let request = FileRequest { ino, job, lock, handle: fh, process };
-        let takes = lock.mode != Mode::N && job != Job::Test;
-        let undo = (takes && !core.locks.file_has(ino, &lock)).then(|| {
-            let job = Job::Set { wait: false };
-            let unlock = FileRequest { job, lock: FileLock { mode: Mode::N, ..lock }, ..request };
-            let locks = core.locks.clone();
-            move || _ = locks.file_lock(&unlock, Box::new(|_| ()))
-        });
-        let store = core.store.clone();
+        let (permit, later) = (core.store.permit().clone(), core.confirmations.0.clone());
         // Less may be had without a lease, too.
         let unlocks = lock.mode == Mode::N && job != Job::Test;
         let then = move |answer| match unlocks {
             true => reply(outcome(answer)),
-            false => confirmed(&store, &later, answer, undo, reply),
+            false => confirmed(&permit, &later, answer, reply),
         };
         let no = core.locks.file_lock(&request, Box::new(then));
         let locks = core.locks.clone();
@@ -151,47 +139,53 @@ impl Fs {
     }
 }
 
-/// Tell the program what has come of its request. `undo` gives up what was granted, if the owner had nothing
-/// there before.
+/// Tell the program what has come of its request.
 fn confirmed(
-    store: &Arc<Store>,
+    permit: &Arc<Permit>,
     later: &channel::Sender<Work>,
     answer: FileAnswer,
-    undo: Option<impl FnOnce() + Send + 'static>,
     reply: impl FnOnce(Found) + Send + 'static,
 ) {
     let sure = !matches!(answer, FileAnswer::Granted | FileAnswer::Found(..) | FileAnswer::Free);
-    if sure || !store.permit().lease_left().is_zero() {
+    if sure || !permit.lease_left().is_zero() {
         return reply(outcome(answer));
     }
-    let store = store.clone();
-    let todo = move || reply(found(store.permit().confirm(), answer, undo));
+    let permit = permit.clone();
+    let todo = move || reply(permit.confirm_standing().and_then(|()| outcome(answer)));
     later.send(Box::new(todo)).expect("the thread ends with its last sender");
-}
-
-/// What the program is told; a grant that it is not told of is undone, or nobody would ever give it up.
-fn found(confirmed: Result<()>, answer: FileAnswer, undo: Option<impl FnOnce()>) -> Found {
-    if confirmed.is_err() && answer == FileAnswer::Granted {
-        undo.into_iter().for_each(|undo| undo());
-    }
-    confirmed.and_then(|()| outcome(answer))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Permit;
 
+    /// Answers come on the thread that renews the lease, among others.
     #[test]
-    fn a_grant_that_cannot_be_confirmed_is_undone() {
-        let lapsed = || Err(Error::Halted("the lease has lapsed".into()));
-        for (confirmed, answer, expected) in [
-            (lapsed(), FileAnswer::Granted, true),
-            (lapsed(), FileAnswer::Free, false),
-            (Ok(()), FileAnswer::Granted, false),
-        ] {
-            let (mut undone, sure) = (false, confirmed.is_ok());
-            assert_eq!(found(confirmed, answer, Some(|| undone = true)).is_ok(), sure);
-            assert_eq!(undone, expected, "{answer:?}");
-        }
+    fn an_answer_without_a_lease_waits_elsewhere_and_is_given_then() {
+        let confirmations = Confirmations::begin().unwrap();
+        let permit = Arc::new(Permit::default());
+        let second = std::time::Duration::from_secs(1);
+        permit.set_deadlines(second, second);
+        let (told, heard) = channel::unbounded();
+        let answer = |answer| {
+            let (told, here) = (told.clone(), std::thread::current().id());
+            confirmed(&permit, &confirmations.0, answer, move |found: Found| {
+                told.send((found.is_ok(), std::thread::current().id() == here)).unwrap();
+            });
+        };
+        answer(FileAnswer::Granted);
+        answer(FileAnswer::Free);
+        let soon = std::time::Duration::from_millis(200);
+        assert!(heard.recv_timeout(soon).is_err());
+        answer(FileAnswer::Denied);
+        assert_eq!(heard.try_recv(), Ok((false, true)), "a refusal needs no lease");
+        permit.set_unlimited();
+        assert_eq!([heard.recv(), heard.recv()], [Ok((true, false)); 2]);
+        answer(FileAnswer::Granted);
+        assert_eq!(heard.try_recv(), Ok((true, true)));
+        permit.revoke();
+        answer(FileAnswer::Granted);
+        assert_eq!(heard.recv(), Ok((false, false)), "it is gone with this host");
     }
 }

@@ -274,7 +274,7 @@ fn assemble(
         recovery,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),
-        confirmations: filelocks::Confirmations::default(),
+        confirmations: filelocks::Confirmations::begin()?,
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),

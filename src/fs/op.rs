@@ -71,13 +71,7 @@ impl Op<'_> {
         match outcome {
             // It stands: a handle has been opened, a name is in. The kernel must hear of that, however long
             // the store stands still.
-            Ok(_) => {
-                while let Err(e) = self.core.store.permit().confirm() {
-                    if !matches!(e, Error::TimedOut(_)) {
-                        return Err(e.into());
-                    }
-                }
-            }
+            Ok(_) => self.core.store.permit().confirm_standing()?,
             Err(Stop::Fail(_)) => self.core.store.permit().confirm()?,
             Err(_) => {}
         }

@@ -18,7 +18,7 @@ use crate::format::layout::Geometry;
 use crate::lock::LockSet;
 use crate::lock::desk::{AHEAD_MAX, Closing, Desk, DeskConfig, Shed};
 use crate::lock::files::stream::WINDOW;
-use crate::lock::files::{FileLock, FileRequest, LockKind, RequestNo};
+use crate::lock::files::{FileRequest, LockKind, RequestNo};
 use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
 use crate::lock::master::{ASKS_MAX, CAPS_MAX};
 use crate::lock::table::PinTable;
@@ -284,11 +284,6 @@ impl LockManager {
     pub fn file_lock(&self, request: &FileRequest, then: FileThen) -> RequestNo {
         let asked = self.hub.ask_file(|desk, now| Some(desk.file_request(now, request)), then);
         asked.expect("a request has a number")
-    }
-
-    /// Has the owner of this lock anything of its kind there, as far as this host has heard?
-    pub fn file_has(&self, ino: InodeNo, lock: &FileLock) -> bool {
-        self.hub.with_desk(|desk, _| desk.files().client.has_within(ino, lock))
     }
 
     /// Nobody waits for it any more: it is answered as interrupted, at once or when it is known how it ended.

@@ -89,7 +89,7 @@ impl Store {
     }
 
     /// Until when writes may start.
-    pub fn permit(&self) -> &Permit {
+    pub fn permit(&self) -> &Arc<Permit> {
         &self.permit
     }
 

@@ -116,6 +116,19 @@ impl Permit {
         }
     }
 
+    /// As [`Permit::confirm`], for what stands already and must be told of, however long the store stands still.
+    ///
+    /// # Errors
+    /// `Halted` if the permit was revoked: then it does not stand any more.
+    pub fn confirm_standing(&self) -> Result<()> {
+        loop {
+            match self.confirm() {
+                Err(Error::TimedOut(_)) => {}
+                sure => return sure,
+            }
+        }
+    }
+
     #[cold]
     fn wait_for(&self, which: &AtomicU64, bound: Duration) -> Result<()> {
         let give_up = self.clock.now() + bound;
@@ -162,6 +175,39 @@ mod tests {
         assert!(matches!(permit.check(), Err(Error::Halted(_))));
         assert!(matches!(permit.confirm(), Err(Error::Halted(_))));
         assert_eq!(permit.lease_left(), Duration::ZERO);
+    }
+
+    /// Each look at it is ten seconds later.
+    struct Hasty(AtomicU64);
+
+    impl Clock for Hasty {
+        fn now(&self) -> Duration {
+            Duration::from_secs(10 * self.0.fetch_add(1, Ordering::Relaxed))
+        }
+        fn wall(&self) -> Duration {
+            self.now()
+        }
+    }
+
+    #[test]
+    fn what_stands_is_told_after_a_stall_of_any_length() {
+        let permit = Arc::new(Permit::new(Arc::new(Hasty(AtomicU64::new(1)))));
+        let second = Duration::from_secs(1);
+        permit.set_deadlines(second, second);
+        assert!(matches!(permit.confirm(), Err(Error::TimedOut(_))));
+        let waits = |permit: &Arc<Permit>| {
+            let permit = permit.clone();
+            std::thread::spawn(move || permit.confirm_standing())
+        };
+        let told = waits(&permit);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!told.is_finished());
+        permit.set_unlimited();
+        assert!(told.join().unwrap().is_ok());
+        permit.set_deadlines(second, second);
+        let told = waits(&permit);
+        permit.revoke();
+        assert!(matches!(told.join().unwrap(), Err(Error::Halted(_))));
     }
 
     #[test]

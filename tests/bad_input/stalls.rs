@@ -170,3 +170,43 @@ fn a_stall_of_the_whole_store_expels_nobody_and_fails_nothing() {
     drop(device);
     cluster.check();
 }
+
+/// A lock of one byte, or its end.
+fn lock(file: &File, command: i32, kind: i32, at: i64) -> bool {
+    let (l_type, l_whence) = (kind as i16, libc::SEEK_SET as i16);
+    let mut lock = libc::flock { l_type, l_whence, l_start: at, l_len: 1, l_pid: 0 };
+    // SAFETY: a system call on a structure of ours.
+    unsafe { libc::fcntl(file.as_raw_fd(), command, &mut lock) == 0 }
+}
+
+/// Of open file descriptions, for all this is one process.
+#[test]
+fn a_lock_is_given_up_without_a_lease_and_taken_only_with_one() {
+    let cluster = Cluster::unmounted("64M", Duration::from_secs(90));
+    let device = Faulty::new(&cluster.image());
+    for host in 0..2 {
+        let out = cluster.try_mount(host, &device.path(), "rw");
+        assert!(out.status.success(), "{}", stderr(&out));
+    }
+    fs::write(cluster.at(0).join("file"), "x").unwrap();
+    let open = |host| File::options().read(true).write(true).open(cluster.at(host).join("file")).unwrap();
+    let (one, other, remote) = (open(0), open(0), open(1));
+    let try_lock = |file: &File, at| lock(file, libc::F_OFD_SETLK, libc::F_WRLCK, at);
+    assert!(try_lock(&one, 0));
+    assert!(!try_lock(&remote, 0) && try_lock(&remote, 5));
+    device.stall(true);
+    std::thread::sleep(LEASE + Duration::from_secs(1));
+    let begun = Instant::now();
+    assert!(lock(&one, libc::F_OFD_SETLK, libc::F_UNLCK, 0));
+    assert!(begun.elapsed() < LEASE / 2, "{:?}", begun.elapsed());
+    let taking = std::thread::spawn(move || try_lock(&other, 1).then_some(other));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!taking.is_finished(), "others may have acted on this host's death");
+    device.stall(false);
+    let other = taking.join().unwrap().expect("nobody has");
+    assert!(try_lock(&remote, 0) && !try_lock(&remote, 1));
+    drop((one, other, remote));
+    (0..2).for_each(|host| cluster.umount(host));
+    drop(device);
+    cluster.check();
+}

@@ -11,7 +11,8 @@ use crate::format::cluster::SlotState;
 use crate::lock::LockSet;
 use crate::lock::files::client::Home;
 use crate::lock::files::message::{Answer, Ask, Message};
-use crate::lock::files::server::{Required, Told};
+use crate::lock::files::server::{Required, Told, is_deadlock};
+use crate::lock::files::steps::Steps;
 use crate::lock::files::{FileAnswer, FileLock, FileRequest, Files, Job, LockKind, RequestNo, Span};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -63,10 +64,16 @@ impl Desk {
         no
     }
 
+    /// Of waits that other hosts end one may have ended a moment ago: where this host serves, its server looks
+    /// at those, and twice.
     fn deadlock(&self, request: &FileRequest) -> Option<FileAnswer> {
-        let blockers = || self.files.client.blockers(request.ino, &request.lock);
+        let FileRequest { ino, lock, .. } = request;
+        let Files { client, server, .. } = &self.files;
+        let blockers = || client.blockers(*ino, lock);
+        let of = if let Home::Peer(_) = client.home(*ino).0 { None } else { Some(self.me) };
         let waits = request.job == Job::Set { wait: true };
-        (waits && self.files.is_deadlock(&request.lock, blockers())).then_some(FileAnswer::Deadlock)
+        let circle = || is_deadlock(lock, blockers, (server, of), client, &mut Steps::of_call());
+        (waits && circle()).then_some(FileAnswer::Deadlock)
     }
 
     /// Nobody waits for the answer any more.
@@ -99,12 +106,15 @@ impl Desk {
         Some(no)
     }
 
-    /// A handle is closed for good: its flock lock ends, and so do ranges of owners that last asked by it. By
+    /// A handle is closed for good: its flock lock ends, and so do ranges that were taken by it and are left. By
     /// the handle, not by the owner: the kernel may have given the owner's number to another by now.
     pub fn file_release(&mut self, now: Duration, ino: InodeNo, handle: u64) {
-        for (kind, id) in self.files.client.of_handle(ino, handle) {
-            self.file_unlock_all(now, ino, kind, id);
+        for id in self.files.client.of_handle(ino, handle) {
+            self.file_unlock_all(now, ino, LockKind::Whole, id);
         }
+        self.files.client.end_handle(ino, handle);
+        self.file_work.touched.insert(ino);
+        self.run(now);
     }
 
     fn pin_book(&mut self, ino: InodeNo) {
@@ -275,7 +285,7 @@ impl Desk {
     }
 
     /// Do what is to be done. False: there was nothing.
-    pub(super) fn files_run(&mut self, now: Duration) -> bool {
+    pub(super) fn files_run(&mut self, now: Duration, steps: &mut Steps) -> bool {
         let work = &mut self.file_work;
         if work.touched.is_empty() && work.served.is_empty() && work.local.is_empty() {
             return false;
@@ -288,7 +298,7 @@ impl Desk {
             self.file_work.served.insert(ino);
         }
         for ino in std::mem::take(&mut self.file_work.served) {
-            self.serve_files(now, ino);
+            self.serve_files(now, ino, steps);
         }
         true
     }
@@ -319,7 +329,15 @@ impl Desk {
             self.with_sender(|files, send| files.client.rehome(ino, home, &mut answers, send));
             self.file_answers(answers);
         }
-        self.with_sender(|files, send| files.client.pump(ino, send));
+        let client = &mut self.files.client;
+        let left: Vec<_> = client.leftovers(ino).iter().map(|unlock| client.take_up(unlock)).collect();
+        let mut answers = Vec::new();
+        self.with_sender(|files, send| {
+            files.client.pump(ino, send);
+            // Nobody can interrupt them, so they wait for no server that is lost.
+            left.into_iter().for_each(|no| files.client.withdraw(no, &mut answers, send));
+        });
+        self.file_answers(answers);
         if self.files.client.is_done(now, ino, sole, LINGER) {
             self.close_book(ino);
         }
@@ -350,10 +368,11 @@ impl Desk {
         Some((self.master.holders(name).chain(own.then_some((self.me, 0))).collect(), token))
     }
 
-    fn serve_files(&mut self, now: Duration, ino: InodeNo) {
+    fn serve_files(&mut self, now: Duration, ino: InodeNo, steps: &mut Steps) {
         let required = self.required(ino);
         let mut told = Vec::new();
-        self.files.server.work(now, ino, &required, &mut told);
+        let Files { client, server, .. } = &mut self.files;
+        server.work(now, ino, &required, client, steps, &mut told);
         for Told { to, ino, request, answer } in told {
             if to == self.me {
                 self.file_answered(Home::Here, ino, (request, answer), false);

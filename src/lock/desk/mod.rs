@@ -23,6 +23,7 @@ mod routes;
 use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
 use crate::cluster::{Entry, Membership};
 use crate::format::layout::Geometry;
+use crate::lock::files::steps::Steps;
 use crate::lock::files::{FileAnswer, Files, RequestNo};
 use crate::lock::holder::Holder;
 use crate::lock::master::{Master, unshared};
@@ -367,6 +368,7 @@ impl Desk {
             self.work.clear();
             return;
         }
+        let mut steps = Steps::of_call();
         loop {
             while let Some(work) = self.work.pop_front() {
                 match work {
@@ -374,7 +376,7 @@ impl Desk {
                     Work::Advance(ticket) => self.advance(ticket),
                 }
             }
-            if !self.files_run(now) {
+            if !self.files_run(now, &mut steps) {
                 return;
             }
         }

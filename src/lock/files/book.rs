@@ -1,10 +1,11 @@
 //! What is noted of one inode's file locks, and requests that have no answer yet. See [`super::client`].
 
 use super::client::{FileRequest, Home, Job};
+use super::ranges::{Piece, Ranges};
 use super::table::FileTable;
 use super::{FileAnswer, FileLock, LockKind, Owner};
 use crate::base::{Mode, SlotId, Token};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,10 +18,20 @@ pub(super) enum State {
     Waiting(u64),
 }
 
+/// An owner: by which handle it last asked, and its process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Noted {
+    pub handle: u64,
+    pub process: u32,
+    /// By which handles (each is an owner here) it took the ranges that it has.
+    taken: Ranges,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Request {
     pub job: Job,
     pub lock: FileLock,
+    pub handle: u64,
     pub state: State,
     /// Answered already: nobody waits for it.
     pub withdrawn: bool,
@@ -32,8 +43,8 @@ pub(super) struct Request {
 
 impl Request {
     pub fn new(request: &FileRequest) -> Request {
-        let FileRequest { job, lock, .. } = *request;
-        Request { job, lock, state: State::New, withdrawn: false, ending: false, lessened: false }
+        let FileRequest { job, lock, handle, .. } = *request;
+        Request { job, lock, handle, state: State::New, withdrawn: false, ending: false, lessened: false }
     }
 
     pub fn whose(&self) -> (LockKind, Owner) {
@@ -67,8 +78,12 @@ pub(super) struct Book {
     pub requests: BTreeMap<u64, Request>,
     /// Requests on their way or waiting, by their number at the server.
     pub flight: BTreeMap<u64, u64>,
-    /// By owner: the handle by which it last asked, and its process.
-    pub handles: BTreeMap<(LockKind, u64), (u64, u32)>,
+    /// Owners, as they last asked.
+    pub noted: BTreeMap<(LockKind, u64), Noted>,
+    /// Handles that are closed though ranges taken by them are left.
+    pub ended: BTreeSet<u64>,
+    /// Parts that are given back, by their number at the server, and whose they were.
+    pub returned: BTreeMap<u64, (LockKind, Owner)>,
     /// Nobody else has to do with this inode's locks, as the server last said.
     pub alone: bool,
 }
@@ -83,14 +98,55 @@ impl Book {
             held: FileTable::default(),
             requests: BTreeMap::new(),
             flight: BTreeMap::new(),
-            handles: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            returned: BTreeMap::new(),
             alone: false,
         }
     }
 
+    /// The owner has it so, by this handle.
+    pub fn have(&mut self, lock: &FileLock, handle: u64) {
+        self.held.set(lock);
+        let noted = self.noted.get_mut(&(lock.kind, lock.owner.id)).filter(|_| lock.kind == LockKind::Range);
+        if let Some(Noted { taken, .. }) = noted {
+            taken.owners().into_iter().for_each(|by| taken.set(by, Mode::N, lock.span));
+            if lock.mode != Mode::N {
+                taken.set(Owner { id: handle, ..lock.owner }, Mode::S, lock.span);
+            }
+        }
+    }
+
+    /// A handle is closed. Of processes nothing is left then; of an open file description is what it had itself,
+    /// even if its number is another's by now.
+    pub fn end(&mut self, handle: u64) {
+        let took = |noted: &Noted| noted.taken.owners().iter().any(|by| by.id == handle);
+        if self.noted.values().any(took) {
+            self.ended.insert(handle);
+        }
+    }
+
+    /// Unlocks of what is left of closed handles. What is just asked for there, by the number's next owner, is
+    /// left out until that is answered.
+    pub fn leftovers(&mut self) -> Vec<(u64, FileLock)> {
+        let mut left = Vec::new();
+        let ended = std::mem::take(&mut self.ended);
+        for ((kind, id), noted) in self.noted.iter().filter(|_| !ended.is_empty()) {
+            for (by, piece) in noted.taken.all().filter(|(by, _)| ended.contains(&by.id)) {
+                let (owner, span) = (Owner { id: *id, ..by }, piece.span);
+                let sets = |r: &Request| r.job != Job::Test && r.whose() == (*kind, owner);
+                self.ended.insert(by.id);
+                if !self.requests.values().any(|r| sets(r) && r.lock.span.overlaps(span)) {
+                    left.push((by.id, FileLock { kind: *kind, owner, mode: Mode::N, span }));
+                }
+            }
+        }
+        left
+    }
+
     /// Would the unlock leave one more range than there was?
     pub fn splits(&self, lock: &FileLock) -> bool {
-        let inside = |p: &super::ranges::Piece| p.span.start < lock.span.start && lock.span.end < p.span.end;
+        let inside = |p: &Piece| p.span.start < lock.span.start && lock.span.end < p.span.end;
         lock.mode == Mode::N && self.held.of(lock.kind, lock.owner).iter().any(inside)
     }
 
@@ -108,12 +164,12 @@ impl Book {
     pub fn forget_idle(&mut self, kind: LockKind, owner: Owner) {
         let asks = |r: &Request| r.whose() == (kind, owner);
         if self.held.of(kind, owner).is_empty() && !self.requests.values().any(asks) {
-            self.handles.remove(&(kind, owner.id));
+            self.noted.remove(&(kind, owner.id));
         }
     }
 
     pub fn forget_idle_owners(&mut self, me: SlotId) {
-        for (kind, id) in self.handles.keys().copied().collect::<Vec<_>>() {
+        for (kind, id) in self.noted.keys().copied().collect::<Vec<_>>() {
             self.forget_idle(kind, Owner { host: me, id });
         }
     }

@@ -14,7 +14,8 @@
 //! - An owner of flock is an open file description, known by its handle. Numbers of owners are used
 //!   again: under another handle it is another, and what the former had is given up first.
 
-use super::book::{Book, Request, State};
+use super::book::{Book, Noted, Request, State};
+use super::cycle::Waits;
 use super::message::{Answer, Ask};
 use super::{FileAnswer, FileLock, LockKind, Owner};
 use crate::base::{InodeNo, Mode, SlotId, Token};
@@ -124,27 +125,40 @@ impl Client {
     pub fn has(&self, ino: InodeNo, kind: LockKind, id: u64) -> bool {
         let Some(book) = self.books.get(&ino) else { return false };
         let owner = self.owner(id);
-        let asks = |r: &Request| r.lock.kind == kind && r.lock.owner == owner && r.lock.mode != Mode::N;
-        !book.held.of(kind, owner).is_empty() || book.requests.values().any(asks)
+        let asks = |r: &Request| r.whose() == (kind, owner) && r.lock.mode != Mode::N;
+        !book.held.of(kind, owner).is_empty()
+            || book.requests.values().any(asks)
+            || book.returned.values().any(|whose| *whose == (kind, owner))
     }
 
-    /// Has the lock's owner anything of its kind there?
-    pub fn has_within(&self, ino: InodeNo, lock: &FileLock) -> bool {
-        let had = |b: &Book| b.held.of(lock.kind, lock.owner).iter().any(|p| p.span.overlaps(lock.span));
-        self.books.get(&ino).is_some_and(had)
-    }
-
-    /// Owners that last asked by this handle.
-    pub fn of_handle(&self, ino: InodeNo, handle: u64) -> Vec<(LockKind, u64)> {
+    /// Owners of flock that last asked by this handle.
+    pub fn of_handle(&self, ino: InodeNo, handle: u64) -> Vec<u64> {
         let Some(book) = self.books.get(&ino) else { return Vec::new() };
-        book.handles.iter().filter(|(_, (h, _))| *h == handle).map(|(owner, _)| *owner).collect()
+        let whole = |((kind, _), noted): &(&(LockKind, u64), &Noted)| {
+            *kind == LockKind::Whole && noted.handle == handle
+        };
+        book.noted.iter().filter(whole).map(|((_, id), _)| *id).collect()
+    }
+
+    /// A handle is closed for good; what ranges are left of it, [`Client::leftovers`] says.
+    pub fn end_handle(&mut self, ino: InodeNo, handle: u64) {
+        if let Some(book) = self.books.get_mut(&ino) {
+            book.end(handle);
+        }
+    }
+
+    /// Unlocks to be asked for.
+    pub fn leftovers(&mut self, ino: InodeNo) -> Vec<FileRequest> {
+        let left = self.books.get_mut(&ino).map_or(Vec::new(), Book::leftovers);
+        let job = Job::Set { wait: false };
+        left.into_iter().map(|(handle, lock)| FileRequest { ino, job, lock, handle, process: 0 }).collect()
     }
 
     /// Has an open file description of the same number, that is gone, flock locks there still?
     pub fn is_reborn(&self, request: &FileRequest) -> bool {
         let FileRequest { ino, lock, handle, .. } = *request;
         let key = (lock.kind, lock.owner.id);
-        let former = |b: &Book| b.handles.get(&key).is_some_and(|(noted, _)| *noted != handle);
+        let former = |b: &Book| b.noted.get(&key).is_some_and(|noted| noted.handle != handle);
         lock.kind == LockKind::Whole
             && lock.mode != Mode::N
             && request.job != Job::Test
@@ -163,7 +177,7 @@ impl Client {
         let book = self.books.get(&request.ino);
         if request.job == Job::Test {
             let (owner, piece) = book?.held.conflict(lock)?;
-            let process = book?.handles.get(&(lock.kind, owner.id)).map(|(_, process)| u64::from(*process));
+            let process = book?.noted.get(&(lock.kind, owner.id)).map(|noted| u64::from(noted.process));
             return Some(FileAnswer::Found(piece.mode, piece.span, process));
         }
         if lock.mode == Mode::N && !self.has(request.ino, lock.kind, lock.owner.id) {
@@ -186,17 +200,27 @@ impl Client {
         self.books.get(&ino).map_or(Vec::new(), |b| b.held.blockers(lock))
     }
 
-    /// Whom of this host an owner's waiting requests wait for, where others serve.
-    pub fn blockers_of(&self, owner: Owner, found: &mut Vec<Owner>) {
+    /// Has the owner any range locked, as far as this host has heard?
+    pub fn has_ranges(&self, owner: Owner) -> bool {
+        self.books.values().any(|b| !b.held.of(LockKind::Range, owner).is_empty())
+    }
+
+    /// Who of this host waits for ranges that others serve.
+    pub fn waits<'a>(&'a self, waits: &mut Waits<'a>) {
         for book in self.books.values().filter(|b| b.home != Home::Here) {
-            let waits = |r: &&Request| {
+            let waiting = |r: &&Request| {
                 let State::Waiting(_) = r.state else { return false };
-                r.lock.owner == owner && r.lock.kind == LockKind::Range && !r.withdrawn
+                r.lock.kind == LockKind::Range && !r.withdrawn
             };
-            for request in book.requests.values().filter(waits) {
-                found.extend(book.held.blockers(&request.lock));
-            }
+            book.requests.values().filter(waiting).for_each(|r| waits.add(&book.held, r.lock));
         }
+    }
+
+    /// Take up a request of the host's own, in a book that is there.
+    pub fn take_up(&mut self, request: &FileRequest) -> RequestNo {
+        let no = self.number(request.ino);
+        self.submit(no, request);
+        no
     }
 
     /// Take up a request. True: its book is new, and needs its pin.
@@ -207,7 +231,8 @@ impl Client {
         book.requests.insert(no.number, Request::new(request));
         self.idle.remove(&no.ino);
         if lock.mode != Mode::N && job != Job::Test {
-            book.handles.insert((lock.kind, lock.owner.id), (handle, process));
+            let noted = book.noted.entry((lock.kind, lock.owner.id)).or_default();
+            (noted.handle, noted.process) = (handle, process);
         }
         new
     }
@@ -256,22 +281,25 @@ impl Client {
     fn tell_anew(&mut self, ino: InodeNo, unheard: bool, out: &mut Answers, send: Send<'_>) {
         let Some(book) = self.books.get_mut(&ino) else { return };
         book.flight.clear();
+        book.returned.clear();
         // What was withdrawn is not asked for again. Without a server, what is given up is simply not told.
         let before = book.held.len();
         if unheard {
             book.lessen();
         }
         let lost = book.home == Home::Nobody || unheard;
+        let mut given_up = Vec::new();
         for (number, request) in book.requests.iter_mut().filter(|(_, r)| r.ending && !r.withdrawn) {
             let unlocks = request.unlocks();
             if if unlocks { book.home == Home::Nobody } else { lost } {
                 request.withdrawn = true;
                 if unlocks {
-                    book.held.set(&request.lock);
+                    given_up.push(request.lock);
                 }
                 out.push((RequestNo { ino, number: *number }, request.told(FileAnswer::Interrupted)));
             }
         }
+        given_up.iter().for_each(|lock| book.have(lock, 0));
         self.pieces = self.pieces + book.held.len() - before;
         book.requests.retain(|_, r| !r.withdrawn);
         book.forget_idle_owners(self.me);
@@ -313,7 +341,11 @@ impl Client {
     ) {
         let Some(book) = self.books.get_mut(&ino) else { return };
         // An earlier server's words, or about what was said anew since.
-        let Some(number) = book.flight.get(&at).copied().filter(|_| book.home == from) else { return };
+        if book.home != from {
+            return;
+        }
+        book.returned.remove(&at);
+        let Some(number) = book.flight.get(&at).copied() else { return };
         book.alone = alone;
         let before = book.held.len();
         let request = book.requests.get_mut(&number).expect("what is on its way is listed");
@@ -334,10 +366,11 @@ impl Client {
         match result {
             FileAnswer::Granted if sets && request.withdrawn && lock.mode != Mode::N => {
                 for part in book.held.parts(&lock) {
-                    send(from, ino, Ask::Set { lock: part, wait: false });
+                    let part = send(from, ino, Ask::Set { lock: part, wait: false });
+                    book.returned.insert(part, request.whose());
                 }
             }
-            FileAnswer::Granted if sets => book.held.set(&lock),
+            FileAnswer::Granted if sets => book.have(&lock, request.handle),
             _ if sets && request.state == State::Sent => _ = book.held.give_up_other_mode(&lock),
             _ => {}
         }
@@ -377,7 +410,7 @@ impl Client {
         book.requests.remove(&no.number);
         if unlocks {
             let before = book.held.len();
-            book.held.set(&lock);
+            book.have(&lock, 0);
             self.pieces = self.pieces + book.held.len() - before;
         }
         book.forget_idle(lock.kind, lock.owner);

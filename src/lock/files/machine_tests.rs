@@ -2,8 +2,9 @@
 
 use super::client::{Answers, Client, Home, Send};
 use super::message::{Answer, Ask};
-use super::server::Server;
-use super::table::{FileTable, PATIENCE_MIN, Verdict};
+use super::server::{Required, Server, Told};
+use super::steps::Steps;
+use super::table::{FileTable, PATIENCE_MIN, Verdict, Waiter};
 use super::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, RequestNo, Span};
 use crate::base::{InodeNo, Mode, SlotId, Token};
 use std::collections::BTreeMap;
@@ -16,6 +17,14 @@ fn lock(id: u64, mode: Mode, start: u64, end: u64) -> FileLock {
 
 const NOW: Duration = Duration::from_secs(10);
 
+fn settle(table: &mut FileTable, now: Duration) -> Vec<Waiter> {
+    table.settle(now, &mut Steps::of_call())
+}
+
+fn work(server: &mut Server, now: Duration, required: &Required, told: &mut Vec<Told>) {
+    server.work(now, INO, required, &Client::new(SlotId(0)), &mut Steps::of_call(), told);
+}
+
 #[test]
 fn shared_requests_let_an_exclusive_one_go_first_but_not_for_ever() {
     let mut table = FileTable::default();
@@ -27,14 +36,14 @@ fn shared_requests_let_an_exclusive_one_go_first_but_not_for_ever() {
     assert_eq!(table.ask(later, lock(4, Mode::S, 5, 5), None), Verdict::Granted, "one that would not wait");
     // Who has a lock that the exclusive one waits for may have more.
     assert_eq!(table.ask(later, lock(1, Mode::S, 5, 20), Some(id(1))), Verdict::Granted);
-    assert!(table.settle(later + PATIENCE_MIN).is_empty(), "as long as that one had waited");
+    assert!(settle(&mut table, later + PATIENCE_MIN).is_empty(), "as long as that one had waited");
     assert_eq!(table.deadline(), Some(later + Duration::from_millis(300)));
-    let passed = table.settle(later + Duration::from_millis(300));
+    let passed = settle(&mut table, later + Duration::from_millis(300));
     assert_eq!(passed.iter().map(|w| w.id).collect::<Vec<_>>(), [id(3)]);
     for owner in [1, 3, 4] {
         table.set(&lock(owner, Mode::N, 0, 99));
     }
-    assert_eq!(table.settle(later).len(), 1, "and now its turn has come");
+    assert_eq!(settle(&mut table, later).len(), 1, "and now its turn has come");
 }
 
 #[test]
@@ -66,9 +75,13 @@ impl Alone {
     }
 
     fn ask(&mut self, lock: FileLock, wait: bool) -> RequestNo {
+        self.ask_by(9, lock, wait)
+    }
+
+    fn ask_by(&mut self, handle: u64, lock: FileLock, wait: bool) -> RequestNo {
         let no = self.client.number(INO);
         let job = Job::Set { wait };
-        let new = self.client.submit(no, &FileRequest { ino: INO, job, lock, handle: 9, process: 9 });
+        let new = self.client.submit(no, &FileRequest { ino: INO, job, lock, handle, process: 9 });
         if new {
             self.client.pinned(INO);
             self.serve(Home::Peer(SlotId(1)), Token(1));
@@ -182,6 +195,7 @@ fn what_is_granted_after_its_end_is_given_back_without_a_word_about_others() {
     let back = [(Mode::N, 0, 3), (Mode::S, 4, 5), (Mode::N, 6, 10)];
     let back = back.map(|(mode, a, b)| Ask::Set { lock: lock(1, mode, a, b), wait: false });
     assert_eq!(host.sent[before..], back);
+    assert!(host.client.has(INO, LockKind::Range, 1));
     // Another's wait goes on, and what it had is whole.
     assert_eq!(host.client.held(INO), [lock(1, Mode::S, 4, 5), lock(2, Mode::X, 30, 40)]);
     host.withdraw(waits);
@@ -220,8 +234,62 @@ fn an_open_file_description_ends_with_its_handle_and_not_with_its_number() {
     assert!(host.client.is_reborn(&again(10)), "the kernel has given the number to another");
     let no = host.client.number(INO);
     host.client.submit(no, &again(10));
-    assert_eq!(host.client.of_handle(INO, 9), [], "so its end says nothing about that one");
-    assert_eq!(host.client.of_handle(INO, 10), [(LockKind::Whole, 1)]);
+    assert!(host.client.of_handle(INO, 9).is_empty(), "so its end says nothing about that one");
+    assert_eq!(host.client.of_handle(INO, 10), [1]);
+}
+
+/// The same number, as a process with two descriptors or as two descriptions, one after the other.
+#[test]
+fn ranges_end_with_the_handle_that_took_them() {
+    let mut host = Alone::new();
+    let unlocks = |host: &mut Alone| -> Vec<FileLock> {
+        host.client.leftovers(INO).iter().map(|unlock| unlock.lock).collect()
+    };
+    host.take(lock(1, Mode::X, 0, 20));
+    host.take(lock(1, Mode::N, 6, 14));
+    let next = host.ask_by(10, lock(1, Mode::S, 15, 30), false);
+    let at = host.newest();
+    // The end of the first is heard of after the second has asked.
+    host.client.end_handle(INO, 9);
+    assert_eq!(unlocks(&mut host), [lock(1, Mode::N, 0, 5)], "the rest may be the second's soon");
+    let no = host.ask(lock(1, Mode::N, 0, 5), false);
+    assert_eq!(unlocks(&mut host), [], "it is on its way");
+    host.answer(at, Answer::Done(FileAnswer::Denied));
+    host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    assert_eq!(host.answers.drain(..).map(|(no, _)| no).collect::<Vec<_>>(), [next, no]);
+    assert_eq!(unlocks(&mut host), [lock(1, Mode::N, 15, 20)], "it was not");
+    host.ask_by(10, lock(1, Mode::S, 15, 30), false);
+    host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    assert_eq!(unlocks(&mut host), [], "it is");
+    assert_eq!(host.client.held(INO), [lock(1, Mode::S, 15, 30)]);
+    // Nothing is left to a handle of what was unlocked, by whichever.
+    host.take(lock(1, Mode::N, 0, u64::MAX));
+    host.client.end_handle(INO, 10);
+    assert_eq!(unlocks(&mut host), []);
+}
+
+#[test]
+fn an_unlock_waits_for_what_is_given_back_and_one_of_nothing_for_nobody() {
+    let mut host = Alone::new();
+    host.take(lock(2, Mode::X, 30, 40));
+    let unlock = |id| FileRequest {
+        ino: INO,
+        job: Job::Set { wait: false },
+        lock: lock(id, Mode::N, 0, 99),
+        handle: 9,
+        process: 9,
+    };
+    assert_eq!(host.client.answer_at_once(&unlock(1)), Some(FileAnswer::Granted));
+    assert_eq!(host.client.answer_at_once(&unlock(2)), None);
+    assert_eq!(Client::new(SlotId(0)).answer_at_once(&unlock(2)), Some(FileAnswer::Granted));
+    let no = host.ask(lock(1, Mode::X, 0, 10), true);
+    let at = host.newest();
+    host.answer(at, Answer::Waiting);
+    host.withdraw(no);
+    host.answer(at, Answer::Done(FileAnswer::Granted));
+    assert_eq!(host.client.answer_at_once(&unlock(1)), None, "the server has not heard of it");
+    host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    assert_eq!(host.client.answer_at_once(&unlock(1)), Some(FileAnswer::Granted));
 }
 
 #[test]
@@ -236,18 +304,18 @@ fn what_gives_up_does_not_wait_for_others_to_declare() {
     server.receive(NOW, host, INO, 5, Ask::Set { lock: lock(2, Mode::X, 0, 0), wait: false });
     server.receive(NOW, host, INO, 6, Ask::Set { lock: lock(3, Mode::X, 0, 0), wait: true });
     for _ in 0..2 {
-        server.work(NOW, INO, &required, &mut told);
+        work(&mut server, NOW, &required, &mut told);
     }
     let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
     let queued = |request| (request, Answer::Queued);
     assert_eq!(answers, [(4, Answer::Done(FileAnswer::Granted)), queued(5), queued(6)], "all can be ended");
     server.receive(NOW, host, INO, 7, Ask::Cancel(6));
-    server.work(NOW, INO, &None, &mut told);
+    work(&mut server, NOW, &None, &mut told);
     let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
     assert_eq!(answers, [(6, Answer::Done(FileAnswer::Interrupted))]);
     server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
     server.receive(NOW, slow, INO, 2, Ask::End);
-    server.work(NOW, INO, &required, &mut told);
+    work(&mut server, NOW, &required, &mut told);
     let answers: Vec<_> = told.iter().map(|t| (t.request, t.answer)).collect();
     assert_eq!(answers, [(5, Answer::Done(FileAnswer::Granted))]);
 }
@@ -265,12 +333,12 @@ fn an_unlock_does_not_overtake_what_is_given_back() {
     for (number, (mode, start, end)) in (4..).zip(parts) {
         server.receive(NOW, host, INO, number, Ask::Set { lock: lock(1, mode, start, end), wait: false });
     }
-    server.work(NOW, INO, &required, &mut told);
+    work(&mut server, NOW, &required, &mut told);
     server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
     server.receive(NOW, slow, INO, 2, Ask::End);
     server.receive(NOW, slow, INO, 3, Ask::Set { lock: lock(7, Mode::X, 0, 10), wait: false });
     told.clear();
-    server.work(NOW, INO, &required, &mut told);
+    work(&mut server, NOW, &required, &mut told);
     let answers: Vec<_> = told.iter().map(|t| (t.to, t.request, t.answer)).collect();
     assert_eq!(answers, [(slow, 3, Answer::Done(FileAnswer::Granted))], "nobody has anything there");
 }
@@ -286,7 +354,7 @@ fn a_waiter_whose_owner_has_become_the_one_waited_for_is_looked_at() {
     assert_eq!(table.ask(later, lock(2, Mode::S, 5, 5), id(2)), Verdict::Waiting);
     assert_eq!(table.ask(later, lock(2, Mode::X, 7, 7), None), Verdict::Granted);
     assert!(table.deadline().is_some_and(|at| at <= later), "it would sleep on");
-    let granted: Vec<_> = table.settle(later).iter().map(|w| w.id.1).collect();
+    let granted: Vec<_> = settle(&mut table, later).iter().map(|w| w.id.1).collect();
     assert_eq!(granted, [2]);
 }
 
@@ -342,12 +410,12 @@ fn what_was_told_under_an_earlier_grant_says_nothing() {
     // Since then the peer has had the cluster lock for itself and locked something.
     let own = FileLock { owner: Owner { host: me, id: 1 }, ..lock(1, Mode::X, 0, 9) };
     server.receive(NOW, me, INO, 3, Ask::Set { lock: own, wait: false });
-    server.work(NOW, INO, &required(8), &mut told);
+    work(&mut server, NOW, &required(8), &mut told);
     assert_eq!(told.drain(..).map(|t| t.answer).collect::<Vec<_>>(), [Answer::Queued]);
     server.receive(NOW, peer, INO, 3, Ask::Begin(Token(1), 8));
     server.receive(NOW, peer, INO, 4, Ask::Held(lock(1, Mode::X, 5, 5)));
     server.receive(NOW, peer, INO, 5, Ask::End);
-    server.work(NOW, INO, &required(8), &mut told);
+    work(&mut server, NOW, &required(8), &mut told);
     let answers: Vec<_> = told.iter().map(|t| t.answer).collect();
     assert_eq!(answers, [Answer::Done(FileAnswer::Denied)]);
 }
@@ -363,9 +431,9 @@ fn a_table_that_is_not_worked_on_has_no_timer() {
     for (number, id, mode, at) in [(4, 2, Mode::X, 0), (5, 3, Mode::S, 5)] {
         server.receive(NOW, host, INO, number, Ask::Set { lock: lock(id, mode, at, 5), wait: true });
     }
-    server.work(NOW, INO, &required, &mut told);
+    work(&mut server, NOW, &required, &mut told);
     assert!(server.deadline().is_some(), "the shared one passes the exclusive one later");
-    server.work(NOW + PATIENCE_MIN * 2, INO, &None, &mut told);
+    work(&mut server, NOW + PATIENCE_MIN * 2, &None, &mut told);
     assert_eq!(server.deadline(), None);
 }
 

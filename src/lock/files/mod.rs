@@ -5,7 +5,7 @@
 //! may have file locks at all; alone, a host has X and serves itself, without a word to anybody.
 //!
 //! - [`ranges`]: who has what; splitting and merging. [`table`]: an inode's locks and who waits for
-//!   them, in what order. [`cycle`]: would a wait never end?
+//!   them, in what order. [`cycle`]: would a wait never end? [`steps`]: how much at once.
 //! - [`server`]: the tables that this host keeps for everybody. [`client`]: what the programs of this
 //!   host have and want, and who serves it. What they have is known here, whoever serves: a new server
 //!   is told it anew.
@@ -22,9 +22,12 @@ pub mod cycle;
 pub mod message;
 pub mod ranges;
 pub mod server;
+pub mod steps;
 pub mod stream;
 pub mod table;
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod machine_tests;
 #[cfg(test)]
@@ -114,15 +117,5 @@ impl Files {
     /// No locks yet. `window`: most messages in a register.
     pub fn new(me: SlotId, window: usize) -> Files {
         Files { client: Client::new(me), server: Server::default(), streams: Streams::new(window) }
-    }
-
-    /// Would `wanted`, were it waited for, close a circle of waits as far as this host can see them: among
-    /// all that it serves, and among its own programs wherever they are served?
-    pub fn is_deadlock(&self, wanted: &FileLock, blockers: Vec<Owner>) -> bool {
-        wanted.kind == LockKind::Range
-            && cycle::closes(wanted.owner, blockers, |owner, found| {
-                self.server.blockers_of(owner, found);
-                self.client.blockers_of(owner, found);
-            })
     }
 }

@@ -31,6 +31,11 @@ impl Ranges {
         self.count == 0
     }
 
+    /// Owners of any.
+    pub fn owners(&self) -> Vec<Owner> {
+        self.owners.keys().copied().collect()
+    }
+
     /// What `owner` has.
     pub fn of(&self, owner: Owner) -> &[Piece] {
         self.owners.get(&owner).map_or(&[], |pieces| pieces)
@@ -66,6 +71,11 @@ impl Ranges {
             true => _ = self.owners.remove(&owner),
             false => *pieces = rest,
         }
+    }
+
+    /// How many owners are looked at to find what does not go with `mode`.
+    pub fn cost(&self, mode: Mode) -> usize {
+        if mode != Mode::S || self.exclusive > 0 { self.owners.len() } else { 0 }
     }
 
     /// Locks of others that do not go with `mode` on `span`: one of each owner.

@@ -6,16 +6,24 @@
 //!   locked in between without a word, so what it told under an earlier grant says nothing.
 //! - A host's requests are met in the order in which it made them; but what gives something up, or ends a
 //!   wait, need not wait until others have told anything.
+//! - No more is computed at once than [`Steps`] allow; the rest is due at once, after whatever else waits.
+//! - What looks like a circle of waits is looked at again after [`CIRCLE_STANDS`]: one of the waits may have
+//!   ended, and the word of that be on its way. The same for waits that are told anew.
 //! - What a host has is forgotten when the cluster lock says that it has nothing, or when it begins to
 //!   tell anew.
 
-use super::cycle;
+use super::client::Client;
+use super::cycle::Waits;
 use super::message::{Answer, Ask};
-use super::table::{FileTable, Verdict, Waiter};
+use super::steps::Steps;
+use super::table::{FileTable, Verdict, WaitId};
 use super::{FileAnswer, FileLock, LockKind, Owner};
-use crate::base::{InodeNo, SlotId, Token};
+use crate::base::{InodeNo, Mode, SlotId, Token};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// How long a circle of waits stands before one of them is refused.
+pub const CIRCLE_STANDS: Duration = Duration::from_millis(150);
 
 /// An answer on its way to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +38,7 @@ pub struct Told {
 /// its last grant, and the token they must know. `None`: this host does not serve it now.
 pub type Required = Option<(BTreeMap<SlotId, u64>, Token)>;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Queued {
     from: SlotId,
     number: u64,
@@ -44,8 +52,10 @@ struct Service {
     table: FileTable,
     /// Who began to tell, under which token and grant, and is he through?
     declared: BTreeMap<SlotId, (Token, u64, bool)>,
-    /// Requests that came before everybody had declared.
+    /// Requests that came before everybody had declared, or that there was no time for.
     queued: VecDeque<Queued>,
+    /// Waits that may be part of a circle, and when that is looked at (again).
+    suspects: VecDeque<(Duration, WaitId)>,
 }
 
 /// See the head of the file.
@@ -91,6 +101,9 @@ impl Server {
             Ask::Held(lock) => service.table.set(&lock),
             Ask::Waits(lock) => {
                 service.table.wait(now, (from, number), lock);
+                if lock.kind == LockKind::Range {
+                    service.suspects.push_back((now + CIRCLE_STANDS, (from, number)));
+                }
                 self.unready.insert(ino);
             }
             Ask::End => {
@@ -105,9 +118,18 @@ impl Server {
         }
     }
 
-    /// Meet requests of an inode and grant what has become free, if everybody who must has declared.
-    pub fn work(&mut self, now: Duration, ino: InodeNo, required: &Required, out: &mut Vec<Told>) {
-        let due = self.timers.remove(&ino).is_some_and(|at| at <= now);
+    /// Meet requests of an inode and grant what has become free, if everybody who must has declared. `client`
+    /// knows for what the programs of this host wait elsewhere.
+    pub fn work(
+        &mut self,
+        now: Duration,
+        ino: InodeNo,
+        required: &Required,
+        client: &Client,
+        steps: &mut Steps,
+        out: &mut Vec<Told>,
+    ) {
+        self.timers.remove(&ino);
         let Some(service) = self.services.get_mut(&ino) else { return };
         let ready = required.as_ref().filter(|(hosts, token)| {
             let known =
@@ -118,37 +140,46 @@ impl Server {
         // What others once said here is of another time, when somebody took this host for the server.
         let declared: Vec<SlotId> = service.declared.keys().copied().collect();
         declared.into_iter().filter(|host| !hosts.contains_key(host)).for_each(|host| service.forget(host));
-        // What has become free is looked at once for all that have come: who waits comes before them anyway.
-        while let Some(queued) = self.services.get_mut(&ino).and_then(|s| s.queued.pop_front()) {
-            let Queued { from, number, ask, .. } = queued;
-            // Who is not among them has nothing to do with it any more.
-            if hosts.contains_key(&from)
-                && let Some((request, answer)) = self.meet(now, ino, (from, number), ask)
-            {
+        // Who is not among them has nothing to do with it any more.
+        service.queued.retain(|q| hosts.contains_key(&q.from));
+        while let Some(service) = self.services.get_mut(&ino)
+            && let Some(Queued { from, number, ask, .. }) = service.queued.front().copied()
+        {
+            // Who waits comes before who asks later.
+            if matches!(ask, Ask::Set { lock, .. } if lock.mode != Mode::N) {
+                service.settle(now, ino, steps, out);
+            }
+            if steps.are_over() {
+                break;
+            }
+            service.queued.pop_front();
+            steps.take(service.table.len() + service.table.waiters().len());
+            if let Some((request, answer)) = self.meet(now, ino, (from, number), ask, client, steps) {
                 out.push(Told { to: from, ino, request, answer });
             }
         }
-        let Some(service) = self.services.get_mut(&ino) else { return };
-        if service.table.is_loose() || due {
-            for granted in service.table.settle(now) {
-                let ((to, request), answer) = (granted.id, Answer::Done(FileAnswer::Granted));
-                out.push(Told { to, ino, request, answer });
-            }
+        self.services.get_mut(&ino).expect("just seen").settle(now, ino, steps, out);
+        self.refuse_circles(now, ino, client, steps, out);
+        let service = &self.services[&ino];
+        if service.queued.is_empty() {
+            self.unready.remove(&ino);
         }
-        self.unready.remove(&ino);
-        if let Some(at) = self.services[&ino].table.deadline() {
-            self.timers.insert(ino, at);
+        if let Some(at) = service.deadline() {
+            self.timers.insert(ino, at.max(now));
         }
         self.drop_if_idle(ino);
     }
 
     /// The answer to a request, and which one.
-    fn meet(&mut self, now: Duration, ino: InodeNo, id: (SlotId, u64), ask: Ask) -> Option<(u64, Answer)> {
-        if let Ask::Set { lock, wait: true } = &ask
-            && self.is_deadlock(ino, lock)
-        {
-            return Some((id.1, Answer::Done(FileAnswer::Deadlock)));
-        }
+    fn meet(
+        &mut self,
+        now: Duration,
+        ino: InodeNo,
+        id: WaitId,
+        ask: Ask,
+        client: &Client,
+        steps: &mut Steps,
+    ) -> Option<(u64, Answer)> {
         let table = &mut self.services.get_mut(&ino)?.table;
         let done = |answer| Some((id.1, Answer::Done(answer)));
         match ask {
@@ -156,7 +187,12 @@ impl Server {
                 Verdict::Granted => done(FileAnswer::Granted),
                 Verdict::Denied => done(FileAnswer::Denied),
                 Verdict::NoLocks => done(FileAnswer::NoLocks),
-                Verdict::Waiting => Some((id.1, Answer::Waiting)),
+                Verdict::Waiting => {
+                    if self.is_deadlock(ino, &lock, client, steps) {
+                        self.services.get_mut(&ino)?.suspects.push_back((now + CIRCLE_STANDS, id));
+                    }
+                    Some((id.1, Answer::Waiting))
+                }
             },
             Ask::Test(lock) => done(match table.conflict(&lock) {
                 Some((_, piece)) => FileAnswer::Found(piece.mode, piece.span, None),
@@ -171,21 +207,50 @@ impl Server {
         }
     }
 
-    fn is_deadlock(&self, ino: InodeNo, lock: &FileLock) -> bool {
-        let Some(service) = self.services.get(&ino) else { return false };
-        let blockers = service.table.blockers(lock);
-        lock.kind == LockKind::Range
-            && !blockers.is_empty()
-            && cycle::closes(lock.owner, blockers, |owner, found| self.blockers_of(owner, found))
+    /// Refuse what has been part of a circle for a while.
+    fn refuse_circles(
+        &mut self,
+        now: Duration,
+        ino: InodeNo,
+        client: &Client,
+        steps: &mut Steps,
+        out: &mut Vec<Told>,
+    ) {
+        while let Some(service) = self.services.get_mut(&ino)
+            && let Some((_, id)) = service.suspects.front().copied().filter(|(at, _)| *at <= now)
+            && !service.table.is_loose()
+            && !steps.are_over()
+        {
+            service.suspects.pop_front();
+            steps.take(1 + service.table.waiters().len());
+            let Some(lock) = service.table.waits(id) else { continue };
+            if self.is_deadlock(ino, &lock, client, steps) {
+                let service = self.services.get_mut(&ino).expect("just seen");
+                service.table.cancel(id);
+                let answer = Answer::Done(FileAnswer::Deadlock);
+                out.push(Told { to: id.0, ino, request: id.1, answer });
+                service.settle(now, ino, steps, out);
+            }
+        }
     }
 
-    /// Whom an owner's waiting requests wait for, in all tables served here.
-    pub fn blockers_of(&self, owner: Owner, found: &mut Vec<Owner>) {
-        for service in self.services.values() {
-            let of_owner = |w: &&Waiter| w.lock.owner == owner && w.lock.kind == LockKind::Range;
-            for waiter in service.table.waiters().iter().filter(of_owner) {
-                found.extend(service.table.blockers(&waiter.lock));
-            }
+    fn is_deadlock(&self, ino: InodeNo, lock: &FileLock, client: &Client, steps: &mut Steps) -> bool {
+        let blockers = || self.services.get(&ino).map_or(Vec::new(), |s| s.table.blockers(lock));
+        is_deadlock(lock, blockers, (self, None), client, steps)
+    }
+
+    /// Has the owner any range locked, in any table?
+    pub fn has_ranges(&self, owner: Owner) -> bool {
+        self.services.values().any(|s| !s.table.of(LockKind::Range, owner).is_empty())
+    }
+
+    /// Who waits for ranges here (of one host, if that is given).
+    pub fn waits<'a>(&'a self, of: Option<SlotId>, waits: &mut Waits<'a>) {
+        for table in self.services.values().map(|s| &s.table) {
+            let listed =
+                |l: &FileLock| l.kind == LockKind::Range && of.is_none_or(|host| l.owner.host == host);
+            let locks = table.waiters().iter().map(|w| w.lock).filter(listed);
+            locks.for_each(|lock| waits.add(table, lock));
         }
     }
 
@@ -225,6 +290,23 @@ impl Server {
 }
 
 impl Service {
+    /// Grant what has become free, as far as the steps last.
+    fn settle(&mut self, now: Duration, ino: InodeNo, steps: &mut Steps, out: &mut Vec<Told>) {
+        while self.table.deadline().is_some_and(|at| at <= now) && !steps.are_over() {
+            for granted in self.table.settle(now, steps) {
+                let ((to, request), answer) = (granted.id, Answer::Done(FileAnswer::Granted));
+                out.push(Told { to, ino, request, answer });
+            }
+        }
+    }
+
+    /// When there is something to do, whatever happens.
+    fn deadline(&self) -> Option<Duration> {
+        let left = (!self.queued.is_empty()).then_some(Duration::ZERO);
+        let suspect = self.suspects.front().map(|(at, _)| *at);
+        [left, suspect, self.table.deadline()].into_iter().flatten().min()
+    }
+
     /// What need not wait until everybody has declared: what takes nothing that its owner has not (in order:
     /// the parts of a grant that is given back come before an unlock of all), and the end of what waits. To
     /// all others it is said that it may take a while: they can be interrupted then.
@@ -268,4 +350,31 @@ impl Service {
         self.declared.remove(&host);
         self.queued.retain(|q| q.from != host);
     }
+}
+
+/// Would `wanted`, were it waited for, close a circle of waits as far as this host can see them: among all that
+/// it serves (of one host, if that is given), and among its own programs wherever they are served?
+pub fn is_deadlock(
+    wanted: &FileLock,
+    blockers: impl FnOnce() -> Vec<Owner>,
+    (server, of): (&Server, Option<SlotId>),
+    client: &Client,
+    steps: &mut Steps,
+) -> bool {
+    let owner = wanted.owner;
+    if wanted.kind != LockKind::Range {
+        return false;
+    }
+    // Who has nothing is in nobody's way.
+    let blockers = blockers();
+    if blockers.is_empty() || !(server.has_ranges(owner) || client.has_ranges(owner)) {
+        return false;
+    }
+    let mut waits = Waits::default();
+    server.waits(of, &mut waits);
+    client.waits(&mut waits);
+    let mut search = Steps::of_search();
+    let closes = waits.close(owner, blockers, &mut search);
+    steps.take(search.searched());
+    closes
 }

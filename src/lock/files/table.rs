@@ -9,6 +9,7 @@
 //! - A request that does not wait looks only at what others have.
 
 use super::ranges::{Piece, Ranges};
+use super::steps::Steps;
 use super::{FileLock, LockKind, Owner, Span};
 use crate::base::{Mode, SlotId};
 use std::time::Duration;
@@ -45,8 +46,12 @@ pub struct FileTable {
     range: Ranges,
     whole: Ranges,
     waiters: Vec<Waiter>,
-    /// Something that somebody waits for may be free since [`FileTable::settle`].
+    /// Something that somebody waits for may be free since [`FileTable::settle`] began.
     loose: bool,
+    /// Where it goes on, if it is not through.
+    next: Option<usize>,
+    /// When somebody whom it has looked at may pass those before him.
+    due: Option<Duration>,
 }
 
 impl FileTable {
@@ -59,12 +64,14 @@ impl FileTable {
 
     /// Have it so, without asking.
     pub fn set(&mut self, lock: &FileLock) {
+        // What is less may be free for others; who has more need perhaps not let others go first.
+        let waits = |w: &Waiter| w.lock.owner == lock.owner;
+        self.loose |= self.would_lower(lock) || self.waiters.iter().any(waits);
         let ranges = match lock.kind {
             LockKind::Range => &mut self.range,
             LockKind::Whole => &mut self.whole,
         };
         ranges.set(lock.owner, lock.mode, lock.span);
-        self.loose |= lock.mode != Mode::X;
     }
 
     /// Nothing held, nobody waiting?
@@ -98,6 +105,11 @@ impl FileTable {
     /// A lock in the way of this one.
     pub fn conflict(&self, lock: &FileLock) -> Option<(Owner, Piece)> {
         self.ranges(lock.kind).conflicts(lock.owner, lock.mode, lock.span).next()
+    }
+
+    /// How many owners are looked at to find them.
+    pub fn cost(&self, lock: &FileLock) -> usize {
+        self.ranges(lock.kind).cost(lock.mode)
     }
 
     /// Everybody whose locks are in the way of this one.
@@ -178,14 +190,17 @@ impl FileTable {
             return Verdict::NoLocks;
         }
         let free = self.conflict(&lock).is_none();
-        let may_pass =
-            || wait.is_none() || changes || self.passes_at(&lock, now, self.waiters.len()).is_none();
-        if free && may_pass() {
+        let passes = match free && wait.is_some() && !changes {
+            true => self.passes_at(&lock, now, self.waiters.iter()),
+            false => None,
+        };
+        if free && passes.is_none() {
             self.set(&lock);
             return Verdict::Granted;
         }
         let Some(id) = wait else { return Verdict::Denied };
         self.waiters.push(Waiter { id, lock, since: now });
+        self.due = self.due.into_iter().chain(passes).min();
         Verdict::Waiting
     }
 
@@ -195,16 +210,21 @@ impl FileTable {
         self.waiters.push(Waiter { id, lock, since: now });
     }
 
-    /// When one that came at `since` may pass all that came earlier, the first `before` of those who wait,
-    /// and are in its way; `None`: it need not wait for that.
-    fn passes_at(&self, lock: &FileLock, since: Duration, before: usize) -> Option<Duration> {
+    /// When one that came at `since` may pass those that came earlier and are in its way; `None`: it need not
+    /// wait for that.
+    fn passes_at<'a>(
+        &self,
+        lock: &FileLock,
+        since: Duration,
+        earlier: impl Iterator<Item = &'a Waiter>,
+    ) -> Option<Duration> {
         let in_the_way = |w: &&Waiter| {
             let (a, b) = (&w.lock, lock);
             let clash = a.kind == b.kind && a.owner != b.owner && a.span.overlaps(b.span);
             clash && !a.mode.compatible(b.mode) && !self.blocks(b.owner, a)
         };
         let patience = |w: &Waiter| since + since.saturating_sub(w.since).max(PATIENCE_MIN);
-        self.waiters[..before].iter().filter(in_the_way).map(patience).max()
+        earlier.filter(in_the_way).map(patience).max()
     }
 
     /// Has `owner` a lock in the way of this one?
@@ -215,60 +235,69 @@ impl FileTable {
 
     /// May there be something to grant that there was not before?
     pub fn is_loose(&self) -> bool {
-        self.loose
+        self.loose || self.next.is_some()
     }
 
-    /// Grant what can be granted now, in order.
-    pub fn settle(&mut self, now: Duration) -> Vec<Waiter> {
-        self.loose = false;
+    /// Grant what can be granted now, in order, as far as the steps last. What is made less by that is looked
+    /// at the next time.
+    pub fn settle(&mut self, now: Duration, steps: &mut Steps) -> Vec<Waiter> {
         let mut granted = Vec::new();
-        let mut at = 0;
+        let mut at = self.next.take().unwrap_or_else(|| {
+            (self.loose, self.due) = (false, None);
+            0
+        });
+        // Those looked at that shared ones may have to let go first.
+        let is_firm = |w: &Waiter| w.lock.mode == Mode::X;
+        let mut firm: Vec<Waiter> = self.waiters[..at].iter().copied().filter(is_firm).collect();
         while let Some(waiter) = self.waiters.get(at).copied() {
-            let held_up = || self.passes_at(&waiter.lock, waiter.since, at).is_some_and(|when| now < when);
-            if self.conflict(&waiter.lock).is_some() || held_up() {
+            if steps.are_over() {
+                self.next = Some(at);
+                break;
+            }
+            steps.take(1 + self.cost(&waiter.lock));
+            let passes = self.conflict(&waiter.lock).is_none().then(|| {
+                let earlier = if is_firm(&waiter) { &self.waiters[..at] } else { &firm[..] };
+                steps.take(earlier.len());
+                self.passes_at(&waiter.lock, waiter.since, earlier.iter()).unwrap_or_default()
+            });
+            if passes.is_none_or(|when| now < when) {
+                self.due = self.due.into_iter().chain(passes).min();
+                firm.extend(Some(waiter).filter(is_firm));
                 at += 1;
                 continue;
             }
             self.waiters.remove(at);
             self.give_up_other_mode(&waiter.lock);
-            let shrinks = self.blocks_more(&waiter.lock);
+            steps.take((self.waiters.len() + self.of(waiter.lock.kind, waiter.lock.owner).len()) / 8);
             self.set(&waiter.lock);
             granted.push(waiter);
-            if shrinks {
-                at = 0; // who waits for what was given up for it
-            }
         }
         granted
     }
 
-    /// Has the owner more there than it asks for?
-    fn blocks_more(&self, lock: &FileLock) -> bool {
-        let more = |p: &Piece| p.mode == Mode::X && lock.mode == Mode::S && p.span.overlaps(lock.span);
-        self.of(lock.kind, lock.owner).iter().any(more)
+    /// When [`FileTable::settle`] is to be called again.
+    pub fn deadline(&self) -> Option<Duration> {
+        if self.is_loose() { Some(Duration::ZERO) } else { self.due }
     }
 
-    /// When [`FileTable::settle`] is to be called again. At once if somebody may be granted by now: an owner may
-    /// have taken what makes a waiter of its own come first.
-    pub fn deadline(&self) -> Option<Duration> {
-        let held_up = |(at, w): (usize, &Waiter)| match self.conflict(&w.lock) {
-            Some(_) => None,
-            None => Some(self.passes_at(&w.lock, w.since, at).unwrap_or(Duration::ZERO)),
-        };
-        self.waiters.iter().enumerate().filter_map(held_up).min()
+    /// Does it wait still, and for what?
+    pub fn waits(&self, id: WaitId) -> Option<FileLock> {
+        self.waiters.iter().find(|w| w.id == id).map(|w| w.lock)
     }
 
     /// It does not wait any more. False: it did not.
     pub fn cancel(&mut self, id: WaitId) -> bool {
-        let before = self.waiters.len();
-        self.waiters.retain(|w| w.id != id);
-        self.loose |= self.waiters.len() < before;
-        self.waiters.len() < before
+        let Some(at) = self.waiters.iter().position(|w| w.id == id) else { return false };
+        self.waiters.remove(at);
+        self.next = self.next.map(|next| if at < next { next - 1 } else { next });
+        self.loose = true;
+        true
     }
 
     /// Nobody of a host waits any more.
     pub fn drop_waiters(&mut self, host: SlotId) {
         self.waiters.retain(|w| w.id.0 != host);
-        self.loose = true;
+        (self.loose, self.next) = (true, None);
     }
 
     /// A host has nothing and wants nothing.
