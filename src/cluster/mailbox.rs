@@ -64,6 +64,16 @@ pub enum Urgency {
 
 /// So many requests are told at once that they were seen.
 const SEEN_MAX: usize = 32;
+/// So many messages of the reader are told at once that they were taken: half of what it has places for, at most,
+/// so that it always has some.
+pub const TAKEN_MAX: u64 = 8;
+
+/// The number of the next message after those that a register says, and of the last one taken of the reader's.
+fn messages(entries: &[Entry]) -> (u64, u64) {
+    let count = entries.iter().filter(|e| e.kind == EntryKind::FileLock).count() as u64;
+    let header = entries.iter().find(|e| e.kind == EntryKind::Stream);
+    header.map_or((1, 0), |header| (header.number + count, header.seq))
+}
 
 /// How soon a register that says `old` must say `new`.
 fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
@@ -78,9 +88,15 @@ fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
             (EntryKind::Grant, Some(b)) => (b.mode, b.cap, b.number) != (e.mode, e.cap, e.number),
             // Neither a grant nor a cap: a request was seen.
             (EntryKind::Grant, None) => (e.mode, e.cap) != (Mode::N, Mode::X),
+            // Messages: below.
+            (EntryKind::Stream | EntryKind::FileLock, _) => false,
             (_, before) => before != Some(&e),
         }
     };
+    let ((said_to, taken), (says_to, takes)) = (messages(old), messages(new));
+    if says_to != said_to || takes.abs_diff(taken) >= TAKEN_MAX {
+        return Urgency::Now;
+    }
     // Requests that were seen keep their places until that is said: others may wait for one.
     let seen = new.iter().filter(|e| e.kind == EntryKind::Grant && said.get(&(e.kind, e.lock)) != Some(e));
     if new.iter().any(waits) || seen.count() >= SEEN_MAX { Urgency::Now } else { Urgency::Soon }
@@ -199,6 +215,25 @@ mod tests {
             (vec![grant(1)], vec![acked(grant(1))], Urgency::Now),
             (vec![grant(1)], vec![Entry { cap: Mode::S, ..grant(1) }], Urgency::Now),
             (vec![entry(1)], vec![entry(1), declared], Urgency::Now),
+        ] {
+            assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
+        }
+        // Messages, of which the register has the latest that were not taken.
+        let stream = |first, count, seq| {
+            let header = Entry { kind: EntryKind::Stream, number: first, seq, ..entry(0) };
+            let message = Entry { kind: EntryKind::FileLock, ..entry(1) };
+            std::iter::once(header).chain((0..count).map(|_| message)).collect::<Vec<Entry>>()
+        };
+        for (old, new, expected) in [
+            (vec![], stream(1, 0, 3), Urgency::Soon),
+            (vec![], stream(1, 1, 0), Urgency::Now),
+            (stream(1, 0, 3), stream(1, 1, 3), Urgency::Now),
+            (stream(1, 3, 3), stream(3, 1, 3), Urgency::Soon),
+            (stream(1, 3, 3), stream(3, 2, 3), Urgency::Now),
+            (stream(1, 2, 3), stream(1, 2, 4), Urgency::Soon),
+            (stream(1, 2, 3), stream(1, 2, 3 + TAKEN_MAX), Urgency::Now),
+            (stream(1, 2, 3), stream(3, 0, 4), Urgency::Soon),
+            (stream(90, 2, 3), stream(1, 1, 0), Urgency::Now),
         ] {
             assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
         }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Most messages in a register, without the header, the usual setting.
 pub const WINDOW: usize = 24;
+const _: () = assert!(crate::cluster::mailbox::TAKEN_MAX * 2 <= WINDOW as u64, "or a full register waits");
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Stream {
