@@ -3,9 +3,13 @@
 use super::client::{FileRequest, Home, Job};
 use super::ranges::{Piece, Ranges};
 use super::table::FileTable;
-use super::{FileAnswer, FileLock, LockKind, Owner};
+use super::{FileAnswer, FileLock, LockKind, Owner, Span};
 use crate::base::{Mode, SlotId, Token};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// If an owner took its ranges by handles in turn in so many more parts than twice their number, it is not noted any
+/// more by which.
+const TAKEN_MORE: usize = 16;
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +28,7 @@ pub(super) struct Noted {
     pub handle: u64,
     pub process: u32,
     /// By which handles (each is an owner here) it took the ranges that it has.
-    taken: Ranges,
+    pub taken: Ranges,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +117,11 @@ impl Book {
             taken.owners().into_iter().for_each(|by| taken.set(by, Mode::N, lock.span));
             if lock.mode != Mode::N {
                 taken.set(Owner { id: handle, ..lock.owner }, Mode::S, lock.span);
+            }
+            // A process may lock byte after byte by one handle and another, and have but one range.
+            if taken.len() > 2 * self.held.of(lock.kind, lock.owner).len() + TAKEN_MORE {
+                *taken = Ranges::default();
+                taken.set(Owner { id: handle, ..lock.owner }, Mode::S, Span { start: 0, end: u64::MAX });
             }
         }
     }

@@ -106,6 +106,11 @@ impl Client {
         self.books.get(&ino).map_or(Vec::new(), |b| b.held.all().collect())
     }
 
+    /// How many parts of what they have are noted with the handle by which they took it.
+    pub fn noted(&self, ino: InodeNo) -> usize {
+        self.books.get(&ino).map_or(0, |b| b.noted.values().map(|noted| noted.taken.len()).sum())
+    }
+
     /// Has a request of this inode no answer yet?
     pub fn is_asking(&self, ino: InodeNo) -> bool {
         self.books.get(&ino).is_some_and(|b| !b.requests.is_empty())

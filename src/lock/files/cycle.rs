@@ -15,6 +15,16 @@ impl<'a> Waits<'a> {
         self.0.entry(lock.owner).or_default().push((table, lock));
     }
 
+    /// Owners that wait.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Nobody?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Does one of `blockers`, or whoever they wait for, wait for `owner`? No, if that is not found in so many
     /// steps.
     pub fn close(&self, owner: Owner, blockers: Vec<Owner>, steps: &mut Steps) -> bool {

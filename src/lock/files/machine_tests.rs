@@ -268,6 +268,18 @@ fn ranges_end_with_the_handle_that_took_them() {
     assert_eq!(unlocks(&mut host), []);
 }
 
+/// One range, taken byte by byte by two handles in turn.
+#[test]
+fn by_which_handles_a_range_was_taken_is_not_noted_without_bound() {
+    let mut host = Alone::new();
+    for at in 0..1000 {
+        host.ask_by(9 + at % 2, lock(1, Mode::X, at, at), false);
+        host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    }
+    assert_eq!(host.client.held(INO), [lock(1, Mode::X, 0, 999)]);
+    assert!(host.client.noted(INO) < 40, "{}", host.client.noted(INO));
+}
+
 #[test]
 fn an_unlock_waits_for_what_is_given_back_and_one_of_nothing_for_nobody() {
     let mut host = Alone::new();

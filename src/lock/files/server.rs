@@ -375,6 +375,6 @@ pub fn is_deadlock(
     client.waits(&mut waits);
     let mut search = Steps::of_search();
     let closes = waits.close(owner, blockers, &mut search);
-    steps.take(search.searched());
+    steps.take(server.services.len() + waits.len() + search.searched());
     closes
 }
