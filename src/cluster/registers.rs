@@ -15,15 +15,28 @@ const POLL_MAX: Duration = Duration::from_millis(100);
 /// How long after a message the row is polled at the shortest pause.
 const POLL_EAGER: Duration = Duration::from_millis(50);
 
-/// Writes for one reader keep this distance: it looks no more often than at the shortest pause, so what
-/// comes meanwhile can share one.
-const WRITE_PAUSE: Duration = Duration::from_micros(500);
+/// Just after a message an answer is likely, and the pause is shorter where looking costs little: so many
+/// times as long as a look takes, and this long at least.
+const POLL_QUICK: Duration = Duration::from_micros(250);
+const LOOKS: u32 = 5;
+/// How long after a message that goes on.
+const POLL_QUICK_FOR: Duration = Duration::from_millis(5);
+
 /// How long a word that nobody waits for may wait for one to go with.
 const SOON: Duration = Duration::from_millis(25);
 
+/// The shortest pause, where a look takes this long.
+fn quick_pause(look: Duration) -> Duration {
+    (look * LOOKS).clamp(POLL_QUICK, POLL_MIN)
+}
+
 /// The pause after which the row is polled again: a tenth of the time since the last message either
-/// way, so that waiting costs at most a tenth more than it must and idleness next to nothing.
-pub fn poll_pause(since_message: Duration) -> Duration {
+/// way, so that waiting costs at most a tenth more than it must and idleness next to nothing; less just
+/// after it.
+pub fn poll_pause(since_message: Duration, look: Duration) -> Duration {
+    if since_message <= POLL_QUICK_FOR {
+        return quick_pause(look);
+    }
     if since_message <= POLL_EAGER {
         return POLL_MIN;
     }
@@ -38,6 +51,8 @@ pub struct Registers {
     told: Option<Arc<Membership>>,
     /// When a message last went either way.
     last_message: Duration,
+    /// How long a look at the row takes, of late.
+    look: Duration,
     /// Whose register is read back next.
     scrub_next: usize,
     /// By reader: when its register was last written, and since when a word waits for another.
@@ -55,6 +70,7 @@ impl Registers {
             outbox: Outbox::new(slots),
             told: None,
             last_message: now,
+            look: POLL_MIN,
             scrub_next: 0,
             written: vec![(Duration::ZERO, None); usize::from(slots)],
             flush_due: None,
@@ -86,14 +102,17 @@ impl Registers {
     /// When the row is to be polled again, given the last poll; `None` if there is nobody else.
     pub fn poll_due(&self, last_poll: Duration, now: Duration) -> Option<Duration> {
         let alone = self.told.as_ref().is_none_or(|m| m.alone());
-        (!alone).then(|| last_poll + poll_pause(now.saturating_sub(self.last_message)))
+        (!alone).then(|| last_poll + poll_pause(now.saturating_sub(self.last_message), self.look))
     }
 
     /// Read the row and hand on what is new. Returns whether anything was.
     pub fn poll(&mut self, node: &Node) -> Result<bool> {
         let peers = self.peers();
         let mut news = false;
-        for cell in node.disk.read_inbox(node.slot, &peers)? {
+        let begun = node.clock.now();
+        let row = node.disk.read_inbox(node.slot, &peers)?;
+        self.look = (self.look * 7 + node.clock.now().saturating_sub(begun)) / 8;
+        for cell in row {
             if !self.inbox.is_news(cell.stamp) {
                 continue;
             }
@@ -128,7 +147,8 @@ impl Registers {
                 None
             }
             Urgency::Soon => Some(*waiting.get_or_insert(now) + SOON),
-            Urgency::Now => Some(*last + WRITE_PAUSE),
+            // The reader looks no more often than that twice, so what comes meanwhile can share a write.
+            Urgency::Now => Some(*last + quick_pause(self.look) / 2),
         }
     }
 
@@ -201,8 +221,14 @@ mod tests {
 
     #[test]
     fn polling_is_eager_after_a_message_and_lazy_when_idle() {
-        let pause = |ms| poll_pause(Duration::from_millis(ms)).as_millis();
-        assert_eq!((pause(0), pause(50), pause(100), pause(500)), (1, 1, 10, 50));
+        let pause = |ms| poll_pause(Duration::from_millis(ms), Duration::ZERO).as_millis();
+        assert_eq!((pause(6), pause(50), pause(100), pause(500)), (1, 1, 10, 50));
         assert_eq!(pause(3_600_000), 100);
+    }
+
+    #[test]
+    fn just_after_a_message_looks_are_as_frequent_as_they_are_cheap() {
+        let pause = |look| poll_pause(Duration::from_millis(1), Duration::from_micros(look)).as_micros();
+        assert_eq!((pause(0), pause(30), pause(100), pause(300), pause(9000)), (250, 250, 500, 1000, 1000));
     }
 }
