@@ -3,7 +3,7 @@
 //! The derived `Ord` *is* the lock order: an operation waits only for names greater than those it
 //! holds. Group space comes before inode locks by reservation, never by waiting (docs/ARCHITECTURE.md).
 
-use crate::base::{AgNo, InodeNo, SlotId};
+use crate::base::{AgNo, BlockNo, InodeNo, SlotId};
 use serde::{Deserialize, Serialize};
 
 /// A cluster lock. Declared in the lock order.
@@ -40,6 +40,14 @@ impl LockName {
             LockName::IOpen(i) => (6, i.0),
             LockName::Ag(a) => (7, a.0.into()),
             LockName::FileLocks(i) => (8, i.0),
+        }
+    }
+
+    /// The inode that this is the lock of, which is as a rule all it covers.
+    pub fn own_block(self) -> Option<BlockNo> {
+        match self {
+            LockName::Inode(ino) => Some(ino.block()),
+            _ => None,
         }
     }
 

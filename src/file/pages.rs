@@ -33,7 +33,8 @@ pub struct PagePool {
     limit: u64,
     spare: ArrayQueue<Arc<PageBuf>>,
     buffers: ArrayQueue<AlignedBuf>,
-    read_buffers: ArrayQueue<AlignedBuf>,
+    /// The last that came back is the next: memory is used for the first time as little as possible.
+    read_buffers: Mutex<Vec<AlignedBuf>>,
     throttle: Mutex<()>,
     room: Condvar,
 }
@@ -46,7 +47,7 @@ impl PagePool {
             limit,
             spare: ArrayQueue::new(SPARE_PAGES),
             buffers: ArrayQueue::new(SPARE_BUFFERS),
-            read_buffers: ArrayQueue::new(SPARE_READ_BUFFERS),
+            read_buffers: Mutex::default(),
             throttle: Mutex::new(()),
             room: Condvar::new(),
         })
@@ -114,12 +115,16 @@ impl PagePool {
         if bytes > READ_BUFFER_BYTES {
             return AlignedBuf::new(bytes);
         }
-        self.read_buffers.pop().unwrap_or_else(|| AlignedBuf::new(READ_BUFFER_BYTES))
+        let spare = self.read_buffers.lock().pop();
+        spare.unwrap_or_else(|| AlignedBuf::new(READ_BUFFER_BYTES))
     }
 
     pub(super) fn return_read_buffer(&self, buffer: AlignedBuf) {
         if buffer.capacity() == READ_BUFFER_BYTES {
-            let _ = self.read_buffers.push(buffer);
+            let mut spare = self.read_buffers.lock();
+            if spare.len() < SPARE_READ_BUFFERS {
+                spare.push(buffer);
+            }
         }
     }
 

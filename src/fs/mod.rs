@@ -97,6 +97,7 @@ pub struct Core {
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
     ahead: ahead::Ahead,
+    walks: walk::Queue,
     recovery: takeover::Recovery,
     writeback: writeback::Signal,
     statfs: statfs::Cache,

@@ -271,6 +271,7 @@ fn assemble(
         handles: handles::Handles::default(),
         reaper,
         ahead: ahead::Ahead::default(),
+        walks: walk::Queue::default(),
         recovery,
         writeback: writeback::Signal::default(),
         statfs: statfs::Cache::default(),

@@ -12,6 +12,7 @@ use crate::base::{Error, LockName, Mode, Result};
 use crate::fs::Core;
 use crate::inode::tree_costs;
 use crate::lock::{LockSet, Pins};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Why an operation's closure gave up.
@@ -54,7 +55,7 @@ const SPACE_DROPS: u32 = 4;
 pub struct Op<'a> {
     pub core: &'a Arc<Core>,
     locks: &'a LockSet,
-    extra: Vec<Pins>,
+    extra: SmallVec<[Pins; 2]>,
     space: &'a mut Option<Reservation>,
     /// The volume has been found to be full.
     full: bool,
@@ -159,7 +160,7 @@ pub fn attempt<T>(
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    let mut op = Op { core, locks, extra: Vec::new(), space, full: false };
+    let mut op = Op { core, locks, extra: SmallVec::new(), space, full: false };
     op.run(body)
 }
 
@@ -207,7 +208,7 @@ impl<T: 'static> Job<T> {
 
     fn go(mut self, pins: Pins) {
         let (core, locks, full) = (&self.core, &self.locks, self.full);
-        let mut op = Op { core, locks, extra: Vec::new(), space: &mut self.space, full };
+        let mut op = Op { core, locks, extra: SmallVec::new(), space: &mut self.space, full };
         let outcome = op.run(&mut *self.body);
         let extra = std::mem::take(&mut op.extra);
         match outcome {

@@ -16,6 +16,7 @@ impl Core {
         };
         start("shoal-writeback", Core::run_writeback)?;
         start("shoal-reaper", Core::run_reaper)?;
+        start("shoal-walks", Core::run_walks)?;
         start("shoal-lapse", Core::run_lapse)?;
         start(RECOVERY, Core::run_recovery)?;
         start("shoal-report", Core::run_report)
@@ -26,6 +27,7 @@ impl Core {
         self.stopping.store(true, Ordering::Release);
         self.writeback.stop();
         self.reaper.stop();
+        self.walks.stop();
         self.join_threads(|name| name != RECOVERY);
     }
 

@@ -2,7 +2,9 @@
 //!
 //! Who goes through a directory looks its entries up in the order that a listing gave them, or in the
 //! order they were made in, which is mostly that of their numbers. Either is noticed by the second
-//! inode that has to be read, and from then on more and more come with one request.
+//! inode that has to be read, and from then on more and more come with one request. Whoever gets to what
+//! came last has the next read meanwhile, by a thread of their own: as long as the walk goes on, nobody
+//! waits for the device.
 //!
 //! An inode read ahead is cached like any other, so its lock is taken first; where that would have to be
 //! waited for, or asked of another host, the inode is left out.
@@ -10,6 +12,9 @@
 use super::*;
 use crate::format::BlockKind;
 use crate::format::layout::CHUNK_BLOCKS;
+use parking_lot::Condvar;
+use std::collections::VecDeque;
+use std::ops::Range;
 
 /// Inodes by number: first, and most.
 const BY_NUMBER: (u64, u64) = (8, 256);
@@ -19,18 +24,24 @@ const SKIPPED_MAX: u64 = 16;
 const LISTED: (usize, usize) = (256, 1024);
 /// Listed entries that are remembered.
 const LISTED_MAX: usize = 4096;
+/// Of a new chunk, which may hold anything, file data too, so many blocks are tried first.
+const TRIED_FIRST: u64 = 64;
+/// Who gets to one of the first so many entries of what was read last has got there: some may be skipped.
+const ARRIVAL: usize = 16;
+/// Reads that wait for the thread. Beyond them, who walks reads for itself.
+const QUEUED_MAX: usize = 4;
 
 /// How the entries of one directory are being gone through.
 #[derive(Debug, Default)]
 pub struct Walk {
     /// What was listed last, in that order.
     listed: Vec<InodeNo>,
-    /// Of these, so many have been read or passed over.
-    at: usize,
+    /// Of these, what was read last, or passed over, or is being read.
+    last_listed: Range<usize>,
     /// How many come next time.
     listed_window: usize,
-    /// The inode number expected next.
-    expected: u64,
+    /// The numbers that were read last, or are being read; the inode expected next follows them.
+    last: Range<u64>,
     window: u64,
 }
 
@@ -39,29 +50,94 @@ impl Walk {
     fn list(&mut self, entries: impl Iterator<Item = InodeNo>, anew: bool) {
         if anew {
             self.listed.clear();
-            (self.at, self.listed_window) = (0, 0);
+            (self.last_listed, self.listed_window) = (0..0, 0);
         }
         self.listed.extend(entries);
         if let Some(excess) = self.listed.len().checked_sub(LISTED_MAX) {
             self.listed.drain(..excess);
-            self.at = self.at.saturating_sub(excess);
+            let moved = |at: usize| at.saturating_sub(excess);
+            self.last_listed = moved(self.last_listed.start)..moved(self.last_listed.end);
         }
     }
 
     /// `ino` has to be read: what to read with it, `ino` included.
     fn miss(&mut self, ino: InodeNo) -> Vec<InodeNo> {
-        if let Some(skipped) = self.listed[self.at..].iter().position(|i| *i == ino) {
-            let from = self.at + skipped;
-            let window = if self.listed_window == 0 { 1 } else { self.listed_window };
-            self.at = (from + window).min(self.listed.len());
-            self.listed_window = (window * 4).clamp(LISTED.0, LISTED.1);
-            return self.listed[from..self.at].to_vec();
+        if let Some(skipped) = self.listed[self.last_listed.end..].iter().position(|i| *i == ino) {
+            return self.next_listed(self.last_listed.end + skipped).to_vec();
         }
-        let in_order = (self.expected..=self.expected + SKIPPED_MAX).contains(&ino.0);
+        if self.last.contains(&ino.0) {
+            // On its way, or forgotten again.
+            return numbered(ino.0..self.last.end);
+        }
+        let expected = self.last.end;
+        let in_order = (expected..=expected + SKIPPED_MAX).contains(&ino.0);
         self.window = if in_order { (self.window * 2).clamp(BY_NUMBER.0, BY_NUMBER.1) } else { 1 };
-        // The next chunk may hold anything, file data too; groups begin with a chunk.
-        self.expected = (ino.0 + self.window).min((ino.0 + 1).next_multiple_of(CHUNK_BLOCKS));
-        (ino.0..self.expected).map(InodeNo).collect()
+        self.last = ino.0..(ino.0 + self.window).min((ino.0 + 1).next_multiple_of(CHUNK_BLOCKS));
+        numbered(self.last.clone())
+    }
+
+    /// `ino` has been asked for and is here: what to read now, so that it is here before it is asked for.
+    fn arrive(&mut self, ino: InodeNo) -> Vec<InodeNo> {
+        let last = &self.last_listed;
+        if last.len() > 1 && self.listed[last.clone()].iter().take(ARRIVAL).any(|i| *i == ino) {
+            return self.next_listed(self.last_listed.end).to_vec();
+        }
+        if self.window < BY_NUMBER.0 || !self.last.contains(&ino.0) {
+            return Vec::new();
+        }
+        let from = self.last.end;
+        self.window = (self.window * 2).min(BY_NUMBER.1);
+        let most = if from.is_multiple_of(CHUNK_BLOCKS) { TRIED_FIRST.min(self.window) } else { self.window };
+        self.last = from..(from + most).min((from + 1).next_multiple_of(CHUNK_BLOCKS));
+        numbered(self.last.clone())
+    }
+
+    /// More and more of what was listed, from entry `from` on.
+    fn next_listed(&mut self, from: usize) -> &[InodeNo] {
+        let window = if self.listed_window == 0 { 1 } else { self.listed_window };
+        self.last_listed = from..(from + window).min(self.listed.len());
+        self.listed_window = (window * 4).clamp(LISTED.0, LISTED.1);
+        &self.listed[self.last_listed.clone()]
+    }
+}
+
+fn numbered(range: Range<u64>) -> Vec<InodeNo> {
+    range.map(InodeNo).collect()
+}
+
+/// What is to be read by the thread that reads for all walks.
+#[derive(Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Vec<InodeNo>>,
+    stop: bool,
+}
+
+impl Queue {
+    fn push(&self, inodes: Vec<InodeNo>) {
+        let mut state = self.state.lock();
+        if state.waiting.len() < QUEUED_MAX {
+            state.waiting.push_back(inodes);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Wait for something to read. `None`: stop.
+    fn next(&self) -> Option<Vec<InodeNo>> {
+        let mut state = self.state.lock();
+        self.wake.wait_while(&mut state, |s| s.waiting.is_empty() && !s.stop);
+        if state.stop { None } else { state.waiting.pop_front() }
+    }
+
+    /// End the thread.
+    pub fn stop(&self) {
+        self.state.lock().stop = true;
+        self.wake.notify_all();
     }
 }
 
@@ -76,13 +152,29 @@ impl Core {
     /// An entry of `dir` has been looked up, and its inode, which is pinned, is about to be read.
     pub(super) fn read_ahead(&self, dir: &Node, ino: InodeNo) {
         if self.store.has(ino.block()) {
+            let next = dir.walk.lock().as_mut().map_or_else(Vec::new, |walk| walk.arrive(ino));
+            if !next.is_empty() {
+                self.walks.push(next);
+            }
             return;
         }
-        let mut inodes = dir.walk.lock().get_or_insert_default().miss(ino);
-        if inodes.len() < 2 {
-            return;
+        let inodes = dir.walk.lock().get_or_insert_default().miss(ino);
+        if inodes.len() > 1 {
+            self.read_inodes(inodes);
         }
-        inodes.retain(|i| !self.store.has(i.block()));
+    }
+
+    /// The thread that reads what walks will come to.
+    pub(super) fn run_walks(self: &Arc<Self>) {
+        while let Some(inodes) = self.walks.next() {
+            self.read_inodes(inodes);
+        }
+    }
+
+    /// Bring inodes into the cache, those whose locks can be had now.
+    fn read_inodes(&self, mut inodes: Vec<InodeNo>) {
+        let end = self.geometry.total_blocks;
+        inodes.retain(|i| i.0 < end && !self.store.has(i.block()));
         let pins = self.locks.try_pin_each(inodes.into_iter().map(LockName::Inode), Mode::S);
         let blocks: Vec<_> = pins
             .set()
@@ -111,9 +203,33 @@ mod tests {
         assert_eq!(numbers(walk.miss(InodeNo(1025))), (1025..1033).collect::<Vec<_>>());
         // Two blocks that hold no inode lie between.
         assert_eq!(numbers(walk.miss(InodeNo(1035))), (1035..1051).collect::<Vec<_>>());
-        let sizes: Vec<_> = (0..9).map(|_| walk.miss(InodeNo(walk.expected)).len()).collect();
-        assert_eq!(sizes, [32, 64, 128, 256, 5, 256, 256, 256, 256], "none goes beyond its chunk");
+        let sizes: Vec<_> = (0..6).map(|_| walk.miss(InodeNo(walk.last.end)).len()).collect();
+        assert_eq!(sizes, [32, 64, 128, 256, 5, 256], "none goes beyond its chunk");
+        assert_eq!(numbers(walk.miss(InodeNo(1700))), (1700..1792).collect::<Vec<_>>(), "still on its way");
         assert_eq!(numbers(walk.miss(InodeNo(500))), [500], "out of order");
+    }
+
+    #[test]
+    fn who_gets_to_what_was_read_last_has_the_next_read() {
+        let mut walk = Walk::default();
+        assert_eq!(walk.arrive(InodeNo(1040)), []);
+        walk.miss(InodeNo(1040));
+        assert_eq!(walk.arrive(InodeNo(1040)), [], "one is no walk");
+        assert_eq!(numbers(walk.miss(InodeNo(1041))), (1041..1049).collect::<Vec<_>>());
+        assert_eq!(numbers(walk.arrive(InodeNo(1043))), (1049..1065).collect::<Vec<_>>());
+        assert_eq!(walk.arrive(InodeNo(1044)), [], "not yet there");
+        let sizes: Vec<_> = (0..7).map(|_| walk.arrive(InodeNo(walk.last.start)).len()).collect();
+        assert_eq!(sizes, [32, 64, 128, 247, 64, 256, 192], "of a new chunk, not all at once");
+        assert_eq!(walk.miss(InodeNo(walk.last.end + 1)).len(), 256, "faster than the thread");
+
+        let listed: Vec<_> = (0..2000u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
+        walk.list(listed.iter().copied(), true);
+        assert_eq!(walk.miss(listed[0]), listed[..1]);
+        assert_eq!(walk.miss(listed[1]), listed[1..257]);
+        assert_eq!(walk.arrive(listed[4]), listed[257..1281]);
+        assert_eq!(walk.arrive(listed[100]), []);
+        assert_eq!(walk.arrive(listed[257 + ARRIVAL - 1]), listed[1281..]);
+        assert_eq!(walk.arrive(listed[1281]), [], "no more was listed");
     }
 
     #[test]

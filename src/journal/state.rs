@@ -3,6 +3,7 @@
 use super::ring::{Mark, Ring};
 use crate::base::{BlockNo, LockName, TxnId};
 use crate::store::{BlockHash, Image};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
@@ -30,8 +31,8 @@ struct Dirty {
     newest: TxnId,
     /// The newest durable image, not yet in place.
     logged: Option<(TxnId, Image)>,
-    /// Locks that have covered it since it was last clean; nearly always one.
-    covers: Vec<LockName>,
+    /// Locks that have covered it since it was last clean; nearly always one, or two.
+    covers: SmallVec<[LockName; 2]>,
 }
 
 /// A durable image that is to be written in place.
@@ -60,6 +61,7 @@ pub(super) struct State {
     /// Threads that wait in `begin` for open handles to give back what they do not need.
     pub waiting_for_room: u32,
     dirty: HashMap<BlockNo, Dirty, BlockHash>,
+    /// Inodes are found under their own locks without it.
     by_cover: BTreeSet<(LockName, BlockNo)>,
     /// How many blocks have their logged image in each transaction.
     logged: BTreeMap<TxnId, usize>,
@@ -94,12 +96,18 @@ impl State {
         if joined {
             self.running.blocks.push(block);
         }
-        let d = self.dirty.entry(block).or_insert_with(|| Dirty { newest, logged: None, covers: Vec::new() });
+        let d = self.dirty.entry(block).or_insert_with(|| Dirty {
+            newest,
+            logged: None,
+            covers: SmallVec::new(),
+        });
         d.newest = newest;
         // Under an earlier cover it stays listed too: giving that one up writes the block as well.
         if !d.covers.contains(&cover) {
             d.covers.push(cover);
-            self.by_cover.insert((cover, block));
+            if cover.own_block() != Some(block) {
+                self.by_cover.insert((cover, block));
+            }
         }
     }
 
@@ -136,7 +144,7 @@ impl State {
             forget_one(&mut self.logged, w.txn);
             done.push(w.block);
             if d.newest == w.txn {
-                for cover in &d.covers {
+                for cover in d.covers.iter().filter(|cover| cover.own_block() != Some(w.block)) {
                     self.by_cover.remove(&(*cover, w.block));
                 }
                 self.dirty.remove(&w.block);
@@ -164,8 +172,12 @@ impl State {
 
     /// Blocks under `covers` that are dirty, ascending.
     pub fn dirty_under(&self, covers: &BTreeSet<LockName>) -> BTreeSet<BlockNo> {
-        let range = |c: &LockName| self.by_cover.range((*c, BlockNo(0))..=(*c, BlockNo(u64::MAX)));
-        covers.iter().flat_map(range).map(|(_, b)| *b).collect()
+        let others =
+            |c: &LockName| self.by_cover.range((*c, BlockNo(0))..=(*c, BlockNo(u64::MAX))).map(|(_, b)| *b);
+        let own = |c: &LockName| {
+            c.own_block().filter(|block| self.dirty.get(block).is_some_and(|d| d.covers.contains(c)))
+        };
+        covers.iter().flat_map(|c| own(c).into_iter().chain(others(c))).collect()
     }
 
     /// The newest transaction that touches blocks under `covers`, if any of them is dirty.

@@ -1,22 +1,23 @@
 //! The set of cluster locks an operation needs, in the lock order.
 
 use crate::base::{LockName, Mode};
+use smallvec::{SmallVec, smallvec};
 
 /// Locks and the modes they are needed in, ascending by name.
 ///
-/// A sorted vector: sets have one to six members, and building one is on the fast path.
+/// A sorted vector, most in place: sets have one to six members, and building one is on the fast path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct LockSet(Vec<(LockName, Mode)>);
+pub struct LockSet(SmallVec<[(LockName, Mode); 3]>);
 
 impl LockSet {
     /// The empty set.
     pub fn new() -> LockSet {
-        LockSet(Vec::with_capacity(4))
+        LockSet::default()
     }
 
     /// A set of one lock.
     pub fn one(name: LockName, mode: Mode) -> LockSet {
-        LockSet(vec![(name, mode)])
+        LockSet(smallvec![(name, mode)])
     }
 
     /// Add a lock, or raise the mode of one that is there (never lowers).

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Blocks of one request.
-const REQUEST_BLOCKS: u64 = 64;
+const REQUEST_BLOCKS: u64 = 256;
 /// So many blocks that nobody asked for are read along rather than begin another request behind them.
 const GAP_BLOCKS: u64 = 8;
 /// Requests at once. What lies scattered takes many, and a disk or a network answers several as fast as one.
@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn a_request_reads_what_lies_together_and_not_too_much() {
         let at = |n: u64| (BlockNo(n), LockName::Inode(InodeNo(n)));
-        let blocks: Vec<_> = [3, 4, 12, 21, 100].into_iter().chain(200..300).map(at).collect();
+        let blocks: Vec<_> = [3, 4, 12, 21, 100].into_iter().chain(200..500).map(at).collect();
         let found: Vec<_> = runs(&blocks).iter().map(|r| (r[0].0.0, r.len())).collect();
-        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 64), (264, 36)]);
+        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 256), (456, 44)]);
         assert!(runs(&[]).is_empty());
     }
 }

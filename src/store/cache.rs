@@ -141,18 +141,19 @@ impl Cache {
         let mut guard = shard.state.lock();
         loop {
             let s = &mut *guard;
-            self.forget_other(s, block, kind, cover);
             match s.map.get_mut(&block) {
-                Some(Entry::Ready(b)) => {
-                    is_block(&b.newest, block, kind, cover)?;
-                    let before = b.cost();
-                    // One look is mostly the only one; what is looked at again stays whole.
-                    let image = if b.used { b.newest.unpacked().clone() } else { b.newest.whole() };
-                    s.bytes = s.bytes - before + b.cost();
-                    b.used = true;
-                    self.evict(s);
-                    return Ok(image);
-                }
+                Some(Entry::Ready(b)) => match is_block(&b.newest, block, kind, cover) {
+                    Ok(()) => {
+                        let before = b.cost();
+                        // One look is mostly the only one; what is looked at again stays whole.
+                        let image = if b.used { b.newest.unpacked().clone() } else { b.newest.whole() };
+                        s.bytes = s.bytes - before + b.cost();
+                        b.used = true;
+                        self.evict(s);
+                        return Ok(image);
+                    }
+                    Err(e) => self.forget_other(s, block, e)?,
+                },
                 Some(Entry::Loading { .. }) => shard.loaded.wait(&mut guard),
                 None => break,
             }
@@ -164,14 +165,17 @@ impl Cache {
         loaded
     }
 
-    /// Forget a clean block that has become another since: whoever freed it, and whoever has it now, did so under
-    /// locks of their own, and the lock that covered it then need not have been asked for. The device decides.
-    fn forget_other(&self, s: &mut ShardState, block: BlockNo, kind: BlockKind, cover: LockName) {
-        let Some(Entry::Ready(b)) = s.map.get(&block) else { return };
-        if b.pins == 0 && is_block(&b.newest, block, kind, cover).is_err() {
-            self.covers.remove(b.cover, block);
-            s.remove(block);
-            trim_queue(s);
+    /// Forget a clean block that has become another since, as `e` says: whoever freed it, and whoever has it now, did
+    /// so under locks of their own, and the lock that covered it then need not have been asked for. The device decides.
+    fn forget_other(&self, s: &mut ShardState, block: BlockNo, e: Error) -> Result<()> {
+        match s.map.get(&block) {
+            Some(Entry::Ready(b)) if b.pins == 0 => {
+                self.covers.remove(b.cover, block);
+                s.remove(block);
+                trim_queue(s);
+                Ok(())
+            }
+            _ => Err(e),
         }
     }
 
@@ -230,8 +234,8 @@ impl Cache {
     ) -> Result<()> {
         let shard = self.shard(block);
         let mut guard = shard.state.lock();
-        self.forget_other(&mut guard, block, kind, cover);
-        while !matches!(guard.map.get(&block), Some(Entry::Ready(_))) {
+        let is_it = |b: &Buffer| is_block(&b.newest, block, kind, cover).is_ok();
+        while !matches!(guard.map.get(&block), Some(Entry::Ready(b)) if is_it(b)) {
             drop(guard);
             self.get(block, kind, cover, load)?;
             guard = shard.state.lock();
@@ -240,7 +244,6 @@ impl Cache {
         let Some(Entry::Ready(b)) = s.map.get_mut(&block) else {
             unreachable!("found just before under the same lock")
         };
-        is_block(&b.newest, block, kind, cover)?;
         s.bytes -= b.cost();
         let rests = matches!(b.newest, Image::Packed(..));
         let joined = b.running != txn;

@@ -38,13 +38,12 @@ impl Image {
         if lines & 1 == 0 || lines.count_ones() > PACKED_LINES_MAX {
             return None;
         }
-        let mut bytes = Vec::with_capacity(lines.count_ones() as usize * LINE_SIZE);
-        for (i, line) in block.0.chunks_exact(LINE_SIZE).enumerate() {
-            if lines & (1 << i) != 0 {
-                bytes.extend_from_slice(line);
-            }
+        let mut bytes = [0; PACKED_LINES_MAX as usize * LINE_SIZE];
+        let present = block.0.chunks_exact(LINE_SIZE).enumerate().filter(|(i, _)| lines & (1 << i) != 0);
+        for ((_, line), to) in present.zip(bytes.chunks_exact_mut(LINE_SIZE)) {
+            to.copy_from_slice(line);
         }
-        Some(Image::Packed(lines, bytes.into()))
+        Some(Image::Packed(lines, bytes[..lines.count_ones() as usize * LINE_SIZE].into()))
     }
 
     /// Of a block that nobody is about to change.

@@ -30,7 +30,8 @@ pub(crate) type BlockHash = BuildHasherDefault<BlockHasher>;
 
 const SHARDS: usize = 16;
 
-/// (lock, block) pairs of everything cached or being read.
+/// (lock, block) pairs of everything cached or being read. That an inode's lock covers the inode itself, as a rule
+/// all it covers, goes without saying.
 #[derive(Default)]
 pub(crate) struct CoverIndex {
     shards: [Mutex<BTreeSet<(LockName, BlockNo)>>; SHARDS],
@@ -45,16 +46,21 @@ impl CoverIndex {
     }
 
     pub fn insert(&self, cover: LockName, block: BlockNo) {
-        self.shard(cover).lock().insert((cover, block));
+        if cover.own_block() != Some(block) {
+            self.shard(cover).lock().insert((cover, block));
+        }
     }
 
     pub fn remove(&self, cover: LockName, block: BlockNo) {
-        self.shard(cover).lock().remove(&(cover, block));
+        if cover.own_block() != Some(block) {
+            self.shard(cover).lock().remove(&(cover, block));
+        }
     }
 
-    /// The blocks under `cover`, ascending.
+    /// The blocks under `cover`. An inode is among them whether or not it is cached.
     pub fn blocks(&self, cover: LockName) -> Vec<BlockNo> {
         let range = (cover, BlockNo(0))..=(cover, BlockNo(u64::MAX));
-        self.shard(cover).lock().range(range).map(|(_, b)| *b).collect()
+        let of_others = self.shard(cover).lock().range(range).map(|(_, b)| *b).collect::<Vec<_>>();
+        cover.own_block().into_iter().chain(of_others).collect()
     }
 }
