@@ -43,7 +43,7 @@ impl LockName {
         }
     }
 
-    /// The inode that this is the lock of, which is as a rule all it covers.
+    /// For the lock of an inode: the inode's block, as a rule all that it covers.
     pub fn own_block(self) -> Option<BlockNo> {
         match self {
             LockName::Inode(ino) => Some(ino.block()),

@@ -130,6 +130,32 @@ pub struct BlockHeader {
     pub zero: [u8; 13],
 }
 
+impl BlockHeader {
+    /// With a crc of zero.
+    pub fn new(
+        format_id: u64,
+        block: BlockNo,
+        kind: BlockKind,
+        owner: u64,
+        cover: LockName,
+        version: Version,
+    ) -> BlockHeader {
+        let (class, id) = cover.to_raw();
+        BlockHeader {
+            magic: MAGIC,
+            crc: U32::new(0),
+            format_id: U64::new(format_id),
+            block: U64::new(block.0),
+            owner: U64::new(owner),
+            cover_id: U64::new(id),
+            version: U64::new(version.0),
+            kind: U16::new(kind as u16),
+            cover_class: class,
+            zero: [0; 13],
+        }
+    }
+}
+
 const _: () = assert!(size_of::<BlockHeader>() == HEADER_SIZE);
 
 impl Block {
@@ -173,19 +199,7 @@ impl Block {
         version: Version,
     ) -> Block {
         let mut b = Block::zeroed();
-        let (class, id) = cover.to_raw();
-        *b.header_mut() = BlockHeader {
-            magic: MAGIC,
-            crc: U32::new(0),
-            format_id: U64::new(format_id),
-            block: U64::new(block.0),
-            owner: U64::new(owner),
-            cover_id: U64::new(id),
-            version: U64::new(version.0),
-            kind: U16::new(kind as u16),
-            cover_class: class,
-            zero: [0; 13],
-        };
+        *b.header_mut() = BlockHeader::new(format_id, block, kind, owner, cover, version);
         b
     }
 

@@ -24,12 +24,14 @@ const SKIPPED_MAX: u64 = 16;
 const LISTED: (usize, usize) = (256, 1024);
 /// Listed entries that are remembered.
 const LISTED_MAX: usize = 4096;
-/// Of a new chunk, which may hold anything, file data too, so many blocks are tried first.
-const TRIED_FIRST: u64 = 64;
-/// Who gets to one of the first so many entries of what was read last has got there: some may be skipped.
-const ARRIVAL: usize = 16;
+/// Inodes by number, most, where somebody waits for the first of them.
+const AWAITED: u64 = 64;
+/// Listed entries of what was read last that are the first of it: some may be skipped.
+const ARRIVAL: usize = SKIPPED_MAX as usize;
 /// Reads that wait for the thread. Beyond them, who walks reads for itself.
 const QUEUED_MAX: usize = 4;
+/// Inodes that the thread reads, and keeps the locks of, at a time.
+const PIECE: usize = 256;
 
 /// How the entries of one directory are being gone through.
 #[derive(Debug, Default)]
@@ -43,6 +45,8 @@ pub struct Walk {
     /// The numbers that were read last, or are being read; the inode expected next follows them.
     last: Range<u64>,
     window: u64,
+    /// Somebody has read, or reads, what is missing of `last_listed` or `last` although the thread was to.
+    overtaken: bool,
 }
 
 impl Walk {
@@ -62,18 +66,22 @@ impl Walk {
 
     /// `ino` has to be read: what to read with it, `ino` included.
     fn miss(&mut self, ino: InodeNo) -> Vec<InodeNo> {
-        if let Some(skipped) = self.listed[self.last_listed.end..].iter().position(|i| *i == ino) {
-            return self.next_listed(self.last_listed.end + skipped).to_vec();
+        let from = self.last_listed.start;
+        if let Some(at) = self.listed[from..].iter().position(|i| *i == ino).map(|skipped| from + skipped) {
+            let here = self.last_listed.clone();
+            return if here.contains(&at) {
+                self.overtake(&self.listed[at..here.end].to_vec())
+            } else {
+                self.next_listed(at).to_vec()
+            };
         }
         if self.last.contains(&ino.0) {
-            // On its way, or forgotten again.
-            return numbered(ino.0..self.last.end);
+            return self.overtake(&numbered(ino.0..self.last.end));
         }
         let expected = self.last.end;
-        let in_order = (expected..=expected + SKIPPED_MAX).contains(&ino.0);
+        let in_order = (expected..=expected.saturating_add(SKIPPED_MAX)).contains(&ino.0);
         self.window = if in_order { (self.window * 2).clamp(BY_NUMBER.0, BY_NUMBER.1) } else { 1 };
-        self.last = ino.0..(ino.0 + self.window).min((ino.0 + 1).next_multiple_of(CHUNK_BLOCKS));
-        numbered(self.last.clone())
+        self.next_numbers(ino.0, self.window.min(AWAITED))
     }
 
     /// `ino` has been asked for and is here: what to read now, so that it is here before it is asked for.
@@ -82,13 +90,28 @@ impl Walk {
         if last.len() > 1 && self.listed[last.clone()].iter().take(ARRIVAL).any(|i| *i == ino) {
             return self.next_listed(self.last_listed.end).to_vec();
         }
-        if self.window < BY_NUMBER.0 || !self.last.contains(&ino.0) {
+        let Range { start, end } = self.last;
+        let first = start..end.min(start.saturating_add(SKIPPED_MAX));
+        // The next chunk may hold anything, file data too.
+        if self.window < BY_NUMBER.0 || !first.contains(&ino.0) || end.is_multiple_of(CHUNK_BLOCKS) {
             return Vec::new();
         }
-        let from = self.last.end;
         self.window = (self.window * 2).min(BY_NUMBER.1);
-        let most = if from.is_multiple_of(CHUNK_BLOCKS) { TRIED_FIRST.min(self.window) } else { self.window };
-        self.last = from..(from + most).min((from + 1).next_multiple_of(CHUNK_BLOCKS));
+        self.next_numbers(end, self.window)
+    }
+
+    /// What was read last, or is on its way, has to be read after all: from `ino` on, where it is the first that
+    /// is missing. If more are, they could not be read ahead.
+    fn overtake(&mut self, missing: &[InodeNo]) -> Vec<InodeNo> {
+        let all = !std::mem::replace(&mut self.overtaken, true);
+        missing[..if all { missing.len() } else { 1 }].to_vec()
+    }
+
+    /// So many numbers from `from` on, in its chunk; groups begin with a chunk.
+    fn next_numbers(&mut self, from: u64, most: u64) -> Vec<InodeNo> {
+        let end = (from.saturating_add(1)).checked_next_multiple_of(CHUNK_BLOCKS).unwrap_or(from);
+        self.last = from..from.saturating_add(most).min(end);
+        self.overtaken = false;
         numbered(self.last.clone())
     }
 
@@ -97,6 +120,7 @@ impl Walk {
         let window = if self.listed_window == 0 { 1 } else { self.listed_window };
         self.last_listed = from..(from + window).min(self.listed.len());
         self.listed_window = (window * 4).clamp(LISTED.0, LISTED.1);
+        self.overtaken = false;
         &self.listed[self.last_listed.clone()]
     }
 }
@@ -119,6 +143,8 @@ struct State {
 }
 
 impl Queue {
+    /// To be read when the thread comes to it. With much to do already it forgets this; whoever gets there reads
+    /// for itself.
     fn push(&self, inodes: Vec<InodeNo>) {
         let mut state = self.state.lock();
         if state.waiting.len() < QUEUED_MAX {
@@ -166,8 +192,12 @@ impl Core {
 
     /// The thread that reads what walks will come to.
     pub(super) fn run_walks(self: &Arc<Self>) {
-        while let Some(inodes) = self.walks.next() {
-            self.read_inodes(inodes);
+        while let Some(mut inodes) = self.walks.next() {
+            // What lies together stays together.
+            inodes.sort_unstable();
+            for piece in inodes.chunks(PIECE).take_while(|_| !self.stopping.load(Ordering::Acquire)) {
+                self.read_inodes(piece.to_vec());
+            }
         }
     }
 
@@ -203,10 +233,10 @@ mod tests {
         assert_eq!(numbers(walk.miss(InodeNo(1025))), (1025..1033).collect::<Vec<_>>());
         // Two blocks that hold no inode lie between.
         assert_eq!(numbers(walk.miss(InodeNo(1035))), (1035..1051).collect::<Vec<_>>());
-        let sizes: Vec<_> = (0..6).map(|_| walk.miss(InodeNo(walk.last.end)).len()).collect();
-        assert_eq!(sizes, [32, 64, 128, 256, 5, 256], "none goes beyond its chunk");
-        assert_eq!(numbers(walk.miss(InodeNo(1700))), (1700..1792).collect::<Vec<_>>(), "still on its way");
+        let sizes: Vec<_> = (0..10).map(|_| walk.miss(InodeNo(walk.last.end)).len()).collect();
+        assert_eq!(sizes, [32, 64, 64, 64, 64, 64, 64, 64, 5, 64], "none goes beyond its chunk");
         assert_eq!(numbers(walk.miss(InodeNo(500))), [500], "out of order");
+        assert_eq!(walk.miss(InodeNo(u64::MAX)).len(), 0, "no inode");
     }
 
     #[test]
@@ -218,9 +248,11 @@ mod tests {
         assert_eq!(numbers(walk.miss(InodeNo(1041))), (1041..1049).collect::<Vec<_>>());
         assert_eq!(numbers(walk.arrive(InodeNo(1043))), (1049..1065).collect::<Vec<_>>());
         assert_eq!(walk.arrive(InodeNo(1044)), [], "not yet there");
-        let sizes: Vec<_> = (0..7).map(|_| walk.arrive(InodeNo(walk.last.start)).len()).collect();
-        assert_eq!(sizes, [32, 64, 128, 247, 64, 256, 192], "of a new chunk, not all at once");
-        assert_eq!(walk.miss(InodeNo(walk.last.end + 1)).len(), 256, "faster than the thread");
+        let sizes: Vec<_> = (0..5).map(|_| walk.arrive(InodeNo(walk.last.start)).len()).collect();
+        assert_eq!(sizes, [32, 64, 128, 247, 0], "none goes beyond its chunk");
+        assert_eq!(walk.miss(InodeNo(1536)).len(), 64, "somebody waits for it");
+        assert_eq!(walk.arrive(InodeNo(1536 + SKIPPED_MAX)), [], "somewhere in it");
+        assert_eq!(walk.arrive(InodeNo(1537)).len(), 256);
 
         let listed: Vec<_> = (0..2000u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
         walk.list(listed.iter().copied(), true);
@@ -230,6 +262,38 @@ mod tests {
         assert_eq!(walk.arrive(listed[100]), []);
         assert_eq!(walk.arrive(listed[257 + ARRIVAL - 1]), listed[1281..]);
         assert_eq!(walk.arrive(listed[1281]), [], "no more was listed");
+    }
+
+    #[test]
+    fn who_is_faster_than_the_thread_reads_the_rest_once() {
+        let mut walk = Walk::default();
+        walk.miss(InodeNo(1024));
+        walk.miss(InodeNo(1025));
+        walk.arrive(InodeNo(1025));
+        walk.arrive(InodeNo(1033));
+        assert_eq!(walk.last, 1049..1081);
+        assert_eq!(numbers(walk.miss(InodeNo(1051))), (1051..1081).collect::<Vec<_>>());
+        assert_eq!(numbers(walk.miss(InodeNo(1052))), [1052], "its lock may be another host's");
+        walk.arrive(InodeNo(1049));
+        assert_eq!(walk.miss(InodeNo(1081)).len(), 64, "the next once more");
+
+        let listed: Vec<_> = (0..600u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
+        walk.list(listed.iter().copied(), true);
+        walk.miss(listed[0]);
+        assert_eq!(walk.miss(listed[1]), listed[1..257]);
+        assert_eq!(walk.arrive(listed[2]), listed[257..]);
+        assert_eq!(walk.miss(listed[300]), listed[300..]);
+        assert_eq!(walk.miss(listed[301]), listed[301..302]);
+    }
+
+    #[test]
+    fn the_thread_forgets_what_is_too_much_and_ends() {
+        let queue = Queue::default();
+        (0..QUEUED_MAX as u64 + 2).for_each(|n| queue.push(vec![InodeNo(n)]));
+        assert_eq!(queue.next(), Some(vec![InodeNo(0)]));
+        assert_eq!(queue.state.lock().waiting.len(), QUEUED_MAX - 1);
+        queue.stop();
+        assert_eq!(queue.next(), None);
     }
 
     #[test]

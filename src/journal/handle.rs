@@ -2,8 +2,9 @@
 
 use super::Journal;
 use crate::base::{AgNo, BlockNo, Error, LockName, Result, TxnId, Version};
+use crate::format::block::BlockHeader;
 use crate::format::{Block, BlockKind};
-use crate::store::Undo;
+use crate::store::{Image, Undo};
 use std::sync::Arc;
 
 /// Made by [`Journal::begin`]. [`Handle::finish`] joins the running transaction; dropping it
@@ -110,7 +111,12 @@ impl Handle {
         let first = self.first_touch(block)?;
         let store = self.journal.store();
         store.halt().check()?;
-        let image = Block::init(store.format_id(), block, kind, owner, cover, version);
+        // Nothing else is written to one that is free.
+        let header = BlockHeader::new(store.format_id(), block, kind, owner, cover, version);
+        let mut image = Image::of_header(&header);
+        if kind != BlockKind::Free {
+            image.unpacked();
+        }
         store.cache().install(block, image, self.txn, first.then_some(&mut self.undo))?;
         if first {
             self.touched.push(block);

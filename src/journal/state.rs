@@ -216,3 +216,40 @@ fn forget_one(logged: &mut BTreeMap<TxnId, usize>, txn: TxnId) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{AgNo, InodeNo, Version};
+    use crate::format::BlockKind;
+    use crate::format::block::BlockHeader;
+
+    fn under(state: &State, cover: LockName) -> Vec<u64> {
+        state.dirty_under(&BTreeSet::from([cover])).into_iter().map(|b| b.0).collect()
+    }
+
+    /// An inode that becomes a tombstone is listed under both locks until it is in place.
+    #[test]
+    fn a_dirty_block_is_listed_under_every_lock_that_covered_it() {
+        let mut state = State::new(4096, Mark { txn: TxnId(1), position: 0 });
+        let (inode, page) = (BlockNo(7), BlockNo(8));
+        let (own, group) = (LockName::Inode(InodeNo(7)), LockName::Ag(AgNo(0)));
+        state.changed(inode, own, true);
+        state.changed(page, own, true);
+        assert_eq!((under(&state, own), under(&state, group)), (vec![7, 8], vec![]));
+        assert!(under(&state, LockName::Inode(InodeNo(8))).is_empty(), "covered by another's");
+        state.changed(inode, group, false);
+        assert_eq!((under(&state, own), under(&state, group)), (vec![7, 8], vec![7]));
+
+        let header = |block: BlockNo| BlockHeader::new(1, block, BlockKind::Free, 0, group, Version(2));
+        let images = [inode, page].map(|block| (block, Image::of_header(&header(block))));
+        state.became_durable(TxnId(1), images.to_vec());
+        let batch = state.to_write([inode]);
+        state.running.id = TxnId(2);
+        state.became_in_place(&batch);
+        assert_eq!((under(&state, own), under(&state, group)), (vec![8], vec![]));
+        let batch = state.to_write([page]);
+        state.became_in_place(&batch);
+        assert!(state.by_cover.is_empty() && state.dirty.is_empty() && under(&state, own).is_empty());
+    }
+}

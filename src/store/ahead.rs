@@ -12,13 +12,15 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Blocks of one request.
-const REQUEST_BLOCKS: u64 = 256;
+/// Blocks of one request: where all of them are wanted, and where gaps are read along. Of the latter there
+/// are several at once, and what is wanted of them should still be in the processor's cache.
+const DENSE_BLOCKS: u64 = 256;
+const SPARSE_BLOCKS: u64 = 64;
 /// So many blocks that nobody asked for are read along rather than begin another request behind them.
 const GAP_BLOCKS: u64 = 8;
 /// Requests at once. What lies scattered takes many, and a disk or a network answers several as fast as one.
 const AT_ONCE: usize = 8;
-/// Buffers that are kept.
+/// Buffers that are kept (8 MiB at most).
 const BUFFERS: usize = AT_ONCE;
 
 /// Buffers between two uses.
@@ -50,8 +52,8 @@ impl Store {
 
     /// Read runs until none is left to begin.
     fn read_runs(&self, runs: &[&[(BlockNo, LockName)]], next: &AtomicUsize, kind: BlockKind) {
-        let mut buffer =
-            self.ahead.0.lock().pop().unwrap_or_else(|| AlignedBuf::new(REQUEST_BLOCKS as usize));
+        let kept = self.ahead.0.lock().pop();
+        let mut buffer = kept.unwrap_or_else(|| AlignedBuf::new(SPARSE_BLOCKS as usize));
         while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             // Only now: whoever wants one of them waits for this request, not for all.
             let announced = |(block, cover): &&(BlockNo, LockName)| self.cache.announce(*block, *cover);
@@ -70,9 +72,12 @@ impl Store {
     fn read_run(&self, run: &[(BlockNo, LockName)], kind: BlockKind, buffer: &mut AlignedBuf) {
         let start = run[0].0;
         let bytes = (run[run.len() - 1].0.0 - start.0 + 1) as usize * BLOCK_SIZE;
+        if bytes > buffer.bytes().len() {
+            *buffer = AlignedBuf::new(DENSE_BLOCKS as usize);
+        }
         let buffer = &mut buffer.bytes_mut()[..bytes];
         let read = self.halt.check().and_then(|()| self.device.read(start.byte(), buffer));
-        let mut image = Arc::new(Block::zeroed());
+        let mut image = Arc::<Block>::default();
         for (block, cover) in run {
             let at = (block.0 - start.0) as usize * BLOCK_SIZE;
             let into = Arc::get_mut(&mut image).expect("not shared");
@@ -81,7 +86,7 @@ impl Store {
             let found = sound.then(|| Image::of(&image));
             if let Some(Image::Whole(_)) = found {
                 // This one is kept as it is, and with it what is found out about it.
-                image = Arc::new(Block::zeroed());
+                image = Arc::default();
             }
             self.cache.loaded(*block, *cover, found);
         }
@@ -93,8 +98,13 @@ fn runs(blocks: &[(BlockNo, LockName)]) -> Vec<&[(BlockNo, LockName)]> {
     let mut runs = Vec::new();
     let mut rest = blocks;
     while let Some(((first, _), _)) = rest.split_first() {
+        let mut most = DENSE_BLOCKS;
         let near = |pair: &&[(BlockNo, LockName)]| {
-            pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && pair[1].0.0 < first.0 + REQUEST_BLOCKS
+            let gap = pair[1].0.0 - pair[0].0.0;
+            if gap > 1 {
+                most = SPARSE_BLOCKS;
+            }
+            gap <= GAP_BLOCKS && pair[1].0.0 < first.0 + most
         };
         let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
         runs.push(run);
@@ -111,9 +121,10 @@ mod tests {
     #[test]
     fn a_request_reads_what_lies_together_and_not_too_much() {
         let at = |n: u64| (BlockNo(n), LockName::Inode(InodeNo(n)));
-        let blocks: Vec<_> = [3, 4, 12, 21, 100].into_iter().chain(200..500).map(at).collect();
+        let blocks: Vec<_> =
+            [3, 4, 12, 21, 100].into_iter().chain(200..500).chain((1000..1100).step_by(2)).map(at).collect();
         let found: Vec<_> = runs(&blocks).iter().map(|r| (r[0].0.0, r.len())).collect();
-        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 256), (456, 44)]);
+        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 256), (456, 44), (1000, 32), (1064, 18)]);
         assert!(runs(&[]).is_empty());
     }
 }

@@ -274,11 +274,11 @@ impl Cache {
     pub fn install(
         &self,
         block: BlockNo,
-        image: Block,
+        newest: Image,
         txn: TxnId,
         undo: Option<&mut Vec<Undo>>,
     ) -> Result<()> {
-        let cover = image.cover().expect("images are built with a lock name");
+        let cover = newest.cover().expect("images are built with a lock name");
         let shard = self.shard(block);
         let mut s = shard.state.lock();
         while let Some(Entry::Loading { .. }) = s.map.get(&block) {
@@ -289,9 +289,9 @@ impl Cache {
             _ => None,
         };
         if let Some((o, ..)) = &old
-            && o.header().version.get() >= image.version().0
+            && o.header().version.get() >= newest.header().version.get()
         {
-            return Err(version_falls(block, &image, Version(o.header().version.get())));
+            return Err(version_falls(block, &newest, &o));
         }
         let (running, pins, queued) = old.as_ref().map_or((TxnId(0), 0, false), |o| (o.2, o.3, o.4));
         let joined = running != txn;
@@ -306,7 +306,6 @@ impl Cache {
         }
         self.covers.insert(cover, block);
         let pins = pins + u32::from(joined);
-        let newest = Image::Whole(Arc::new(image));
         let buffer = Buffer { newest, cover, running: txn, pins, used: true, queued };
         s.remove(block);
         s.bytes += buffer.cost();
@@ -477,9 +476,10 @@ fn trim_queue(s: &mut ShardState) {
     }
 }
 
-fn version_falls(block: BlockNo, image: &Block, old: Version) -> Error {
+fn version_falls(block: BlockNo, image: &Image, old: &Image) -> Error {
+    let version = |image: &Image| Version(image.header().version.get());
     let kind = image.kind().map_or_else(|| "block".to_string(), |k| k.to_string());
-    Error::corrupt(block, kind, format_args!("a version above {old}"), image.version())
+    Error::corrupt(block, kind, format_args!("a version above {}", version(old)), version(image))
 }
 
 #[cfg(test)]

@@ -32,6 +32,10 @@ fn image(block: BlockNo, version: u64, marks: &Marks) -> Block {
     b
 }
 
+fn whole(block: Block) -> Image {
+    Image::Whole(Arc::new(block))
+}
+
 impl Model {
     fn new(bytes_max: usize) -> Model {
         let cache = Cache::new(bytes_max);
@@ -78,7 +82,7 @@ impl Model {
         let version = self.at(block).0 + 10;
         let marks = Marks::from([(3, 9)]);
         let mut undo = Vec::new();
-        self.cache.install(block, image(block, version, &marks), self.txn, Some(&mut undo)).unwrap();
+        self.cache.install(block, whole(image(block, version, &marks)), self.txn, Some(&mut undo)).unwrap();
         if rng.random_bool(0.2) {
             return undo.into_iter().for_each(|u| self.cache.undo(u));
         }
@@ -174,6 +178,24 @@ fn get(cache: &Cache, block: BlockNo, image: &Block) -> Result<Arc<Block>> {
     cache.get(block, kind, lock, &|| Ok(Arc::new(image.clone())))
 }
 
+/// An inode is found under its lock whatever becomes of it: while it is read, and when it is not cached.
+#[test]
+fn an_inode_goes_with_its_lock() {
+    let cache = Cache::new(1 << 20);
+    let block = BlockNo(7);
+    let newest = || Some(whole(image(block, 20, &Marks::new())));
+    assert!(cache.announce(block, cover(block)));
+    cache.drop_cover(cover(block)).unwrap();
+    cache.loaded(block, cover(block), newest());
+    assert!(!cache.has(block), "read before the lock went");
+    cache.announce(block, cover(block));
+    cache.loaded(block, cover(block), newest());
+    cache.drop_cover(cover(BlockNo(8))).unwrap();
+    assert!(cache.has(block));
+    cache.drop_cover(cover(block)).unwrap();
+    assert!(!cache.has(block));
+}
+
 /// A cached inode is freed and used again, by others, as a page of another inode: nobody asks for its lock.
 #[test]
 fn a_clean_block_that_is_another_now_is_read_again() {
@@ -203,7 +225,7 @@ fn an_undo_brings_nothing_back_under_another_lock() {
     get(&cache, block, &image(block, 20, &Marks::new())).unwrap();
     let mut undo = Vec::new();
     let page = Block::init(1, block, BlockKind::TreePage, 9, cover(BlockNo(9)), Version(30));
-    cache.install(block, page, TxnId(1), Some(&mut undo)).unwrap();
+    cache.install(block, whole(page), TxnId(1), Some(&mut undo)).unwrap();
     cache.drop_cover(cover(block)).unwrap();
     cache.undo(undo.pop().unwrap());
     let found = get(&cache, block, &image(block, 40, &Marks::new())).unwrap();

@@ -6,12 +6,12 @@ use crate::format::block::{BlockHeader, HEADER_SIZE};
 use crate::format::journal::LINE_SIZE;
 use crate::format::{Block, BlockKind};
 use std::sync::Arc;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Lines up to which a block is kept packed.
 const PACKED_LINES_MAX: u32 = 24;
 
-const _: () = assert!(LINE_SIZE * 64 == BLOCK_SIZE && HEADER_SIZE <= LINE_SIZE);
+const _: () = assert!(LINE_SIZE * 64 == BLOCK_SIZE && HEADER_SIZE == LINE_SIZE);
 
 /// Bit i is set if line i has a byte that is not zero.
 fn lines_of(image: &Block) -> u64 {
@@ -46,6 +46,11 @@ impl Image {
         Some(Image::Packed(lines, bytes[..lines.count_ones() as usize * LINE_SIZE].into()))
     }
 
+    /// Of a block of which there is nothing but the header.
+    pub fn of_header(header: &BlockHeader) -> Image {
+        Image::Packed(1, header.as_bytes().into())
+    }
+
     /// Of a block that nobody is about to change.
     pub fn of(block: &Arc<Block>) -> Image {
         Image::packed(block).unwrap_or_else(|| Image::Whole(block.clone()))
@@ -56,8 +61,8 @@ impl Image {
         match self {
             Image::Whole(block) => block.clone(),
             Image::Packed(..) => {
-                let mut block = Arc::new(Block::zeroed());
-                self.unpack(Arc::get_mut(&mut block).expect("not shared yet"));
+                let mut block = Arc::<Block>::default();
+                self.put_lines(Arc::get_mut(&mut block).expect("not shared yet"));
                 block
             }
         }
@@ -67,14 +72,19 @@ impl Image {
     pub fn unpack(&self, block: &mut Block) {
         match self {
             Image::Whole(whole) => block.0 = whole.0,
-            Image::Packed(lines, bytes) => {
+            Image::Packed(..) => {
                 block.0.fill(0);
-                let places = block.0.chunks_exact_mut(LINE_SIZE).enumerate();
-                let present = places.filter(|(i, _)| lines & (1 << i) != 0);
-                present
-                    .zip(bytes.chunks_exact(LINE_SIZE))
-                    .for_each(|((_, to), line)| to.copy_from_slice(line));
+                self.put_lines(block);
             }
+        }
+    }
+
+    /// The lines of a packed one at their places; the others of `block` are zeros.
+    fn put_lines(&self, block: &mut Block) {
+        if let Image::Packed(lines, bytes) = self {
+            let places = block.0.chunks_exact_mut(LINE_SIZE).enumerate();
+            let present = places.filter(|(i, _)| lines & (1 << i) != 0);
+            present.zip(bytes.chunks_exact(LINE_SIZE)).for_each(|((_, to), line)| to.copy_from_slice(line));
         }
     }
 

@@ -110,7 +110,7 @@ impl Store {
         if block.0 >= self.geometry.total_blocks {
             return Err(Error::corrupt(block, kind, "a block of the volume", "a reference behind its end"));
         }
-        let mut image = Arc::new(Block::zeroed());
+        let mut image = Arc::<Block>::default();
         let into = Arc::get_mut(&mut image).expect("not shared yet");
         let mut read = || {
             self.device.read(block.byte(), &mut into.0)?;
