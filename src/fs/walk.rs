@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Inodes by number: first, and most.
-const BY_NUMBER: (u64, u64) = (8, 256);
+const BY_NUMBER: (u64, u64) = (8, CHUNK_BLOCKS);
 /// An inode so far behind the expected one is still in order: not every block holds an inode.
 const SKIPPED_MAX: u64 = 16;
 /// Listed entries, with several requests: first, and most.
@@ -31,7 +31,7 @@ const ARRIVAL: usize = SKIPPED_MAX as usize;
 /// Reads that wait for the thread. Beyond them, who walks reads for itself.
 const QUEUED_MAX: usize = 4;
 /// Inodes that the thread reads, and keeps the locks of, at a time.
-const PIECE: usize = 256;
+const PIECE: usize = 512;
 
 /// How the entries of one directory are being gone through.
 #[derive(Debug, Default)]
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(sizes, [32, 64, 128, 247, 0], "none goes beyond its chunk");
         assert_eq!(walk.miss(InodeNo(1536)).len(), 64, "somebody waits for it");
         assert_eq!(walk.arrive(InodeNo(1536 + SKIPPED_MAX)), [], "somewhere in it");
-        assert_eq!(walk.arrive(InodeNo(1537)).len(), 256);
+        assert_eq!(walk.arrive(InodeNo(1537)).len(), 448);
 
         let listed: Vec<_> = (0..2000u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
         walk.list(listed.iter().copied(), true);

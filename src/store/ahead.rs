@@ -20,6 +20,8 @@ const SPARSE_BLOCKS: u64 = 64;
 const GAP_BLOCKS: u64 = 8;
 /// Requests at once. What lies scattered takes many, and a disk or a network answers several as fast as one.
 const AT_ONCE: usize = 8;
+/// So many one thread reads faster than another begins.
+const ALONE: usize = 2;
 /// Buffers that are kept (8 MiB at most).
 const BUFFERS: usize = AT_ONCE;
 
@@ -42,7 +44,7 @@ impl Store {
         let next = AtomicUsize::new(0);
         let work = || self.read_runs(&runs, &next, kind);
         std::thread::scope(|scope| {
-            for _ in 1..runs.len().min(AT_ONCE) {
+            for _ in ALONE..runs.len().min(AT_ONCE) {
                 // Where no thread can be had, there are fewer requests at once.
                 let _ = std::thread::Builder::new().name("shoal-ahead".into()).spawn_scoped(scope, work);
             }

@@ -103,15 +103,16 @@ pub(crate) struct Cache {
 }
 
 fn is_block(image: &Image, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<()> {
+    let header = image.header();
+    if header.kind.get() == kind as u16 && (header.cover_class, header.cover_id.get()) == cover.to_raw() {
+        return Ok(());
+    }
     if image.kind() != Some(kind) {
         let found = image.kind().map_or_else(|| "unknown kind".to_string(), |k| k.to_string());
         return Err(Error::corrupt(block, kind, kind, found));
     }
-    if image.cover() != Some(cover) {
-        let expected = format!("covered by {cover:?}");
-        return Err(Error::corrupt(block, kind, expected, format_args!("covered by {:?}", image.cover())));
-    }
-    Ok(())
+    let expected = format!("covered by {cover:?}");
+    Err(Error::corrupt(block, kind, expected, format_args!("covered by {:?}", image.cover())))
 }
 
 impl Cache {
