@@ -68,15 +68,16 @@ impl Walk {
     fn miss(&mut self, ino: InodeNo) -> Vec<InodeNo> {
         let from = self.last_listed.start;
         if let Some(at) = self.listed[from..].iter().position(|i| *i == ino).map(|skipped| from + skipped) {
-            let here = self.last_listed.clone();
-            return if here.contains(&at) {
-                self.overtake(&self.listed[at..here.end].to_vec())
-            } else {
-                self.next_listed(at).to_vec()
-            };
+            let last = self.last_listed.clone();
+            if !last.contains(&at) {
+                return self.next_listed(at).to_vec();
+            }
+            let count = self.overtake(last.end - at);
+            return self.listed[at..at + count].to_vec();
         }
         if self.last.contains(&ino.0) {
-            return self.overtake(&numbered(ino.0..self.last.end));
+            let count = self.overtake((self.last.end - ino.0) as usize);
+            return numbered(ino.0..ino.0 + count as u64);
         }
         let expected = self.last.end;
         let in_order = (expected..=expected.saturating_add(SKIPPED_MAX)).contains(&ino.0);
@@ -100,11 +101,10 @@ impl Walk {
         self.next_numbers(end, self.window)
     }
 
-    /// What was read last, or is on its way, has to be read after all: from `ino` on, where it is the first that
-    /// is missing. If more are, they could not be read ahead.
-    fn overtake(&mut self, missing: &[InodeNo]) -> Vec<InodeNo> {
-        let all = !std::mem::replace(&mut self.overtaken, true);
-        missing[..if all { missing.len() } else { 1 }].to_vec()
+    /// What was read last, or is on its way, has to be read after all: how much of what is `missing`. If more is
+    /// missed afterwards, it could not be read ahead.
+    fn overtake(&mut self, missing: usize) -> usize {
+        if std::mem::replace(&mut self.overtaken, true) { 1 } else { missing }
     }
 
     /// So many numbers from `from` on, in its chunk; groups begin with a chunk.

@@ -292,7 +292,7 @@ impl Cache {
         if let Some((o, ..)) = &old
             && o.header().version.get() >= newest.header().version.get()
         {
-            return Err(version_falls(block, &newest, &o));
+            return Err(version_falls(block, &newest, o));
         }
         let (running, pins, queued) = old.as_ref().map_or((TxnId(0), 0, false), |o| (o.2, o.3, o.4));
         let joined = running != txn;
