@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Blocks of one request: where all of them are wanted, and where gaps are read along. Of the latter there
-/// are several at once, and what is wanted of them should still be in the processor's cache.
+/// Blocks of one request: where three quarters or more are wanted, and where less are. Of the latter there are
+/// several at once, and what is wanted of them should still be in the processor's cache.
 const DENSE_BLOCKS: u64 = 256;
 const SPARSE_BLOCKS: u64 = 64;
 /// So many blocks that nobody asked for are read along rather than begin another request behind them.
@@ -100,13 +100,12 @@ fn runs(blocks: &[(BlockNo, LockName)]) -> Vec<&[(BlockNo, LockName)]> {
     let mut runs = Vec::new();
     let mut rest = blocks;
     while let Some(((first, _), _)) = rest.split_first() {
-        let mut most = DENSE_BLOCKS;
+        let mut wanted = 1;
         let near = |pair: &&[(BlockNo, LockName)]| {
-            let gap = pair[1].0.0 - pair[0].0.0;
-            if gap > 1 {
-                most = SPARSE_BLOCKS;
-            }
-            gap <= GAP_BLOCKS && pair[1].0.0 < first.0 + most
+            wanted += 1;
+            let span = pair[1].0.0 - first.0 + 1;
+            let most = if wanted * 4 >= span * 3 { DENSE_BLOCKS } else { SPARSE_BLOCKS };
+            pair[1].0.0 <= pair[0].0.0 + GAP_BLOCKS && span <= most
         };
         let (run, behind) = rest.split_at(rest.windows(2).take_while(near).count() + 1);
         runs.push(run);
@@ -123,10 +122,18 @@ mod tests {
     #[test]
     fn a_request_reads_what_lies_together_and_not_too_much() {
         let at = |n: u64| (BlockNo(n), LockName::Inode(InodeNo(n)));
-        let blocks: Vec<_> =
-            [3, 4, 12, 21, 100].into_iter().chain(200..500).chain((1000..1100).step_by(2)).map(at).collect();
+        let blocks: Vec<_> = [3, 4, 12, 21, 100]
+            .into_iter()
+            .chain(200..500)
+            .chain((1000..1100).step_by(2))
+            .chain((2000..2200).filter(|n| n % 50 > 2))
+            .map(at)
+            .collect();
         let found: Vec<_> = runs(&blocks).iter().map(|r| (r[0].0.0, r.len())).collect();
-        assert_eq!(found, [(3, 3), (21, 1), (100, 1), (200, 256), (456, 44), (1000, 32), (1064, 18)]);
+        assert_eq!(
+            found,
+            [(3, 3), (21, 1), (100, 1), (200, 256), (456, 44), (1000, 32), (1064, 18), (2003, 188)]
+        );
         assert!(runs(&[]).is_empty());
     }
 }
