@@ -145,6 +145,10 @@ impl Cache {
             match s.map.get_mut(&block) {
                 Some(Entry::Ready(b)) => match is_block(&b.newest, block, kind, cover) {
                     Ok(()) => {
+                        if let Image::Whole(image) = &b.newest {
+                            b.used = true;
+                            return Ok(image.clone());
+                        }
                         let before = b.cost();
                         // One look is mostly the only one; what is looked at again stays whole.
                         let image = if b.used { b.newest.unpacked().clone() } else { b.newest.whole() };
