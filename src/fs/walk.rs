@@ -30,6 +30,10 @@ const AWAITED: u64 = 64;
 const ARRIVAL: usize = SKIPPED_MAX as usize;
 /// Reads that wait for the thread. Beyond them, who walks reads for itself.
 const QUEUED_MAX: usize = 4;
+/// What has been read, or is about to be, and is missing all the same: so many are read again with the first, and
+/// only those that come so far behind it are not read singly. The thread may be late, locks may not have been to
+/// be had then (a fresh mount has yet to learn who decides them), or may never be.
+const AGAIN: (usize, usize) = (256, 32);
 /// Inodes that the thread reads, and keeps the locks of, at a time.
 const PIECE: usize = 512;
 
@@ -45,8 +49,8 @@ pub struct Walk {
     /// The numbers that were read last, or are being read; the inode expected next follows them.
     last: Range<u64>,
     window: u64,
-    /// Somebody has read, or reads, what is missing of `last_listed` or `last` although the thread was to.
-    overtaken: bool,
+    /// Entries, and numbers, up to which what should be here and is not is read one by one.
+    singly: (Range<usize>, Range<u64>),
 }
 
 impl Walk {
@@ -66,18 +70,22 @@ impl Walk {
 
     /// `ino` has to be read: what to read with it, `ino` included.
     fn miss(&mut self, ino: InodeNo) -> Vec<InodeNo> {
-        let from = self.last_listed.start;
-        if let Some(at) = self.listed[from..].iter().position(|i| *i == ino).map(|skipped| from + skipped) {
-            let last = self.last_listed.clone();
-            if !last.contains(&at) {
+        if let Some(at) = self.listed.iter().position(|i| *i == ino) {
+            if at >= self.last_listed.end {
                 return self.next_listed(at).to_vec();
             }
-            let count = self.overtake(last.end - at);
-            return self.listed[at..at + count].to_vec();
+            if self.singly.0.contains(&at) {
+                return vec![ino];
+            }
+            self.singly.0 = at..at + AGAIN.1;
+            return self.listed[at..self.last_listed.end.min(at + AGAIN.0)].to_vec();
         }
         if self.last.contains(&ino.0) {
-            let count = self.overtake((self.last.end - ino.0) as usize);
-            return numbered(ino.0..ino.0 + count as u64);
+            if self.singly.1.contains(&ino.0) {
+                return vec![ino];
+            }
+            self.singly.1 = ino.0..ino.0 + AGAIN.1 as u64;
+            return numbered(ino.0..self.last.end.min(ino.0 + AGAIN.0 as u64));
         }
         let expected = self.last.end;
         let in_order = (expected..=expected.saturating_add(SKIPPED_MAX)).contains(&ino.0);
@@ -88,7 +96,8 @@ impl Walk {
     /// `ino` has been asked for and is here: what to read now, so that it is here before it is asked for.
     fn arrive(&mut self, ino: InodeNo) -> Vec<InodeNo> {
         let last = &self.last_listed;
-        if last.len() > 1 && self.listed[last.clone()].iter().take(ARRIVAL).any(|i| *i == ino) {
+        let more = last.len() > 1 && last.end < self.listed.len();
+        if more && self.listed[last.clone()].iter().take(ARRIVAL).any(|i| *i == ino) {
             return self.next_listed(self.last_listed.end).to_vec();
         }
         let Range { start, end } = self.last;
@@ -101,17 +110,10 @@ impl Walk {
         self.next_numbers(end, self.window)
     }
 
-    /// What was read last, or is on its way, has to be read after all: how much of what is `missing`. If more is
-    /// missed afterwards, it could not be read ahead.
-    fn overtake(&mut self, missing: usize) -> usize {
-        if std::mem::replace(&mut self.overtaken, true) { 1 } else { missing }
-    }
-
     /// So many numbers from `from` on, in its chunk; groups begin with a chunk.
     fn next_numbers(&mut self, from: u64, most: u64) -> Vec<InodeNo> {
         let end = (from.saturating_add(1)).checked_next_multiple_of(CHUNK_BLOCKS).unwrap_or(from);
         self.last = from..from.saturating_add(most).min(end);
-        self.overtaken = false;
         numbered(self.last.clone())
     }
 
@@ -120,7 +122,6 @@ impl Walk {
         let window = if self.listed_window == 0 { 1 } else { self.listed_window };
         self.last_listed = from..(from + window).min(self.listed.len());
         self.listed_window = (window * 4).clamp(LISTED.0, LISTED.1);
-        self.overtaken = false;
         &self.listed[self.last_listed.clone()]
     }
 }
@@ -265,25 +266,31 @@ mod tests {
     }
 
     #[test]
-    fn who_is_faster_than_the_thread_reads_the_rest_once() {
+    fn what_should_be_here_and_is_not_is_read_again_now_and_then() {
         let mut walk = Walk::default();
         walk.miss(InodeNo(1024));
         walk.miss(InodeNo(1025));
         walk.arrive(InodeNo(1025));
         walk.arrive(InodeNo(1033));
-        assert_eq!(walk.last, 1049..1081);
-        assert_eq!(numbers(walk.miss(InodeNo(1051))), (1051..1081).collect::<Vec<_>>());
-        assert_eq!(numbers(walk.miss(InodeNo(1052))), [1052], "its lock may be another host's");
         walk.arrive(InodeNo(1049));
-        assert_eq!(walk.miss(InodeNo(1081)).len(), 64, "the next once more");
+        assert_eq!(walk.last, 1081..1145);
+        assert_eq!(numbers(walk.miss(InodeNo(1083))), (1083..1145).collect::<Vec<_>>());
+        assert_eq!(numbers(walk.miss(InodeNo(1084))), [1084], "its lock may be another host's");
+        assert_eq!(numbers(walk.miss(InodeNo(1114))), [1114]);
+        assert_eq!(numbers(walk.miss(InodeNo(1115))), (1115..1145).collect::<Vec<_>>());
+        assert_eq!(walk.miss(InodeNo(1145)).len(), 64, "the walk goes on");
 
-        let listed: Vec<_> = (0..600u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
+        let listed: Vec<_> = (0..900u64).map(|i| InodeNo(i * 7919 % 5003)).collect();
         walk.list(listed.iter().copied(), true);
         walk.miss(listed[0]);
         assert_eq!(walk.miss(listed[1]), listed[1..257]);
         assert_eq!(walk.arrive(listed[2]), listed[257..]);
-        assert_eq!(walk.miss(listed[300]), listed[300..]);
-        assert_eq!(walk.miss(listed[301]), listed[301..302]);
+        assert_eq!(walk.arrive(listed[257]), [], "no more was listed");
+        assert_eq!(walk.miss(listed[3]), listed[3..259], "of what was read before the last");
+        assert_eq!(walk.miss(listed[34]), listed[34..35]);
+        assert_eq!(walk.miss(listed[300]), listed[300..556]);
+        assert_eq!(walk.miss(listed[333]), listed[333..589]);
+        assert_eq!(walk.miss(listed[899]), listed[899..]);
     }
 
     #[test]
