@@ -15,7 +15,7 @@ DEPS = ca-certificates util-linux e2fsprogs fuse2fs sqlite3 rsync git attr acl p
 # The same as programs, so that a demo or a test asks for a package only where one is missing.
 TOOLS = cc:gcc mount:mount unshare:util-linux mkfs.ext4:e2fsprogs
 PROGRAMS = $(TOOLS) git:git sqlite3:sqlite3 rsync:rsync setfattr:attr setfacl:acl
-DEPS_VM = user-mode-linux uml-utilities open-iscsi iproute2 kmod util-linux python3-minimal
+DEPS_VM = user-mode-linux uml-utilities open-iscsi iproute2 kmod util-linux python3-minimal sg3-utils
 
 # What cargo-deny checks; `make lint DENY="bans licenses sources"` where its database cannot be fetched.
 DENY ?= all

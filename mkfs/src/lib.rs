@@ -7,6 +7,7 @@
 pub mod guard;
 pub mod plan;
 mod report;
+pub mod reserved;
 mod write;
 
 use plan::Layout;

@@ -4,7 +4,7 @@ use clap::Parser;
 use shoal::base::Error;
 use shoal::device::{Access, FileDevice};
 use shoal::format::superblock::TimingProfile;
-use shoal_mkfs::{Options, Summary, guard};
+use shoal_mkfs::{Options, Summary, guard, reserved};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -123,7 +123,8 @@ impl shoal::device::BlockDevice for Imagined {
     }
 }
 
-fn run(a: &Arguments) -> Result<Summary, Error> {
+/// What was made, and whether the device tells that it has reservations to give.
+fn run(a: &Arguments) -> Result<(Summary, bool), Error> {
     let options = Options {
         size: a.size,
         label: a.label.clone(),
@@ -136,7 +137,7 @@ fn run(a: &Arguments) -> Result<Summary, Error> {
         identity: None,
     };
     if a.dry_run {
-        return plan_only(a, &options);
+        return Ok((plan_only(a, &options)?, false));
     }
     let is_device = std::fs::metadata(&a.device).is_ok_and(|m| !m.is_file());
     if !is_device {
@@ -151,15 +152,19 @@ fn run(a: &Arguments) -> Result<Summary, Error> {
     guard::check_unused(&a.device)?;
     let dev = Arc::new(FileDevice::open(&a.device, Access::Exclusive)?);
     guard::check(&dev, a.force)?;
-    shoal_mkfs::make(&*dev, &options)
+    let reservable = reserved::check(&dev)?;
+    Ok((shoal_mkfs::make(&*dev, &options)?, reservable))
 }
 
 fn main() -> ExitCode {
     let a = Arguments::parse();
     match run(&a) {
-        Ok(summary) => {
+        Ok((summary, reservable)) => {
             if !a.quiet {
                 print!("{summary}");
+            }
+            if reservable && !a.quiet {
+                println!("fencing     by reservations of the device, if it lets the first mount have them");
             }
             ExitCode::SUCCESS
         }

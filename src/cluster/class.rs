@@ -270,7 +270,8 @@ impl Joiner {
         if self.watch.has_moved(slot) && !self.watch.is_silent(slot) {
             return self.refuse(format_args!(
                 "the device takes this host for {name}, which has the volume mounted: give each host an identity of \
-                 its own (iSCSI initiator name, NVMe host NQN and host id)"
+                 its own (iSCSI initiator name, NVMe host NQN and host id), or unmount it on all hosts and mount it \
+                 with fence=lease"
             ));
         }
         if !first {

@@ -33,9 +33,6 @@ pub fn fitness(device: &FileDevice) -> Fitness {
             "a path of a multipath device that comes up later is not registered, and halts its host".into(),
         ),
         Ok(_) => Fitness::Unfit("it is a mapped device, and reservations cover the whole disks below".into()),
-        // To be `Fit` when first mounts are covered as well (docs/PROTOCOL.md, what reservations do not cover).
-        Err(_) => {
-            Fitness::OnRequest("in this release reservations are used on request: fence=reservation".into())
-        }
+        Err(_) => Fitness::Fit,
     }
 }

@@ -49,6 +49,7 @@ impl San {
             ("san_target.sh", sources.join("san_target.sh")),
             ("san_host.sh", sources.join("san_host.sh")),
             ("shoal", program("shoal")),
+            ("mkfs.shoal", program("mkfs_shoal")),
         ] {
             fs::copy(&from, run.path().join(name)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
         }
@@ -96,15 +97,35 @@ impl San {
         self.guests[number - 1].run(script, COMMAND_MAX)
     }
 
+    fn mounting(&self, number: usize, options: &str) -> String {
+        let disk = &self.disk_name;
+        format!(
+            "ln -sf /mnt/host/shoal /run/mount.fuse.shoal\n\
+             /run/mount.fuse.shoal {disk} /mnt/fs -o name=guest{number},log=/mnt/host/log{number}{options} 2>&1"
+        )
+    }
+
     fn mount(&mut self, number: usize, options: &str) {
+        let script = self.mounting(number, options);
+        self.run(number, &script);
+    }
+
+    /// What it says if it fails, as it must.
+    fn refused(&mut self, number: usize, script: &str) -> String {
+        let job = self.guests[number - 1].start(&format!("{script} 2>&1"));
+        let ended = self.guests[number - 1].wait(job, COMMAND_MAX);
+        assert_ne!(ended.code, 0, "guest {number}: {script}\n{}", ended.output);
+        ended.output
+    }
+
+    fn umount(&mut self, number: usize) {
+        self.run(number, "/mnt/host/shoal umount /mnt/fs");
+    }
+
+    /// What `shoal COMMAND` says of the disk.
+    fn shoal(&mut self, number: usize, command: &str) -> String {
         let disk = self.disk_name.clone();
-        self.run(
-            number,
-            &format!(
-                "ln -sf /mnt/host/shoal /run/mount.fuse.shoal\n\
-                 /run/mount.fuse.shoal {disk} /mnt/fs -o name=guest{number},log=/mnt/host/log{number}{options}"
-            ),
-        );
+        self.run(number, &format!("/mnt/host/shoal {command} {disk}"))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -218,4 +239,90 @@ fn nothing_of_a_paused_machine_lands() {
     let shown = san.run(3, &format!("/mnt/host/shoal fence {disk}"));
     assert!(shown.contains("nobody is registered"), "{shown}");
     san.check();
+}
+
+/// Both at once, on a device that is free: one gets in, it lets the other in, nobody is kept off.
+fn mount_both(san: &mut San) {
+    let jobs = HOSTS.map(|host| {
+        let script = san.mounting(host, "");
+        (host, san.guests[host - 1].start(&script))
+    });
+    for (host, job) in jobs {
+        let ended = san.guests[host - 1].wait(job, COMMAND_MAX);
+        assert_eq!(ended.code, 0, "guest {host}: {}\n{}", ended.output, san.log(host));
+    }
+    let status = san.shoal(2, "status");
+    assert!(status.contains("fence reservation") && status.contains("write exclusive"), "{status}");
+    for host in HOSTS {
+        assert!(status.contains(&format!(": guest{host} (slot ")), "{status}");
+        assert!(!san.log(host).contains("by time alone"), "{}", san.log(host));
+    }
+}
+
+/// The keys in what `shoal fence` shows.
+fn keys(shown: &str) -> Vec<&str> {
+    let words = shown.split_whitespace().filter(|word| word.starts_with("0x"));
+    words.map(|word| word.trim_end_matches([':', ','])).collect()
+}
+
+/// Nobody asks for a class: reservations where the device has them, leases and a warning where it has not. mkfs
+/// and mounts leave the keys of others alone, and name them.
+#[test]
+fn what_the_device_has_is_taken_unasked() {
+    let mut san = San::new();
+    let mkfs = format!("/mnt/host/mkfs.shoal --timing test {}", san.disk_name);
+    mount_both(&mut san);
+    HOSTS.iter().for_each(|host| san.umount(*host));
+    let shown = san.shoal(3, "fence");
+    assert!(shown.contains("nobody is registered"), "nobody was kept off: {shown}");
+    // A host is paused, the other takes over, and leaves.
+    mount_both(&mut san);
+    let before = san.log(2).len();
+    san.guests[2].pause(true);
+    san.until_told(2, before, &["is recovered"]);
+    san.umount(2);
+    let shown = san.shoal(2, "fence");
+    // The key is this host's own: what it writes would pass.
+    let content = san.content();
+    let why = san.refused(2, &format!("{mkfs} -f"));
+    assert!(why.contains("is reserved") && why.contains("shoal fence --clear"), "{why}");
+    assert!(!keys(&shown).is_empty() && keys(&shown).iter().all(|key| why.contains(key)), "{why}\n{shown}");
+    assert!(san.content() == content, "mkfs wrote");
+    san.guests[2].pause(false);
+    san.until_told(3, 0, &["this host halts", "this host was stopped for longer"]);
+    san.shoal(2, "fence --clear --yes-really");
+    let made = san.run(2, &format!("{mkfs} -f"));
+    assert!(made.contains("by reservations of the device"), "{made}");
+    beside_others(&mut san, &mkfs);
+    without_reservations(&mut san);
+    san.check();
+}
+
+/// Something else has registered another host.
+fn beside_others(san: &mut San, mkfs: &str) {
+    let disk = san.disk_name.clone();
+    let persist = format!("sg_persist --out --register {disk}");
+    // The first answer may be that the keys were cleared.
+    san.run(3, &format!("{persist} --param-sark=abcd || {persist} --param-sark=abcd"));
+    let mount = san.mounting(2, "");
+    for (script, advice) in [(mount, "mount with fence=lease"), (format!("{mkfs} -f"), "other software")] {
+        let why = san.refused(2, &script);
+        assert!(why.contains("0x000000000000abcd") && why.contains(advice), "{why}");
+    }
+    let shown = san.shoal(2, "fence");
+    assert_eq!(keys(&shown), ["0x000000000000abcd"], "{shown}");
+    san.mount(2, ",fence=lease");
+    san.umount(2);
+    san.run(3, &format!("{persist} --param-rk=abcd --param-sark=0"));
+}
+
+/// The array does not know of them any more.
+fn without_reservations(san: &mut San) {
+    san.run(1, "echo 0 >/sys/kernel/config/target/core/iblock_0/disk/attrib/emulate_pr");
+    let before = san.log(2).len();
+    san.mount(2, "");
+    assert!(san.log(2)[before..].contains("by time alone"), "{}", san.log(2));
+    let status = san.shoal(2, "status");
+    assert!(status.contains("fence lease"), "{status}");
+    san.umount(2);
 }
