@@ -57,7 +57,8 @@ const SLOW: Duration = Duration::from_secs(10);
 /// How far one victim is.
 #[derive(Clone, Debug, Default)]
 struct Attempt {
-    incarnation: Incarnation,
+    /// Somebody asks for it still.
+    wanted: bool,
     failures: u32,
     error: String,
     /// Under way since then.
@@ -70,7 +71,7 @@ struct Attempt {
 
 #[derive(Default)]
 struct State {
-    attempts: BTreeMap<SlotId, Attempt>,
+    attempts: BTreeMap<(SlotId, Incarnation), Attempt>,
     verifying: bool,
     /// This host is kept off itself: why.
     fenced: Option<String>,
@@ -104,16 +105,15 @@ impl Fencer {
         if state.fenced.is_some() {
             return Err(Error::Fenced { op: "registration", offset: 0 });
         }
-        let wanted = |slot: &SlotId, a: &Attempt| {
-            victims.iter().any(|v| v.slot == *slot && v.incarnation == a.incarnation)
-        };
-        state.attempts.retain(|slot, attempt| wanted(slot, attempt));
+        // One that is under way is not begun a second time, though nobody asks for it meanwhile.
+        state.attempts.retain(|mount, attempt| {
+            attempt.wanted = victims.iter().any(|v| (v.slot, v.incarnation) == *mount);
+            attempt.wanted || attempt.since.is_some()
+        });
         let mut done = Vec::new();
         for victim in victims {
-            let attempt = state
-                .attempts
-                .entry(victim.slot)
-                .or_insert_with(|| Attempt { incarnation: victim.incarnation, ..Attempt::default() });
+            let attempt = state.attempts.entry((victim.slot, victim.incarnation)).or_default();
+            attempt.wanted = true;
             match (attempt.over, attempt.since) {
                 (Some(over), _) if now >= over => done.push((victim.slot, victim.incarnation)),
                 (Some(_), _) => {}
@@ -132,12 +132,21 @@ impl Fencer {
         Ok(done)
     }
 
-    /// What goes wrong, for the heartbeat.
+    /// What goes wrong, for the heartbeat: what fails most often, or else what does not come to an end.
     pub fn trouble(&self) -> Option<FenceTrouble> {
+        let now = self.clock.now();
         let state = self.state.lock();
-        let failing = state.attempts.iter().filter(|(_, a)| a.failures > 0 && a.over.is_none());
-        let worst = failing.max_by_key(|(_, a)| a.failures);
-        worst.map(|(slot, a)| FenceTrouble { slot: *slot, attempts: a.failures, error: a.error.clone() })
+        let lasts = |a: &Attempt| a.since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        let bad = |a: &&Attempt| a.wanted && a.over.is_none() && (a.failures > 0 || lasts(a) >= SLOW);
+        let failing = state.attempts.iter().filter(|(_, a)| bad(a));
+        let ((slot, _), a) = failing.max_by_key(|(_, a)| (a.failures, lasts(a)))?;
+        let (mut attempts, mut error) = (a.failures, a.error.clone());
+        if lasts(a) >= SLOW {
+            attempts += 1;
+            let before = if error.is_empty() { String::new() } else { format!(" (before: {error})") };
+            error = format!("under way for {} s{before}", lasts(a).as_secs());
+        }
+        Some(FenceTrouble { slot: *slot, attempts, error })
     }
 
     /// `false`: there is no thread for it now.
@@ -181,10 +190,7 @@ fn note(state: &mut State, victim: &Victim, result: Result<Cut>, now: Duration) 
         state.fenced = Some(e.to_string());
     }
     // Recovered by another meanwhile, or the slot has a new mount.
-    let Some(attempt) = state.attempts.get_mut(&victim.slot) else { return };
-    if attempt.incarnation != victim.incarnation {
-        return;
-    }
+    let Some(attempt) = state.attempts.get_mut(&(victim.slot, victim.incarnation)) else { return };
     attempt.since = None;
     match result {
         Ok(cut) => {

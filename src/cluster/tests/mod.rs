@@ -5,6 +5,7 @@ mod churn;
 mod command;
 mod death;
 mod faults;
+mod fencer;
 mod life;
 mod mail;
 mod takeover;
