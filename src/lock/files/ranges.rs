@@ -88,12 +88,12 @@ impl Ranges {
         // Beside shared ones alone, a shared one has nothing to look for.
         let any = mode != Mode::S || self.exclusive > 0;
         let others = self.owners.iter().filter(move |(other, _)| any && **other != owner);
-        others.filter_map(move |(other, pieces)| {
-            let first = pieces.partition_point(|p| p.span.end < span.start);
-            let met = pieces[first..].iter().take_while(|p| p.span.start <= span.end);
-            let conflict = met.copied().find(|p| !p.mode.compatible(mode))?;
-            Some((*other, conflict))
-        })
+        others.filter_map(move |(other, pieces)| Some((*other, conflict(pieces, mode, span)?)))
+    }
+
+    /// Has `owner` something that does not go with another's `mode` on `span`?
+    pub fn blocks(&self, owner: Owner, mode: Mode, span: Span) -> bool {
+        conflict(self.of(owner), mode, span).is_some()
     }
 
     /// Forget all owners of a host.
@@ -102,6 +102,13 @@ impl Ranges {
         self.count = self.owners.values().map(Vec::len).sum();
         self.exclusive = self.owners.values().map(|pieces| exclusive(pieces)).sum();
     }
+}
+
+/// The first of these pieces, which ascend and do not overlap, that does not go with `mode` on `span`.
+fn conflict(pieces: &[Piece], mode: Mode, span: Span) -> Option<Piece> {
+    let first = pieces.partition_point(|p| p.span.end < span.start);
+    let met = pieces[first..].iter().take_while(|p| p.span.start <= span.end);
+    met.copied().find(|p| !p.mode.compatible(mode))
 }
 
 fn exclusive(pieces: &[Piece]) -> usize {

@@ -229,8 +229,7 @@ impl FileTable {
 
     /// Has `owner` a lock in the way of this one?
     fn blocks(&self, owner: Owner, lock: &FileLock) -> bool {
-        let meets = |p: &Piece| p.span.overlaps(lock.span) && !p.mode.compatible(lock.mode);
-        self.of(lock.kind, owner).iter().any(meets)
+        self.ranges(lock.kind).blocks(owner, lock.mode, lock.span)
     }
 
     /// May there be something to grant that there was not before?
