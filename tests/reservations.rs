@@ -10,7 +10,7 @@ use lun::Lun;
 use shoal::base::{Error, Incarnation, SlotId};
 use shoal::cluster::fencer::Fence;
 use shoal::cluster::fencer::Victim;
-use shoal::cluster::keys::{Enrolled, Former, Registration, Taken, is_of_volume, key_of};
+use shoal::cluster::keys::{Enrolled, Former, Registration, is_of_volume, key_of};
 use shoal::device::reservation::{Kind, Reservations};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -156,7 +156,7 @@ fn the_first_mount_takes_what_earlier_ones_left() {
         let no_abort = lun.no_abort.load(Ordering::Relaxed);
         let settle = if no_abort { LIFE } else { Duration::ZERO };
         let former = Former { over: vec![inc(9)], ..members(&[1, 2]) };
-        assert_eq!(c.take(&former), Ok(Taken { settle, kept_off: true }), "{what}");
+        assert_eq!((c.take(&former), c.has_kept_off()), (Ok(settle), true), "{what}");
         assert!(!writes(&lun, 1) && !writes(&lun, 2) && writes(&lun, 3), "{what}");
         assert_eq!(lun.keys(), [c.key()], "{what}");
     }
@@ -166,13 +166,9 @@ fn the_first_mount_takes_what_earlier_ones_left() {
 fn a_member_without_a_key_may_have_written_until_now() {
     for (what, lun) in devices() {
         let a = enrolled(&lun, 1, 1);
-        assert_eq!(a.take(&members(&[9])).unwrap().settle, LIFE, "{what}");
+        assert_eq!(a.take(&members(&[9])), Ok(LIFE), "{what}");
         let over = Former { over: vec![inc(9)], ..Former::default() };
-        assert_eq!(
-            a.take(&over),
-            Ok(Taken { settle: Duration::ZERO, kept_off: false }),
-            "{what}: it is gone"
-        );
+        assert_eq!(a.take(&over), Ok(Duration::ZERO), "{what}: it is gone");
     }
 }
 
@@ -180,13 +176,34 @@ fn a_member_without_a_key_may_have_written_until_now() {
 fn who_is_no_member_yet_is_kept_off_too_but_not_who_has_left() {
     for (what, lun) in devices() {
         lun.unreadable.store(false, Ordering::Relaxed);
-        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
-        assert!(a.take(&Former::default()).unwrap().kept_off, "{what}: a first mount's key, in no view");
-        assert_eq!(registration(&lun, 2, 3).enrol(&[], false), Ok(Enrolled::Yes));
-        let left = Former { over: vec![inc(3)], ..Former::default() };
-        assert!(!a.take(&left).unwrap().kept_off, "{what}");
-        let claims = Former { claims: vec![inc(4)], ..Former::default() };
-        assert!(a.take(&claims).unwrap().kept_off, "{what}: its key was taken by somebody else");
+        let took = |by: &Registration, former: Former| {
+            by.take(&former).unwrap();
+            by.has_kept_off()
+        };
+        let [a, b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        let left = || Former { over: vec![inc(2)], ..Former::default() };
+        assert!(!took(&a, left()), "{what}");
+        assert!(
+            took(&a, Former { claims: vec![inc(4)], ..left() }),
+            "{what}: its key was taken by somebody else"
+        );
+        assert_eq!(b.enrol(&[], false), Ok(Enrolled::Yes));
+        assert!(took(&b, Former::default()), "{what}: a first mount's key, in no view");
+    }
+}
+
+#[test]
+fn who_fails_half_way_has_kept_somebody_off() {
+    for (what, lun) in devices() {
+        let [a, _b, _c] = [1, 2, 3].map(|n| enrolled(&lun, n, n));
+        let there = Arc::downgrade(&lun);
+        lun.listen(move |what| {
+            if let Some(lun) = there.upgrade().filter(|_| what == "preempt") {
+                lun.failing.store(100, Ordering::Relaxed);
+            }
+        });
+        assert!(a.take(&members(&[2, 3])).is_err(), "{what}");
+        assert!(a.has_kept_off() && !(writes(&lun, 2) && writes(&lun, 3)), "{what}");
     }
 }
 
@@ -308,7 +325,8 @@ fn a_report_that_fails_is_no_device_without_reports() {
     enrolled(&lun, 2, 2);
     lun.misread.store(1, Ordering::Relaxed);
     assert!(a.take(&Former::default()).is_err(), "there may be keys");
-    assert!(a.take(&Former::default()).unwrap().kept_off);
+    a.take(&Former::default()).unwrap();
+    assert!(a.has_kept_off());
     lun.misread.store(1, Ordering::Relaxed);
     assert!(registration(&lun, 3, 3).enrol(&[], true).is_err());
 }

@@ -59,9 +59,10 @@ impl Joiner {
             self.unregister();
             return Err(Error::Fenced { op: "claim", offset: 0 });
         }
-        let taken = registration.take(&former)?;
-        self.kept_off |= taken.kept_off;
-        await_settled(taken.settle);
+        let taken = registration.take(&former);
+        // Also if it failed half-way: whoever is kept off may be forgotten by everything but the reservation.
+        self.kept_off |= registration.has_kept_off();
+        await_settled(taken?);
         self.note_cut();
         Ok(true)
     }

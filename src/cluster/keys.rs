@@ -56,15 +56,6 @@ pub struct Former {
     pub over: Vec<Incarnation>,
 }
 
-/// All keys but ours are taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// How long what may be in the device takes to settle.
-    pub settle: Duration,
-    /// Somebody is kept off now who may be stopped, with writes queued (K5).
-    pub kept_off: bool,
-}
-
 /// This mount's registration with the device.
 pub struct Registration {
     device: Arc<dyn Reservations>,
@@ -75,6 +66,8 @@ pub struct Registration {
     kind: Mutex<Option<Kind>>,
     /// It has, or may have, a reservation in its hands that must not end with it.
     holds: AtomicBool,
+    /// It has kept somebody off who may be stopped, with writes queued (K5).
+    kept_off: AtomicBool,
 }
 
 fn failed(what: &str, why: &Refused) -> Error {
@@ -102,7 +95,14 @@ impl Registration {
             write_life,
             kind: Mutex::default(),
             holds: AtomicBool::new(false),
+            kept_off: AtomicBool::new(false),
         }
+    }
+
+    /// Has [`Registration::take`], whether or not it came to its end, kept somebody off who may be stopped, with
+    /// writes queued (K5)?
+    pub fn has_kept_off(&self) -> bool {
+        self.kept_off.load(Ordering::Acquire)
     }
 
     /// The key.
@@ -310,26 +310,28 @@ impl Registration {
         Ok(victims)
     }
 
-    /// Without living members: have the reservation, and take all keys of this volume away but ours.
+    /// Without living members: have the reservation, and take all keys of this volume away but ours. Answers with
+    /// how long what may be in the device takes to settle.
     ///
     /// # Errors
     /// As [`Registration::victims`].
-    pub fn take(&self, former: &Former) -> Result<Taken> {
+    pub fn take(&self, former: &Former) -> Result<Duration> {
         let victims = self.victims(former)?;
         let [members, over] = [&former.members, &former.over].map(|mounts| self.keys_of(mounts));
-        let mut taken = Taken { settle: Duration::ZERO, kept_off: !former.claims.is_empty() };
+        let mut settle = Duration::ZERO;
         let kind = self.hold()?;
+        self.kept_off.fetch_or(!former.claims.is_empty(), Ordering::AcqRel);
         for victim in victims {
             let cut = self.preempt(victim, kind)?;
             self.holds.fetch_or(cut.is_some(), Ordering::AcqRel);
             if over.contains(&victim) {
                 continue;
             }
-            taken.kept_off |= cut.is_some();
+            self.kept_off.fetch_or(cut.is_some(), Ordering::AcqRel);
             // A member without a key was a member under leases, or another first mount took its key and died.
             // It may have renewed its lease since anybody looked, and written until then.
             let none = if members.contains(&victim) { self.write_life } else { Duration::ZERO };
-            taken.settle = taken.settle.max(cut.map_or(none, |cut| cut.settle));
+            settle = settle.max(cut.map_or(none, |cut| cut.settle));
         }
         match self.device.reserve(self.key, kind) {
             Ok(()) => self.holds.store(true, Ordering::Release),
@@ -351,7 +353,7 @@ impl Registration {
             tracing::info!("{what}");
         }
         self.confirm()?;
-        Ok(taken)
+        Ok(settle)
     }
 
     /// K5. Best effort: what stays is a key of a mount that is over.

@@ -63,7 +63,7 @@ impl Lun {
         Nexus { lun: self.clone(), nexus }
     }
 
-    /// Call `tell` with "report" after each report, and with "reserve" whenever a nexus finds that it has the
+    /// Call `tell` with "report" after each report, with "preempt" when a key has been taken away, and with "reserve" whenever a nexus finds that it has the
     /// reservation, or makes it.
     pub fn listen(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
         *self.listener.lock() = Some(Arc::new(tell));
@@ -197,6 +197,7 @@ impl Reservations for Nexus {
             state.held = Some((self.nexus, kind));
         }
         drop(state);
+        self.lun.tell("preempt");
         if abort {
             drop(self.lun.flight.write());
         }
