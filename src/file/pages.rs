@@ -119,17 +119,6 @@ impl PagePool {
         spare.unwrap_or_else(|| AlignedBuf::new(READ_BUFFER_BYTES))
     }
 
-    /// Use the memory of so many read buffers for the first time: with huge pages that takes the system longer
-    /// than the reads themselves.
-    pub fn warm(&self, count: usize) {
-        let mut buffers: Vec<_> = (0..count).map(|_| self.read_buffer(READ_BUFFER_BYTES)).collect();
-        for buffer in &mut buffers {
-            let pages = buffer.slice_mut(READ_BUFFER_BYTES).chunks_mut(BLOCK_SIZE);
-            pages.for_each(|page| page[0] = 0);
-        }
-        buffers.into_iter().for_each(|buffer| self.return_read_buffer(buffer));
-    }
-
     pub(super) fn return_read_buffer(&self, buffer: AlignedBuf) {
         if buffer.capacity() == READ_BUFFER_BYTES {
             let mut spare = self.read_buffers.lock();

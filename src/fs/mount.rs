@@ -30,8 +30,6 @@ const REAP_PATIENCE: Duration = Duration::from_secs(5);
 const REPORT: Duration = Duration::from_secs(1);
 /// Inodes in memory above which those nobody uses become quiet.
 const NODES_MAX: usize = 50_000;
-/// Buffers of reads that are made ready at a mount (8 MiB of memory with huge pages).
-const WARM_BUFFERS: usize = 4;
 /// Cached locks above which idle ones are given up.
 const LOCKS_MAX: usize = 100_000;
 
@@ -431,11 +429,6 @@ impl Core {
 }
 
 impl Fs {
-    /// Get ready for programs that read with so many threads, rather than let the first of them wait.
-    pub fn warm_up(&self, threads: usize) {
-        self.core.pool.warm(threads.min(WARM_BUFFERS));
-    }
-
     /// Stop as in a crash, but for what has changed so far, which is committed. The next mount replays
     /// the journal.
     ///

@@ -58,7 +58,7 @@ impl Walk {
     fn list(&mut self, entries: impl Iterator<Item = InodeNo>, anew: bool) {
         if anew {
             self.listed.clear();
-            (self.last_listed, self.listed_window) = (0..0, 0);
+            (self.last_listed, self.listed_window, self.singly.0) = (0..0, 0, 0..0);
         }
         self.listed.extend(entries);
         if let Some(excess) = self.listed.len().checked_sub(LISTED_MAX) {

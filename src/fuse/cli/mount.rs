@@ -221,7 +221,6 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
             if let Some(warning) = fs.warning().filter(|_| std::io::stderr().is_terminal()) {
                 eprintln!("{warning}");
             }
-            fs.warm_up(task.request.threads);
             readiness.ready();
             let ended = served.run().map_err(|e| tracing::error!("serving {shown}: {e}"));
             notifier.set_unmounted();
