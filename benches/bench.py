@@ -2,7 +2,7 @@
 """make bench: ext4 on a loop device, fuse2fs, a filesystem in memory behind our own kernel adapter (the
 ceiling), and Shoal with one host and with two, side by side in one run.
 
-Images lie in /dev/shm, so what is compared is software, not a disk. All systems are mounted at once and
+Images lie in /dev/shm, so what is compared is software, not a disk (--disk for that). All systems are mounted at once and
 take turns row by row, so whatever else the machine does hits all of them; a ratio is the median of the
 ratios of each round. Where one operation follows the other, program and daemons share one CPU: left to the
 scheduler, a FUSE filesystem is three times as fast when both happen to run on one CPU as when each request
@@ -26,6 +26,10 @@ import time
 import systems
 import workloads
 
+# As large as what people have: on a toy, journals are as small as they may be, and commits come all the time.
+VOLUME_MIB = 16384
+# On a real disk every block of the images is written before.
+DISK_VOLUME_MIB = 2048
 IDLE_S = 10
 SETTLE_S = 8
 
@@ -189,6 +193,12 @@ def arguments():
     parser.add_argument("--no-idle", action="store_true", help="leave out the idle cluster (half a minute)")
     parser.add_argument("--spread", action="store_true",
                         help="let the scheduler place program and daemons in all rows (rates then vary by a factor of 3)")
+    parser.add_argument("--volume", type=int, metavar="MIB",
+                        help=f"size of the images (default: {VOLUME_MIB}, which take memory only where something is "
+                             f"written; with --disk {DISK_VOLUME_MIB})")
+    parser.add_argument("--disk", metavar="DIR",
+                        help="images are files there, on a real disk, and the loop devices read and write them directly "
+                             "(default: in memory)")
     parser.add_argument("--nice", type=int, default=0, help="niceness of everything, to stand out of other load")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--png", metavar="FILE", help="draw the ratios there (needs matplotlib)")
@@ -225,7 +235,7 @@ def choose(args, base):
         if missing:
             print(f"{kind.name} is left out: {', '.join(missing)} is missing", file=sys.stderr)
         else:
-            present.append(kind(base, args.mib * 2 + 512))
+            present.append(kind(base, args.volume or (DISK_VOLUME_MIB if args.disk else VOLUME_MIB)))
     return present
 
 
@@ -234,13 +244,13 @@ def main():
     if os.geteuid() != 0:
         sys.exit("bench: mounting needs root")
     systems.System.options = {"programs": os.path.abspath(args.programs),
-                              "memfs": args.memfs and os.path.abspath(args.memfs)}
+                              "memfs": args.memfs and os.path.abspath(args.memfs), "disk": args.disk}
     # An ordinary exit on a signal, so that everything is cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     os.nice(args.nice)
     rows = wanted_rows(args)
-    base = os.path.realpath(tempfile.mkdtemp(prefix="shoal-bench.", dir="/dev/shm"))
+    base = os.path.realpath(tempfile.mkdtemp(prefix="shoal-bench.", dir=args.disk or "/dev/shm"))
     everybody, results, idle_rate = choose(args, base), {}, None
     try:
         present = list(everybody)

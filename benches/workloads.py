@@ -130,17 +130,21 @@ def single_rows(files, mib):
         system.cold()
         stream_write(at(system, "log"), OVERWRITTEN_MIB)
 
+    def known(system):
+        # However long the other systems have taken since: no name's time is over here.
+        names(at(system, "d"), files, os.stat)
+
     return [
         Row("create", "files/s", "create empty files in one directory", files,
             lambda s: create(at(s, "d"), files), lambda s: os.mkdir(at(s, "d"))),
         Row("cold stat", "files/s", "stat each of them after a remount", files,
             lambda s: names(at(s, "d"), files, os.stat), lambda s: s.cold()),
         Row("hot stat", "files/s", "stat each of them again", files,
-            lambda s: names(at(s, "d"), files, os.stat)),
+            lambda s: names(at(s, "d"), files, os.stat), known),
         Row("readdir+stat", "files/s", "list the directory and stat each entry, after a remount", files,
             lambda s: listing(at(s, "d"), files), lambda s: s.cold()),
-        Row("unlink", "files/s", "unlink them", files,
-            lambda s: names(at(s, "d"), files, os.unlink)),
+        Row("unlink", "files/s", "unlink them, whose names the kernel knows", files,
+            lambda s: names(at(s, "d"), files, os.unlink), known),
         Row("create 4 KiB", "files/s", "create, write 4 KiB, close", few,
             lambda s: create(at(s, "small"), few, b"x" * PAGE), lambda s: os.mkdir(at(s, "small"))),
         Row("overwrite+fsync", "ops/s",

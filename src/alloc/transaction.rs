@@ -13,7 +13,7 @@ use crate::format::{Block, BlockKind};
 use crate::journal::Handle;
 use crate::txn::{BlockRun, BlockSource, BlockTxn};
 use parking_lot::MutexGuard;
-use std::collections::BTreeSet;
+use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 
 /// Group blocks that frees of one transaction may touch; what lies further apart is deferred. Data blocks
@@ -24,6 +24,9 @@ const PICKED_TOUCH: u32 = 2;
 /// Frees that free tree pages that are deferred again: more rounds than this are a bug.
 const DEFER_ROUNDS_MAX: u32 = 8;
 
+/// What changes in each group, by its place in `pinned`. Most transactions change little, and of one group.
+type Work = SmallVec<[(usize, SmallVec<[Change; 2]>); 1]>;
+
 /// One atomic change. Allocated blocks are busy in memory at once and become used on disk when it is
 /// finished; dropped unfinished, everything is as before.
 ///
@@ -33,13 +36,13 @@ pub struct Transaction {
     pub(super) handle: Option<Handle>,
     pub(super) res: Reservation,
     /// Groups that are not given up before this ends.
-    pub(super) pinned: Vec<Arc<Cell>>,
-    pub(super) metas: Vec<(usize, BlockNo)>,
+    pub(super) pinned: SmallVec<[Arc<Cell>; 2]>,
+    pub(super) metas: SmallVec<[(usize, BlockNo); 2]>,
     pub(super) pending: Vec<PendingRuns>,
-    frees: Vec<(usize, Class, Piece)>,
+    frees: SmallVec<[(usize, Class, Piece); 2]>,
     deferred: Vec<DeferredFree>,
     /// Group blocks that frees will touch: pages, and `u32::MAX` for the header.
-    touched: BTreeSet<(usize, u32)>,
+    touched: SmallVec<[(usize, u32); 4]>,
     free_budget: u32,
     /// May take metadata blocks from the emergency share.
     emergency: bool,
@@ -69,12 +72,12 @@ impl Transaction {
             alloc: alloc.clone(),
             handle: Some(handle),
             res: Reservation::empty(),
-            pinned: Vec::with_capacity(2),
-            metas: Vec::new(),
+            pinned: SmallVec::new(),
+            metas: SmallVec::new(),
             pending: Vec::new(),
-            frees: Vec::new(),
+            frees: SmallVec::new(),
             deferred: Vec::new(),
-            touched: BTreeSet::new(),
+            touched: SmallVec::new(),
             free_budget,
             emergency,
             slot: None,
@@ -230,12 +233,12 @@ impl Transaction {
     /// Is there log space for another free in this chunk? Then it is set aside.
     fn afford(&mut self, at: usize, chunk: u32) -> bool {
         let wanted = [(at, u32::MAX), (at, chunk / PAGE_CHUNKS as u32)];
-        let need = wanted.iter().filter(|t| !self.touched.contains(t)).count() as u32;
-        if need > self.free_budget {
+        let new: SmallVec<[_; 2]> = wanted.into_iter().filter(|t| !self.touched.contains(t)).collect();
+        if new.len() as u32 > self.free_budget {
             return false;
         }
-        self.free_budget -= need;
-        self.touched.extend(wanted);
+        self.free_budget -= new.len() as u32;
+        self.touched.extend(new);
         true
     }
 
@@ -333,9 +336,8 @@ impl Transaction {
         // Groups are locked in ascending order.
         work.sort_by_key(|(at, _)| self.pinned[*at].ag);
         let mut handle = self.handle.take().expect("finished once");
-        let cells = self.pinned.clone();
-        let mut states: Vec<_> = work.iter().map(|(at, _)| cells[*at].state.lock()).collect();
-        let mut applied = Vec::with_capacity(work.len());
+        let mut states: SmallVec<[_; 2]> = work.iter().map(|(at, _)| self.pinned[*at].state.lock()).collect();
+        let mut applied = SmallVec::<[_; 2]>::new();
         for ((_, changes), state) in work.iter_mut().zip(&mut states) {
             match apply::write(&mut handle, state.group(), changes) {
                 Ok(a) => applied.push(a),
@@ -358,11 +360,11 @@ impl Transaction {
     }
 
     /// What changes in each group, by its place in `pinned`.
-    fn changes(&self) -> Vec<(usize, Vec<Change>)> {
-        let mut work: Vec<(usize, Vec<Change>)> = Vec::with_capacity(self.pinned.len());
+    fn changes(&self) -> Work {
+        let mut work = Work::new();
         let mut add = |at: usize, change: Change| match work.iter_mut().find(|(a, _)| *a == at) {
             Some((_, changes)) => changes.push(change),
-            None => work.push((at, vec![change])),
+            None => work.push((at, smallvec![change])),
         };
         let geometry = self.alloc.store.geometry();
         let piece = |ag: AgNo, start: BlockNo, len: u64| {

@@ -204,7 +204,7 @@ impl Fs {
         // Only a new size keeps dirty pages from being written back, which a demotion waits for.
         match set.size {
             Some(_) => serving::run_late(&self.core, ino, Late::Size, Box::new(body), Box::new(reply)),
-            None => op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply)),
+            None => op::run(&self.core, inode(ino, Mode::X), body, reply),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Fs {
             let (node, attr, _) = plan.execute(op, false)?;
             Ok(op.core.entry_of(&node, attr))
         };
-        op::run(&self.core, locks, Box::new(body), Box::new(reply));
+        op::run(&self.core, locks, body, reply);
     }
 
     /// Make a regular file, directory, device node, fifo or socket.
@@ -183,6 +183,6 @@ impl Fs {
             let open = core.open_handle(op, node.clone(), OpenFlags::new(flags), iopen)?;
             Ok((core.entry_of(&node, attr), open))
         };
-        op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(dir, Mode::X), body, reply);
     }
 }

@@ -147,7 +147,7 @@ impl Fs {
             // brought old ones back meanwhile.
             core.invalidate_later(ino, offset, length);
         };
-        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::X), body, reply);
     }
 
     /// The next data (`data`) or hole at or behind `offset`.
@@ -169,7 +169,7 @@ impl Fs {
                 false => file.seek_hole(&*core.store, offset)?,
             })
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 
     /// Copy bytes between files; answers with how many, fewer than asked for where that suits.
@@ -207,6 +207,6 @@ impl Fs {
             reply(done);
             core.invalidate_later(to, to_offset, length.min(COPY_MAX));
         };
-        op::run(&self.core, locks, Box::new(body), Box::new(reply));
+        op::run(&self.core, locks, body, reply);
     }
 }

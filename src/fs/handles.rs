@@ -151,7 +151,7 @@ impl Fs {
             let node = core.nodes.get(ino);
             core.open_handle(op, node, flags, None)
         };
-        op::run(&self.core, inode(ino, mode), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, mode), body, reply);
     }
 
     /// Close a file's last reference to a handle.

@@ -314,7 +314,7 @@ impl Fs {
             let committed = core.commit_node(ino, fh);
             reply(pinned.and(committed));
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(|_: &mut Op<'_>| Ok(())), Box::new(finish));
+        op::run(&self.core, inode(ino, Mode::S), |_: &mut Op<'_>| Ok(()), finish);
     }
 }
 
@@ -337,7 +337,7 @@ impl Core {
             let committed = core.commit_node(ino, fh);
             reply(flushed.and(committed));
         };
-        op::run(self, inode(ino, Mode::X), Box::new(body), Box::new(finish));
+        op::run(self, inode(ino, Mode::X), body, finish);
     }
 
     /// Flush and commit an inode whose lock is pinned X.

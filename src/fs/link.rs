@@ -50,6 +50,6 @@ impl Fs {
             let visible = core.visible(&child, state_of(&mut states, ino))?;
             Ok(core.entry_of(&child, visible))
         };
-        op::run(&self.core, locks, Box::new(body), Box::new(reply));
+        op::run(&self.core, locks, body, reply);
     }
 }

@@ -33,7 +33,7 @@ impl Fs {
             core.read_ahead(&node, ino);
             Ok(LookupReply::Found(core.entry(ino)?))
         };
-        op::run(&self.core, inode(dir, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(dir, Mode::S), body, reply);
     }
 
     /// The kernel drops `n` lookups of an inode.
@@ -66,7 +66,7 @@ impl Fs {
                 None => op.core.attr_reply(&node, &mut state),
             }
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 
     /// The target of a symbolic link.
@@ -82,7 +82,7 @@ impl Fs {
             }
             Ok(core.tree(ino).read_symlink(&*core.store)?)
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::lock::{LockManager, LockSet};
 use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -299,8 +300,8 @@ impl Op<'_> {
 }
 
 /// Lock the states of several nodes in ascending inode order; duplicates are locked once.
-fn lock_states<'a>(nodes: &[&'a Arc<Node>]) -> Vec<(InodeNo, MutexGuard<'a, NodeState>)> {
-    let mut sorted: Vec<&'a Arc<Node>> = nodes.to_vec();
+fn lock_states<'a>(nodes: &[&'a Arc<Node>]) -> SmallVec<[(InodeNo, MutexGuard<'a, NodeState>); 4]> {
+    let mut sorted: SmallVec<[&'a Arc<Node>; 4]> = nodes.into();
     sorted.sort_by_key(|n| n.ino);
     sorted.dedup_by_key(|n| n.ino);
     sorted.into_iter().map(|n| (n.ino, n.state.lock())).collect()

@@ -175,10 +175,54 @@ struct Job<T> {
 }
 
 /// Run `body` with `locks` pinned; `reply` hears the result, on this thread if nothing has to be
-/// waited for, else on a thread of the lock manager's pool.
-pub fn run<T: 'static>(core: &Arc<Core>, locks: LockSet, body: Body<T>, reply: Reply<T>) {
-    let job = Job { core: core.clone(), locks, space: None, full: false, body, reply, restarts: 0 };
-    job.start();
+/// waited for, else on a thread of the lock manager's pool. Both are put on the heap only if something has.
+pub fn run<T: 'static>(
+    core: &Arc<Core>,
+    locks: LockSet,
+    mut body: impl FnMut(&mut Op<'_>) -> Step<T> + Send + 'static,
+    reply: impl FnOnce(Result<T>) + Send + 'static,
+) {
+    let Some(pins) = core.locks.try_pin(&locks) else {
+        let (body, reply) = (Box::new(body), Box::new(reply));
+        return Job { core: core.clone(), locks, space: None, full: false, body, reply, restarts: 0 }
+            .acquire();
+    };
+    let mut space = None;
+    if let Some((stop, reply)) = once(core, &locks, pins, false, &mut space, &mut body, reply) {
+        let (body, reply) = (Box::new(body), Box::new(reply));
+        Job { core: core.clone(), locks, space, full: false, body, reply, restarts: 0 }.again(stop);
+    }
+}
+
+/// Run `body` once under `pins`. `reply` hears the result, or comes back with the reason for another attempt.
+fn once<T, R: FnOnce(Result<T>)>(
+    core: &Arc<Core>,
+    locks: &LockSet,
+    pins: Pins,
+    full: bool,
+    space: &mut Option<Reservation>,
+    body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+    reply: R,
+) -> Option<(Stop, R)> {
+    let mut op = Op { core, locks, extra: SmallVec::new(), space, full };
+    let outcome = op.run(body);
+    let extra = std::mem::take(&mut op.extra);
+    match outcome {
+        Ok(value) => {
+            reply(Ok(value));
+            drop((extra, pins));
+            None
+        }
+        Err(Stop::Fail(e)) => {
+            drop((extra, pins));
+            reply(Err(e));
+            None
+        }
+        Err(stop) => {
+            drop((extra, pins));
+            Some((stop, reply))
+        }
+    }
 }
 
 impl<T: 'static> Job<T> {
@@ -206,24 +250,10 @@ impl<T: 'static> Job<T> {
         );
     }
 
-    fn go(mut self, pins: Pins) {
-        let (core, locks, full) = (&self.core, &self.locks, self.full);
-        let mut op = Op { core, locks, extra: SmallVec::new(), space: &mut self.space, full };
-        let outcome = op.run(&mut *self.body);
-        let extra = std::mem::take(&mut op.extra);
-        match outcome {
-            Ok(value) => {
-                (self.reply)(Ok(value));
-                drop((extra, pins));
-            }
-            Err(Stop::Fail(e)) => {
-                drop((extra, pins));
-                (self.reply)(Err(e));
-            }
-            Err(stop) => {
-                drop((extra, pins));
-                self.again(stop);
-            }
+    fn go(self, pins: Pins) {
+        let Job { core, locks, mut space, full, mut body, reply, restarts } = self;
+        if let Some((stop, reply)) = once(&core, &locks, pins, full, &mut space, &mut *body, reply) {
+            Job { core, locks, space, full, body, reply, restarts }.again(stop);
         }
     }
 

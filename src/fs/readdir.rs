@@ -45,7 +45,7 @@ impl Fs {
             });
             sink.done(result);
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 }
 

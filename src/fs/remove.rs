@@ -76,7 +76,7 @@ impl Core {
         let child = self.nodes.get(found.ino);
         let mut states = if dir < found.ino {
             // In order already.
-            vec![(dir, state), (found.ino, child.state.lock())]
+            SmallVec::from_iter([(dir, state), (found.ino, child.state.lock())])
         } else {
             drop(state);
             let states = lock_states(&[&parent, &child]);
@@ -180,7 +180,7 @@ impl Fs {
             }
             Ok(())
         };
-        op::run(&self.core, inode(dir, Mode::X), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(dir, Mode::X), body, reply);
     }
 
     /// Remove a name that is not a directory's.

@@ -226,7 +226,7 @@ impl Rename {
             Ok(Outcome::Unwritten(ino)) => Rename { flushed: true, ..self }.flush_first(&again, ino, reply),
             Err(e) => reply(Err(e)),
         };
-        op::run(core, locks, Box::new(body), Box::new(done));
+        op::run(core, locks, body, done);
     }
 
     fn flush_first(self, core: &Arc<Core>, ino: InodeNo, reply: Reply<()>) {
@@ -239,7 +239,7 @@ impl Rename {
             Ok(()) => self.start(&again, reply),
             Err(e) => reply(Err(e)),
         };
-        op::run(core, inode(ino, Mode::X), Box::new(body), Box::new(done));
+        op::run(core, inode(ino, Mode::X), body, done);
     }
 
     /// The ordinary case: the name moves, what stood at the new name loses a link.

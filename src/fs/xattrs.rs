@@ -32,7 +32,7 @@ impl Fs {
             op.core.load(&node, &mut state)?;
             Ok(xattr::get(&op.core.tree(ino), &*op.core.store, &name)?)
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 
     /// All names, each followed by a zero byte.
@@ -44,7 +44,7 @@ impl Fs {
             op.core.load(&node, &mut state)?;
             Ok(xattr::list(&op.core.tree(ino), &*op.core.store)?)
         };
-        op::run(&self.core, inode(ino, Mode::S), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 
     /// Set an attribute. `how`: whether it may or must exist. `kill_set_gid`: an access ACL costs the
@@ -104,6 +104,6 @@ impl Fs {
             state.default_acl = None;
             Ok(())
         };
-        op::run(&self.core, inode(ino, Mode::X), Box::new(body), Box::new(reply));
+        op::run(&self.core, inode(ino, Mode::X), body, reply);
     }
 }

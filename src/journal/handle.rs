@@ -5,7 +5,11 @@ use crate::base::{AgNo, BlockNo, Error, LockName, Result, TxnId, Version};
 use crate::format::block::BlockHeader;
 use crate::format::{Block, BlockKind};
 use crate::store::{Image, Undo};
+use smallvec::SmallVec;
 use std::sync::Arc;
+
+/// Most change no more than so many blocks, whatever they reserve.
+const HANDLE_BLOCKS: usize = 8;
 
 /// Made by [`Journal::begin`]. [`Handle::finish`] joins the running transaction; dropping it
 /// instead undoes every change in memory, also when a change panicked half-way.
@@ -22,15 +26,14 @@ pub struct Handle {
     /// Freed blocks, each with the lock that covered it until now.
     freed: Vec<(BlockNo, LockName)>,
     /// The blocks in `undo`, close together for the search.
-    touched: Vec<BlockNo>,
+    touched: SmallVec<[BlockNo; HANDLE_BLOCKS]>,
     open: bool,
 }
 
 impl Handle {
     pub(super) fn new(journal: Arc<Journal>, txn: TxnId, reserved: u32) -> Handle {
-        // Most change a few blocks, whatever they reserve.
-        let room = reserved.min(8) as usize;
-        let (undo, touched) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        let undo = Vec::with_capacity(HANDLE_BLOCKS.min(reserved as usize));
+        let touched = SmallVec::new();
         Handle { journal, txn, reserved, undo, freed: Vec::new(), touched, open: true }
     }
 

@@ -2,7 +2,7 @@
 
 use super::ring::{Mark, Ring};
 use crate::base::{BlockNo, LockName, TxnId};
-use crate::store::{BlockHash, Image};
+use crate::store::{BlockHash, Covered, Image};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -62,7 +62,7 @@ pub(super) struct State {
     pub waiting_for_room: u32,
     dirty: HashMap<BlockNo, Dirty, BlockHash>,
     /// Inodes are found under their own locks without it.
-    by_cover: BTreeSet<(LockName, BlockNo)>,
+    by_cover: BTreeSet<Covered>,
     /// How many blocks have their logged image in each transaction.
     logged: BTreeMap<TxnId, usize>,
 }
@@ -106,7 +106,7 @@ impl State {
         if !d.covers.contains(&cover) {
             d.covers.push(cover);
             if cover.own_block() != Some(block) {
-                self.by_cover.insert((cover, block));
+                self.by_cover.insert(Covered::new(cover, block));
             }
         }
     }
@@ -145,7 +145,7 @@ impl State {
             done.push(w.block);
             if d.newest == w.txn {
                 for cover in d.covers.iter().filter(|cover| cover.own_block() != Some(w.block)) {
-                    self.by_cover.remove(&(*cover, w.block));
+                    self.by_cover.remove(&Covered::new(*cover, w.block));
                 }
                 self.dirty.remove(&w.block);
             }
@@ -172,8 +172,7 @@ impl State {
 
     /// Blocks under `covers` that are dirty, ascending.
     pub fn dirty_under(&self, covers: &BTreeSet<LockName>) -> BTreeSet<BlockNo> {
-        let others =
-            |c: &LockName| self.by_cover.range((*c, BlockNo(0))..=(*c, BlockNo(u64::MAX))).map(|(_, b)| *b);
+        let others = |c: &LockName| self.by_cover.range(Covered::all(*c)).map(|c| c.block());
         let own = |c: &LockName| {
             c.own_block().filter(|block| self.dirty.get(block).is_some_and(|d| d.covers.contains(c)))
         };

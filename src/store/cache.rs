@@ -289,32 +289,35 @@ impl Cache {
         while let Some(Entry::Loading { .. }) = s.map.get(&block) {
             shard.loaded.wait(&mut s);
         }
-        let old = match s.map.get(&block) {
-            Some(Entry::Ready(b)) => Some((b.newest.clone(), b.cover, b.running, b.pins, b.queued)),
-            _ => None,
+        let s = &mut *s;
+        let Some(Entry::Ready(b)) = s.map.get_mut(&block) else {
+            if let Some(undo) = undo {
+                undo.push(Undo { block, cover, joined: true, rests: true, before: None });
+            }
+            self.covers.insert(cover, block);
+            let buffer = Buffer { newest, cover, running: txn, pins: 1, used: true, queued: false };
+            s.bytes += buffer.cost();
+            s.map.insert(block, Entry::Ready(buffer));
+            return Ok(());
         };
-        if let Some((o, ..)) = &old
-            && o.header().version.get() >= newest.header().version.get()
-        {
-            return Err(version_falls(block, &newest, o));
+        if b.newest.header().version.get() >= newest.header().version.get() {
+            return Err(version_falls(block, &newest, &b.newest));
         }
-        let (running, pins, queued) = old.as_ref().map_or((TxnId(0), 0, false), |o| (o.2, o.3, o.4));
-        let joined = running != txn;
+        s.bytes -= b.cost();
+        let joined = b.running != txn;
+        if b.cover != cover {
+            self.covers.remove(b.cover, block);
+            self.covers.insert(cover, block);
+        }
+        let old = std::mem::replace(&mut b.newest, newest);
+        let before =
+            Some((old, std::mem::replace(&mut b.cover, cover), std::mem::replace(&mut b.running, txn)));
         if let Some(undo) = undo {
-            let before = old.as_ref().map(|o| (o.0.clone(), o.1, o.2));
             undo.push(Undo { block, cover, joined, rests: true, before });
         }
-        if let Some((_, old_cover, ..)) = &old
-            && *old_cover != cover
-        {
-            self.covers.remove(*old_cover, block);
-        }
-        self.covers.insert(cover, block);
-        let pins = pins + u32::from(joined);
-        let buffer = Buffer { newest, cover, running: txn, pins, used: true, queued };
-        s.remove(block);
-        s.bytes += buffer.cost();
-        s.map.insert(block, Entry::Ready(buffer));
+        b.pins += u32::from(joined);
+        b.used = true;
+        s.bytes += b.cost();
         Ok(())
     }
 

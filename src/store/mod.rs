@@ -25,7 +25,7 @@ pub use permit::{PERMIT_WAIT_MAX, Permit};
 pub(crate) use batch::Segment;
 pub(crate) use cache::{Cache, Undo};
 pub(crate) use image::Image;
-pub(crate) use index::BlockHash;
+pub(crate) use index::{BlockHash, Covered};
 
 use crate::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result};
 use crate::device::BlockDevice;
