@@ -3,7 +3,7 @@
 
 use crate::common::simdisk::SimDisk;
 use crate::host::Host;
-use crate::model::{Content, Id, Model};
+use crate::model::{Content, Id, Model, Node};
 use shoal::base::{InodeNo, SlotId};
 use shoal::dir::Directory;
 use shoal::file::{FileState, PagePool};
@@ -56,18 +56,21 @@ pub fn of_model(model: &Model) -> (Names, BTreeMap<String, Id>) {
     let mut first: BTreeMap<Id, String> = BTreeMap::new();
     let (mut names, mut ids) = (Names::new(), BTreeMap::new());
     for (path, id) in model.paths() {
-        let node = &model.nodes[&id];
-        let (kind, target) = match &node.content {
-            Content::File(_) => ('f', Vec::new()),
-            Content::Directory(_) => ('d', Vec::new()),
-            Content::Symlink(target) => ('l', target.clone()),
-        };
         let same = first.entry(id).or_insert_with(|| path.clone()).clone();
-        let xattrs = node.xattrs.clone();
         ids.insert(path.clone(), id);
-        names.insert(path, Entry { kind, links: node.links, mode: node.mode, target, xattrs, same });
+        names.insert(path, of_node(&model.nodes[&id], same));
     }
     (names, ids)
+}
+
+/// A node of a model, whose first name is `same`.
+pub fn of_node(node: &Node, same: String) -> Entry {
+    let (kind, target) = match &node.content {
+        Content::File(_) => ('f', Vec::new()),
+        Content::Directory(_) => ('d', Vec::new()),
+        Content::Symlink(target) => ('l', target.clone()),
+    };
+    Entry { kind, links: node.links, mode: node.mode, target, xattrs: node.xattrs.clone(), same }
 }
 
 /// A volume read with the library, its journals replayed.

@@ -198,7 +198,8 @@ impl Worker {
     }
 
     /// The volume holds what may be left after a power cut. Each name has one of the lives it had
-    /// since it was last synced; each file the bytes of one of its lives, sector by sector.
+    /// since it was last synced, or, where a directory above it has been moved, had in that directory; each file the
+    /// bytes of one of its lives, sector by sector.
     pub fn check_after_cut(&self, found: &Found) -> Result<(), String> {
         let lives: Vec<_> = self.states.iter().map(tree::of_model).collect();
         let mut paths: BTreeSet<&String> = found.names.keys().filter(|p| self.is_own(p)).collect();
@@ -207,11 +208,14 @@ impl Worker {
             let floor = self.synced.iter().rev().find(|(p, ..)| p == path).map_or(0, |(.., at)| *at);
             let there = found.names.get(path);
             let fits = |names: &tree::Names| alike(there, names.get(path));
-            let fitting: BTreeSet<Option<Id>> = lives[floor..]
+            let mut fitting: BTreeSet<Option<Id>> = lives[floor..]
                 .iter()
                 .filter(|(names, _)| fits(names))
                 .map(|(_, ids)| ids.get(path).copied())
                 .collect();
+            if fitting.is_empty() {
+                fitting = self.moved(path, there, floor);
+            }
             if fitting.is_empty() {
                 let newest = lives.last().and_then(|(names, _)| names.get(path));
                 return Err(format!(
@@ -227,6 +231,39 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// What `path` may lead to, each name on the way taken from any state: directories are moved by one host while
+    /// others work below them, and what one has not synced may be lost alone.
+    fn resolve(&self, path: &str) -> BTreeSet<Id> {
+        let names = path.split('/').filter(|n| !n.is_empty());
+        names.fold(BTreeSet::from([0]), |dirs, name| {
+            let below = |m: &Model| -> Vec<Id> {
+                let here = dirs.iter().filter(|d| m.nodes.contains_key(d));
+                here.filter_map(|d| m.children(*d).ok()?.get(name).copied()).collect()
+            };
+            self.states.iter().flat_map(below).collect()
+        })
+    }
+
+    /// As which nodes `there` may stand at `path`: what the directory had by that name at any time, wherever the directory
+    /// itself was then. Where nothing above was moved, that is what the path led to.
+    fn moved(&self, path: &str, there: Option<&Entry>, floor: usize) -> BTreeSet<Option<Id>> {
+        let (dir, name) = path.rsplit_once('/').expect("a path");
+        let dirs = self.resolve(dir);
+        let mut fitting = BTreeSet::new();
+        for (at, model) in self.states.iter().enumerate().skip(floor) {
+            for dir in dirs.iter().filter(|d| model.nodes.contains_key(d)) {
+                let Ok(children) = model.children(*dir) else { continue };
+                let id = children.get(name).copied();
+                let synced = self.synced.iter().filter(|(_, i, _)| Some(*i) == id).map(|(.., at)| *at).max();
+                let entry = id.map(|id| tree::of_node(&model.nodes[&id], path.to_owned()));
+                if at >= synced.unwrap_or(0) && alike(there, entry.as_ref()) {
+                    fitting.insert(id);
+                }
+            }
+        }
+        fitting
     }
 
     fn check_bytes(&self, id: Id, data: &[u8]) -> Result<(), String> {
