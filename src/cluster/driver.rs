@@ -301,7 +301,7 @@ impl Protocol {
         let now = self.node.clock.now();
         if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
             self.last_poll = now;
-            registers.poll(&self.node)?;
+            registers.poll(&self.node, self.next_beat)?;
         }
         let timer = registers.tick(self.node.clock.now());
         if !registers.flush(&self.node)? {

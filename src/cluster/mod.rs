@@ -58,9 +58,10 @@ pub trait LockPort: Send + Sync {
     /// The whole register that `from` now has for us; called whenever it was written, and once
     /// (possibly empty) for each new incarnation.
     fn on_entries(&self, from: SlotId, entries: &[Entry]);
-    /// The whole register we have for `to`, the oldest matters first; at most
-    /// [`REGISTER_ENTRIES_MAX`] (what is beyond waits until earlier ones leave).
-    fn outgoing(&self, to: SlotId) -> Vec<Entry>;
+    /// The whole register we have for each of `to`, the oldest matters first; at most
+    /// [`REGISTER_ENTRIES_MAX`] (what is beyond waits until earlier ones leave). All at once: whoever asks
+    /// renews the lease, and waits for the port but once.
+    fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>>;
     /// Members, silence or owners have changed.
     fn on_view(&self, members: &Membership);
     /// Run timers; the answer is when (boot time) to call again at the latest.

@@ -25,6 +25,11 @@ const POLL_QUICK_FOR: Duration = Duration::from_millis(5);
 /// How long a word that nobody waits for may wait for one to go with.
 const SOON: Duration = Duration::from_millis(25);
 
+/// A mean of what was measured of late.
+fn mean(before: Duration, now: Duration) -> Duration {
+    (before * 7 + now) / 8
+}
+
 /// The shortest pause, where a look takes this long.
 fn quick_pause(look: Duration) -> Duration {
     (look * LOOKS).clamp(POLL_QUICK, POLL_MIN)
@@ -53,6 +58,10 @@ pub struct Registers {
     last_message: Duration,
     /// How long a look at the row takes, of late.
     look: Duration,
+    /// How long it takes to find out what is to be said.
+    build: Duration,
+    /// Not all that was news has been handed on: a beat was due.
+    is_behind: bool,
     /// Whose register is read back next.
     scrub_next: usize,
     /// By reader: when its register was last written, and since when a word waits for another.
@@ -71,6 +80,8 @@ impl Registers {
             told: None,
             last_message: now,
             look: POLL_MIN,
+            build: Duration::ZERO,
+            is_behind: false,
             scrub_next: 0,
             written: vec![(Duration::ZERO, None); usize::from(slots)],
             flush_due: None,
@@ -102,19 +113,29 @@ impl Registers {
     /// When the row is to be polled again, given the last poll; `None` if there is nobody else.
     pub fn poll_due(&self, last_poll: Duration, now: Duration) -> Option<Duration> {
         let alone = self.told.as_ref().is_none_or(|m| m.alone());
-        (!alone).then(|| last_poll + poll_pause(now.saturating_sub(self.last_message), self.look))
+        let pause = match self.is_behind {
+            true => Duration::ZERO,
+            false => poll_pause(now.saturating_sub(self.last_message), self.look + self.build),
+        };
+        (!alone).then_some(last_poll + pause)
     }
 
-    /// Read the row and hand on what is new. Returns whether anything was.
-    pub fn poll(&mut self, node: &Node) -> Result<bool> {
+    /// Read the row and hand on what is new, as long as no beat is due: every peer's news may take the port as long
+    /// as one call may. Returns whether anything was.
+    pub fn poll(&mut self, node: &Node, next_beat: Duration) -> Result<bool> {
         let peers = self.peers();
         let mut news = false;
+        self.is_behind = false;
         let begun = node.clock.now();
         let row = node.disk.read_inbox(node.slot, &peers)?;
-        self.look = (self.look * 7 + node.clock.now().saturating_sub(begun)) / 8;
+        self.look = mean(self.look, node.clock.now().saturating_sub(begun));
         for cell in row {
             if !self.inbox.is_news(cell.stamp) {
                 continue;
+            }
+            if news && node.clock.now() >= next_beat {
+                self.is_behind = true;
+                break;
             }
             // A register written for the mount that had our slot before says nothing to us.
             let entries = match cell.meant_for == node.incarnation {
@@ -148,7 +169,7 @@ impl Registers {
             }
             Urgency::Soon => Some(*waiting.get_or_insert(now) + SOON),
             // The reader looks no more often than that twice, so what comes meanwhile can share a write.
-            Urgency::Now => Some(*last + quick_pause(self.look) / 2),
+            Urgency::Now => Some(*last + quick_pause(self.look + self.build) / 2),
         }
     }
 
@@ -162,8 +183,11 @@ impl Registers {
     pub fn flush(&mut self, node: &Node) -> Result<bool> {
         let Some(members) = self.told.clone() else { return Ok(true) };
         self.flush_due = None;
-        for to in members.peers() {
-            let mut entries = self.port.outgoing(to);
+        let begun = node.clock.now();
+        let peers = self.peers();
+        let all = self.port.outgoing(&peers);
+        self.build = mean(self.build, node.clock.now().saturating_sub(begun));
+        for (to, mut entries) in peers.into_iter().zip(all) {
             if entries.len() > REGISTER_ENTRIES_MAX {
                 tracing::debug!(%to, entries = entries.len(), "register full; the rest waits");
                 entries.truncate(REGISTER_ENTRIES_MAX);

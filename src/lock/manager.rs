@@ -379,8 +379,8 @@ impl LockPort for LockManager {
         self.hub.with_desk(|desk, now| desk.on_entries(now, from, entries));
     }
 
-    fn outgoing(&self, to: SlotId) -> Vec<Entry> {
-        self.hub.with_desk(|desk, _| desk.outgoing(to))
+    fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
+        self.hub.with_desk(|desk, _| to.iter().map(|to| desk.outgoing(*to)).collect())
     }
 
     fn on_view(&self, members: &Membership) {

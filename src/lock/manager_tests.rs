@@ -179,9 +179,9 @@ fn carry(managers: &[Arc<LockManager>], stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {
         for (from, sender) in (0u16..).zip(managers) {
             for (to, receiver) in (0u16..).zip(managers) {
-                let entries = if from == to { continue } else { sender.outgoing(SlotId(to)) };
+                let entries = if from == to { continue } else { sender.outgoing(&[SlotId(to)]) };
                 if last.insert((from, to), entries.clone()).as_ref() != Some(&entries) {
-                    receiver.on_entries(SlotId(from), &entries);
+                    receiver.on_entries(SlotId(from), &entries[0]);
                 }
             }
         }
@@ -394,7 +394,7 @@ fn own_locks_cost_no_message_and_hundreds_of_requests_fit() {
     let (start, again) = (Instant::now(), set(5));
     assert!((0..100_000).all(|_| cluster.managers[0].try_pin(&again).is_some()));
     println!("{} ns for a cached pair of locks", start.elapsed().as_nanos() / 100_000);
-    assert!(cluster.managers[0].outgoing(SlotId(1)).is_empty());
+    assert!(cluster.managers[0].outgoing(&[SlotId(1)])[0].is_empty());
     let answers: Vec<_> = (0..600).map(|n| ask(&cluster.managers[1], set(n))).collect();
     for answer in answers {
         assert!(answer.recv_timeout(LONG).unwrap().is_ok());

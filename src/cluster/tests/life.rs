@@ -125,8 +125,8 @@ fn an_idle_pair_costs_little() {
     struct Quiet;
     impl LockPort for Quiet {
         fn on_entries(&self, _: SlotId, _: &[Entry]) {}
-        fn outgoing(&self, _: SlotId) -> Vec<Entry> {
-            vec![]
+        fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
+            vec![vec![]; to.len()]
         }
         fn on_view(&self, _: &Membership) {}
         fn tick(&self, _: Duration) -> Option<Duration> {

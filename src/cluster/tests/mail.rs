@@ -13,10 +13,13 @@ struct Post {
     heard: Mutex<BTreeMap<SlotId, Vec<Entry>>>,
     versions: AtomicU64,
     members: Mutex<Option<Membership>>,
+    /// How long it takes to be told of something, in milliseconds.
+    slow_ms: AtomicU64,
 }
 
 impl LockPort for Post {
     fn on_entries(&self, from: SlotId, entries: &[Entry]) {
+        std::thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed)));
         let sequences: Vec<_> = entries.iter().map(|e| e.seq).collect();
         assert!(sequences.iter().all(|s| *s == sequences[0]), "a mix of two contents");
         let before = self.heard.lock().insert(from, entries.to_vec());
@@ -24,8 +27,8 @@ impl LockPort for Post {
         assert!(sequences.first().is_none_or(|s| *s >= last), "an older content came back");
         self.versions.fetch_add(1, Ordering::Relaxed);
     }
-    fn outgoing(&self, _: SlotId) -> Vec<Entry> {
-        self.out.lock().clone()
+    fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
+        vec![self.out.lock().clone(); to.len()]
     }
     fn on_view(&self, members: &Membership) {
         *self.members.lock() = Some(members.clone());
@@ -109,6 +112,40 @@ fn a_round_trip_is_quick_while_talking() {
     }
     times.sort();
     assert!(times[10] < Duration::from_millis(30), "median {:?}", times[10]);
+}
+
+/// News of three takes longer than a lease here; of one it does not.
+#[test]
+fn beats_go_on_between_the_news_of_several() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let others = ["b", "c", "d"].map(|name| start(&medium, name));
+    post_a.slow_ms.store(QUICK.lease.as_millis() as u64 * 3 / 5, Ordering::Relaxed);
+    let told = || post_a.versions.load(Ordering::Relaxed);
+    let renewed = || a.lease.renewals.load(Ordering::Relaxed);
+    let (before, beats) = (told(), renewed());
+    let mut version = 0;
+    while told() < before + 12 {
+        version += 1;
+        assert!(version < 100_000, "{} contents have arrived", told() - before);
+        for (host, post) in &others {
+            *post.out.lock() = content(version, 3);
+            host.cluster.wake();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(
+        renewed() - beats >= 10,
+        "{} beats between {} pieces of news",
+        renewed() - beats,
+        told() - before
+    );
+    post_a.slow_ms.store(0, Ordering::Relaxed);
+    for (host, _) in &others {
+        eventually("its last words", || {
+            post_a.heard.lock().get(&host.report.slot) == Some(&content(version, 3))
+        });
+    }
 }
 
 #[test]

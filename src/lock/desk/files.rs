@@ -31,6 +31,8 @@ pub(super) struct FileWork {
     moved: BTreeSet<InodeNo>,
     /// Tables to work on.
     served: BTreeSet<InodeNo>,
+    /// The table at which a call's steps ended last: those behind it come first.
+    left_off: Option<InodeNo>,
     /// Messages to the own server.
     local: VecDeque<(InodeNo, u64, Ask)>,
     last_local: u64,
@@ -297,8 +299,13 @@ impl Desk {
             self.files.server.receive(now, self.me, ino, number, ask);
             self.file_work.served.insert(ino);
         }
-        for ino in std::mem::take(&mut self.file_work.served) {
+        let served = std::mem::take(&mut self.file_work.served);
+        for ino in in_turn(&served, self.file_work.left_off) {
+            let before = steps.are_over();
             self.serve_files(now, ino, steps);
+            if steps.are_over() && !before {
+                self.file_work.left_off = Some(ino);
+            }
         }
         true
     }
@@ -409,7 +416,30 @@ impl Desk {
     }
 }
 
+/// All of them, beginning behind `last`: a table on which there is always something to do does not keep those behind it
+/// from ever being looked at.
+fn in_turn(all: &BTreeSet<InodeNo>, last: Option<InodeNo>) -> impl Iterator<Item = InodeNo> {
+    let first = last.map_or(InodeNo(0), |last| InodeNo(last.0.saturating_add(1)));
+    all.range(first..).chain(all.range(..first)).copied()
+}
+
 /// The client, apart from the streams that it sends by.
 struct FilesButStreams<'a> {
     client: &'a mut crate::lock::files::Client,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_take_turns() {
+        let all: BTreeSet<_> = [3, 5, 9].map(InodeNo).into();
+        let order = |last: Option<u64>| in_turn(&all, last.map(InodeNo)).map(|i| i.0).collect::<Vec<_>>();
+        assert_eq!(order(None), [3, 5, 9]);
+        assert_eq!(order(Some(3)), [5, 9, 3]);
+        assert_eq!(order(Some(4)), [5, 9, 3]);
+        assert_eq!(order(Some(9)), [3, 5, 9]);
+        assert_eq!(order(Some(u64::MAX)), [3, 5, 9]);
+    }
 }

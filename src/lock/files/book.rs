@@ -135,18 +135,26 @@ impl Book {
         }
     }
 
-    /// Unlocks of what is left of closed handles. What is just asked for there, by the number's next owner, is
-    /// left out until that is answered.
+    /// Unlocks of what is left of closed handles: one of everything for an owner that has nothing by others, as open
+    /// file descriptions have not. What is just asked for there, by the number's next owner, is left out until
+    /// that is answered.
     pub fn leftovers(&mut self) -> Vec<(u64, FileLock)> {
         let mut left = Vec::new();
         let ended = std::mem::take(&mut self.ended);
         for ((kind, id), noted) in self.noted.iter().filter(|_| !ended.is_empty()) {
+            let owners = noted.taken.owners();
+            let Some(by) = owners.iter().find(|by| ended.contains(&by.id)).copied() else { continue };
+            let unlock = |span| FileLock { kind: *kind, owner: Owner { id: *id, ..by }, mode: Mode::N, span };
+            let sets = |r: &&Request| r.job != Job::Test && r.whose() == (*kind, Owner { id: *id, ..by });
+            let asked: Vec<Span> = self.requests.values().filter(sets).map(|r| r.lock.span).collect();
+            self.ended.extend(owners.iter().map(|by| by.id).filter(|by| ended.contains(by)));
+            if asked.is_empty() && owners.iter().all(|by| ended.contains(&by.id)) {
+                left.push((by.id, unlock(Span::ALL)));
+                continue;
+            }
             for (by, piece) in noted.taken.all().filter(|(by, _)| ended.contains(&by.id)) {
-                let (owner, span) = (Owner { id: *id, ..by }, piece.span);
-                let sets = |r: &Request| r.job != Job::Test && r.whose() == (*kind, owner);
-                self.ended.insert(by.id);
-                if !self.requests.values().any(|r| sets(r) && r.lock.span.overlaps(span)) {
-                    left.push((by.id, FileLock { kind: *kind, owner, mode: Mode::N, span }));
+                if !asked.iter().any(|span| span.overlaps(piece.span)) {
+                    left.push((by.id, unlock(piece.span)));
                 }
             }
         }

@@ -257,7 +257,8 @@ fn ranges_end_with_the_handle_that_took_them() {
     host.answer(at, Answer::Done(FileAnswer::Denied));
     host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
     assert_eq!(host.answers.drain(..).map(|(no, _)| no).collect::<Vec<_>>(), [next, no]);
-    assert_eq!(unlocks(&mut host), [lock(1, Mode::N, 15, 20)], "it was not");
+    let everything = FileLock { span: Span::ALL, ..lock(1, Mode::N, 0, 0) };
+    assert_eq!(unlocks(&mut host), [everything], "it was not");
     host.ask_by(10, lock(1, Mode::S, 15, 30), false);
     host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
     assert_eq!(unlocks(&mut host), [], "it is");
@@ -266,6 +267,22 @@ fn ranges_end_with_the_handle_that_took_them() {
     host.take(lock(1, Mode::N, 0, u64::MAX));
     host.client.end_handle(INO, 10);
     assert_eq!(unlocks(&mut host), []);
+}
+
+/// As if it was closed with a range in every other byte: one unlock, and not one for each, which would keep others waiting.
+#[test]
+fn the_end_of_a_handle_with_many_ranges_is_one_unlock() {
+    let mut host = Alone::new();
+    (0..1000).for_each(|at| host.take(lock(1, Mode::X, 2 * at, 2 * at)));
+    host.take(lock(2, Mode::X, 5000, 5000));
+    host.client.end_handle(INO, 9);
+    let left = host.client.leftovers(INO);
+    assert_eq!(left.iter().map(|l| l.lock.owner.id).collect::<Vec<_>>(), [1, 2]);
+    for unlock in left {
+        host.take(unlock.lock);
+    }
+    assert_eq!(host.client.held(INO), []);
+    assert_eq!(host.client.leftovers(INO), []);
 }
 
 /// One range, taken byte by byte by two handles in turn.
