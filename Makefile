@@ -39,6 +39,8 @@ build:
 	ln -sf fsck_shoal $(RELEASE)/fsck.shoal
 	ln -sf shoal $(RELEASE)/mount.fuse.shoal
 	ln -sf shoal $(RELEASE)/umount.fuse.shoal
+	ln -sf shoal $(RELEASE)/mount.fuseblk.shoal
+	ln -sf shoal $(RELEASE)/umount.fuseblk.shoal
 
 demo: tools build
 	tests/demo.sh $(RELEASE)
@@ -107,6 +109,10 @@ install: build
 	ln -sf fsck.shoal $(DESTDIR)$(SBINDIR)/fsck.fuse.shoal
 	install -m 755 $(RELEASE)/shoal $(DESTDIR)$(SBINDIR)/mount.fuse.shoal
 	ln -sf mount.fuse.shoal $(DESTDIR)$(SBINDIR)/umount.fuse.shoal
+	ln -sf mount.fuse.shoal $(DESTDIR)$(SBINDIR)/mount.fuseblk.shoal
+	ln -sf mount.fuse.shoal $(DESTDIR)$(SBINDIR)/umount.fuseblk.shoal
+	ln -sf mkfs.shoal $(DESTDIR)$(SBINDIR)/mkfs.fuseblk.shoal
+	ln -sf fsck.shoal $(DESTDIR)$(SBINDIR)/fsck.fuseblk.shoal
 	install -m 644 LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)
 
 # What tests, demo and benchmarks use (Debian and its kin).

@@ -3,7 +3,7 @@
 #![cfg(feature = "fuse")]
 
 use shoal::fuse::buffer::Payload;
-use shoal::fuse::mount::{self, Unmount};
+use shoal::fuse::mount::{self, Place, Unmount};
 use shoal::fuse::reply::Reply;
 use shoal::fuse::session::Handler;
 use shoal::fuse::wire::flags::{Bits, LK_FLOCK, init, setattr};
@@ -149,8 +149,8 @@ impl Mount {
         let (sender, asked) = channel();
         let waiting = Arc::new(Mutex::new(None));
         let by_hand = ByHand { asked: sender, waiting: Arc::clone(&waiting), appeared: Mutex::new(false) };
-        let at = (OsStr::new("by hand"), path.as_path());
-        let served = daemon::begin(by_hand, device, Arc::clone(&notifier), at, 0, 2).unwrap();
+        let place = Place { source: OsStr::new("by hand"), mountpoint: &path, flags: 0, claim: None };
+        let served = daemon::begin(by_hand, device, Arc::clone(&notifier), place, 2).unwrap();
         let connection = served.connection;
         let serving = Some(std::thread::spawn(move || served.run()));
         let (alive, dead) = channel::<()>();

@@ -83,7 +83,7 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         while let Ok(Some(entry)) = mountinfo::mounted_at(&self.mountpoint()) {
-            let _ = mount::abort(entry.device.1);
+            let _ = mount::abort(entry.connection());
             mount::unmount(&self.mountpoint(), Unmount::Lazy).unwrap();
         }
     }
@@ -162,7 +162,7 @@ fn a_mount_is_usable_when_the_command_returns_and_gone_when_umount_does() {
     assert_eq!((entry.fs_type.to_str(), Path::new(&entry.source)), (Some("fuse.shoal"), v.image().as_path()));
     fs::write(v.mountpoint().join("f"), b"lasting").unwrap();
     let daemon = v.daemon().unwrap();
-    assert_eq!((daemon.stage, daemon.daemon.connection), (local::Stage::Mounted, Some(entry.device.1)));
+    assert_eq!((daemon.stage, daemon.daemon.connection), (local::Stage::Mounted, Some(entry.connection())));
     let status = command("shoal", &["status", "--json"]);
     assert!(String::from_utf8_lossy(&status.stdout).contains(v.image().to_str().unwrap()), "{status:?}");
     assert_silent_success(&v.umount());

@@ -23,7 +23,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("xfstests")
     parser.add_argument("what", nargs="+", help="groups (generic/quick) or tests (generic/001)")
-    parser.add_argument("--fstype", default="fuse.shoal")
+    parser.add_argument("--fstype", default="fuseblk.shoal")
     parser.add_argument("--limit", type=int, default=90)
     parser.add_argument("--out", default="xfstests.tsv")
     parser.add_argument("--after", default="", help="start behind this test")
@@ -115,7 +115,7 @@ def run(xfstests, name, env, limit):
 def main():
     options = arguments()
     env = dict(os.environ, FSTYP=options.fstype, HOST_OPTIONS=os.path.join(HERE, "shoal.config"))
-    if options.fstype != "fuse.shoal":
+    if options.fstype not in ("fuse.shoal", "fuseblk.shoal"):
         env.setdefault("MKFS_OPTIONS", " ")
     env.setdefault("MKFS_OPTIONS", "-f -q --timing test")
     env.setdefault("TEST_DIR", "/mnt/test")

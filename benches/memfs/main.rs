@@ -28,8 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = mount::open_device()?;
     let notifier = Arc::new(Notifier::new(&device)?);
     let adapter = Adapter::new(Arc::new(tree::MemFs::new()), Arc::clone(&notifier));
-    let at = (OsStr::new("memfs"), mountpoint.as_path());
-    let served = daemon::begin(adapter, device, notifier, at, request.flags, request.threads)?;
+    let source = OsStr::new("memfs");
+    let place = mount::Place { source, mountpoint: &mountpoint, flags: request.flags, claim: None };
+    let served = daemon::begin(adapter, device, notifier, place, request.threads)?;
     served.unmount_on_signals(signals)?;
     println!("mounted");
     served.run()?;

@@ -259,9 +259,9 @@ impl Joiner {
         let cell = self.row.get(usize::from(slot.0)).cloned().flatten();
         let cell = cell.filter(|cell| cell.incarnation == former);
         let file = self.options.file;
-        // A process of this boot that has let go of the device, or we could not have opened it.
+        // A process of this boot that has let go of the device, or we would not have its presence lock.
         let here = cell.as_ref().is_some_and(|c| {
-            c.boot == self.options.boot && c.file.rdev == file.rdev && file.rdev != 0 && self.options.prove
+            c.boot == self.options.boot && c.file == file && file.rdev != 0 && self.options.prove
         });
         if here {
             return Ok(true);

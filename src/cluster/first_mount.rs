@@ -1,7 +1,7 @@
 //! The first mount of a volume without living members.
 //!
 //! Who is provably gone needs no waiting: same boot of this machine and, for a block device, the
-//! same device (which we could open exclusively); for an image, the same file on a filesystem of this
+//! same device file (whose presence lock we could take); for an image, the same file on a filesystem of this
 //! machine alone, and the byte-range lock that each mount holds could be taken.
 //!
 //! Two first mounts at once must not write from one slot. On one machine the lobby's byte range is
@@ -58,7 +58,7 @@ impl Joiner {
         let here = self.row[usize::from(slot.0)].as_ref().is_some_and(|h| {
             let same_file = match file.rdev {
                 0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
-                rdev => h.file.rdev == rdev,
+                _ => h.file == file,
             };
             h.incarnation == incarnation && h.boot == options.boot && same_file
         });

@@ -42,7 +42,7 @@ pub struct JoinOptions {
     /// Host name, and the device path, for people.
     pub name: String,
     pub device: String,
-    /// The file that was opened; a block device was opened exclusively.
+    /// The file that was opened; of a block device, with its presence lock.
     pub file: DeviceFile,
     /// The volume is an image file on a filesystem of this machine alone.
     pub local: bool,

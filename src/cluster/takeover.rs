@@ -165,8 +165,8 @@ impl Node {
             return false;
         }
         let gone = match proofs.file.rdev {
-            // We could open the device exclusively, so nobody else here has it open.
-            rdev @ 1.. => cell.file.rdev == rdev,
+            // We have the presence lock of this device file, so nobody else here has opened it by this name.
+            1.. => cell.file == proofs.file,
             0 => {
                 let same =
                     (cell.file.dev, cell.file.ino, cell.file.rdev) == (proofs.file.dev, proofs.file.ino, 0);

@@ -18,6 +18,12 @@ const ALIGN: usize = 4096;
 /// Why a device that cannot be written is of no use, and what helps.
 const NOT_WRITABLE: &str = "is read-only, and every mount writes its heartbeat, also with -o ro: \
      make it writable (blockdev --setrw)";
+/// A byte behind every device, locked by whoever writes one as long as it has it open. What outlives the claim of the
+/// kernel: a mount that was cut by force gives that back before its daemon is done.
+pub(super) const PRESENCE: u64 = i64::MAX as u64 - 1;
+/// A claim or a lock of another's.
+pub(super) const IN_USE: &str = "is in use on this machine (mounted, part of another device, or unmounted while programs \
+    had files of it open, which they still have)";
 /// Bounce buffers kept for the next request, and the largest kept.
 const POOL: usize = 16;
 const POOL_BYTES_MAX: usize = 4 << 20;
@@ -27,7 +33,8 @@ const POOL_BYTES_MAX: usize = 4 << 20;
 pub enum Access {
     /// Look only: works while others have it mounted.
     Read,
-    /// Write, beside other mounts of the same image file; a block device exclusively on this machine.
+    /// Write, beside other mounts of the same image file; a block device as the only one of this machine
+    /// that has its presence lock. That it is not used otherwise, [`super::Exclusive`] sees to.
     Mount,
     /// Write, with no mount of it on this machine.
     Exclusive,
@@ -121,7 +128,7 @@ fn open_file(path: &Path, access: Access, direct: bool, block: bool) -> io::Resu
     if direct {
         flags |= libc::O_DIRECT;
     }
-    if block && access != Access::Read {
+    if block && access == Access::Exclusive {
         flags |= libc::O_EXCL;
     }
     OpenOptions::new().read(true).write(access != Access::Read).custom_flags(flags).open(path)
@@ -144,9 +151,7 @@ impl FileDevice {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) && !block => {
                 (open_file(path, access, false, block).map_err(|e| refuse(path, e))?, false)
             }
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                return Err(refuse(path, "is in use on this machine (mounted, or part of another device)"));
-            }
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(refuse(path, IN_USE)),
             Err(e)
                 if access != Access::Read && matches!(e.raw_os_error(), Some(libc::EROFS | libc::EPERM)) =>
             {
@@ -167,7 +172,7 @@ impl FileDevice {
             return Err(refuse(path, NOT_WRITABLE));
         }
         let medium = if block { Medium::Block } else { Medium::File };
-        Ok(FileDevice {
+        let device = FileDevice {
             file,
             path: path.to_owned(),
             medium,
@@ -180,7 +185,12 @@ impl FileDevice {
             reads: Counter::default(),
             writes: Counter::default(),
             flushes: Counter::default(),
-        })
+        };
+        // Where a device file cannot be locked, nobody lends its claim (see `Exclusive`).
+        if block && access != Access::Read && matches!(device.try_lock_range(PRESENCE, 1), Ok(false)) {
+            return Err(refuse(path, IN_USE));
+        }
+        Ok(device)
     }
 
     /// Make an image file of `size` bytes without allocating them, or extend one that is smaller.

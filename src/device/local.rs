@@ -51,7 +51,7 @@ pub struct Daemon {
     pub device: PathBuf,
     pub identity: DeviceIdentity,
     pub mountpoint: PathBuf,
-    /// Minor number of the mount's anonymous device, once it is mounted.
+    /// The kernel's name for the connection, once it is mounted.
     pub connection: Option<u64>,
     /// The mount is gone, so its number may be another mount's by now.
     #[serde(default)]
@@ -68,9 +68,9 @@ impl Daemon {
     /// Is this its mount? The number alone does not say so: the kernel gives it to the next mount while
     /// an unmounted daemon is still leaving.
     pub fn serves(&self, mount: &MountEntry) -> bool {
-        mount.fs_type == mountinfo::FS_TYPE
+        mount.is_shoal()
             && !self.leaving
-            && self.connection.is_some_and(|id| mount.device == (0, id))
+            && self.connection == Some(mount.connection())
             // A device that is gone tells nothing.
             && DeviceIdentity::of(Path::new(&mount.source)).map_or(true, |source| source == self.identity)
     }

@@ -4,6 +4,7 @@
 //! records' own loading (`format`) speaks it too; a simulated disk in `tests/` implements it with
 //! delays, tears, losses and errors.
 
+mod exclusive;
 mod file;
 mod fitness;
 pub mod local;
@@ -15,6 +16,7 @@ pub mod reservation;
 mod sentinel;
 
 pub use crate::base::{BlockDevice, IoCounts};
+pub use exclusive::Exclusive;
 pub use file::{Access, FileDevice, Medium};
 pub use fitness::{Fitness, fitness};
 pub use meter::{Meter, Region};

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// What /proc/mounts, df and findmnt call a mounted volume.
 pub const FS_TYPE: &str = "fuse.shoal";
+/// And one that has claimed its block device.
+pub const FS_TYPE_BLOCK: &str = "fuseblk.shoal";
+/// Bits of a minor number inside the kernel.
+const MINOR_BITS: u32 = 20;
 
 /// One line of /proc/self/mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,28 @@ pub struct MountEntry {
     pub mountpoint: PathBuf,
     pub fs_type: OsString,
     pub source: OsString,
+}
+
+impl MountEntry {
+    /// Is it a Shoal volume?
+    pub fn is_shoal(&self) -> bool {
+        self.fs_type == FS_TYPE || self.fs_type == FS_TYPE_BLOCK
+    }
+
+    /// Does umount(2) wait until the daemon is done, and sync(2) ask it?
+    pub fn has_claim(&self) -> bool {
+        self.fs_type == FS_TYPE_BLOCK
+    }
+
+    /// The kernel's name for its connection: the number of its device, as the kernel has it inside.
+    pub fn connection(&self) -> u64 {
+        self.device.0 << MINOR_BITS | self.device.1
+    }
+}
+
+/// Major and minor number of the mount with a connection of that name.
+pub fn device_of(connection: u64) -> (u64, u64) {
+    (connection >> MINOR_BITS, connection & ((1 << MINOR_BITS) - 1))
 }
 
 /// All mounts that this process sees, in the order of mounting.

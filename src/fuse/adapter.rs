@@ -66,12 +66,19 @@ pub struct Adapter<O> {
     notifier: Arc<Notifier>,
     /// May the attributes in a SETATTR reply be cached?
     setattr_cached: bool,
+    /// Leaves the volume.
+    leave: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl<O: Operations> Adapter<O> {
     /// An adapter to `fs`; `notifier` learns the kernel's version at INIT.
     pub fn new(fs: Arc<O>, notifier: Arc<Notifier>) -> Adapter<O> {
-        Adapter { fs, notifier, setattr_cached: false }
+        Adapter { fs, notifier, setattr_cached: false, leave: None }
+    }
+
+    /// `leave` is called before the kernel hears that a mount is over for which umount(2) waits.
+    pub fn leaving(self, leave: impl Fn() + Send + Sync + 'static) -> Adapter<O> {
+        Adapter { leave: Some(Arc::new(leave)), ..self }
     }
 }
 
@@ -87,6 +94,18 @@ impl<O: Operations> Handler for Adapter<O> {
     fn agreed(&mut self, offer: &Offer) {
         self.notifier.set_protocol(offer.minor);
         self.setattr_cached = offer.minor >= MINOR_SETATTR_CHECKED;
+    }
+
+    fn leave(&self, reply: Reply) {
+        let Some(leave) = self.leave.clone() else { return reply.done() };
+        // It takes its time, and the requests before it may not be answered yet.
+        let spawned = std::thread::Builder::new().name("leave".into()).spawn(move || {
+            leave();
+            reply.done();
+        });
+        if let Err(e) = spawned {
+            tracing::warn!("umount does not wait: no thread to leave by: {e}");
+        }
     }
 
     fn forget(&self, nodeid: u64, count: u64) {

@@ -5,14 +5,16 @@
 //! left a usable mount; otherwise the parent prints what the child could not do. Nothing is printed
 //! on success.
 
+use crate::device::mountinfo;
 use crate::fs::types::KernelCache;
-use crate::fuse::mount::{self, Unmount};
+use crate::fuse::mount::{self, Place, Unmount};
 use crate::fuse::notify::Notifier;
 use crate::fuse::session::{Handler, Session};
-use std::ffi::OsStr;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 /// <linux/prctl.h>; libc has no name for it.
@@ -143,11 +145,13 @@ pub struct Served<H> {
     threads: usize,
     notifier: Arc<Notifier>,
     mountpoint: std::path::PathBuf,
-    /// Minor number of the mount's anonymous device.
+    /// Does umount(2) wait for us?
+    has_claim: bool,
+    /// The kernel's name for the connection.
     pub connection: u64,
 }
 
-/// Mounts `device` (an open /dev/fuse, the one of `notifier`) at `mountpoint` (canonical) and answers INIT.
+/// Mounts `device` (an open /dev/fuse, the one of `notifier`) and answers INIT.
 ///
 /// # Errors
 /// With what was tried; then nothing is mounted.
@@ -155,28 +159,28 @@ pub fn begin<H: Handler>(
     handler: H,
     device: OwnedFd,
     notifier: Arc<Notifier>,
-    at: (&OsStr, &Path),
-    flags: u64,
+    place: Place<'_>,
     threads: usize,
 ) -> io::Result<Served<H>> {
-    let (source, mountpoint) = at;
-    let connection = mount::mount(device, source, mountpoint, flags)
+    let mountpoint = place.mountpoint.to_owned();
+    let connection = mount::mount(device, place)
         .map_err(|e| io::Error::new(e.kind(), format!("mounting at {}: {e}", mountpoint.display())))?;
     let session = Session::begin(handler, connection.device).inspect_err(|_| {
-        let _ = mount::unmount(mountpoint, Unmount::Lazy);
+        let _ = mount::unmount(&mountpoint, Unmount::Cut);
     })?;
     if let Err(e) = mount::raise_read_ahead(connection.id) {
         tracing::warn!("reads will be small: read_ahead_kb: {e}");
     }
     notifier.set_mounted(connection.id);
-    let mountpoint = mountpoint.to_owned();
-    Ok(Served { session, threads, notifier, mountpoint, connection: connection.id })
+    let has_claim = mountinfo::device_of(connection.id).0 != 0;
+    Ok(Served { session, threads, notifier, mountpoint, has_claim, connection: connection.id })
 }
 
 impl<H: Handler> Served<H> {
     /// Takes the mount out of the tree again: it is not to be served.
     pub fn withdraw(&self) {
-        if let Err(e) = mount::unmount(&self.mountpoint, Unmount::Lazy) {
+        // Cut, for nobody would answer what the kernel asks of one that goes.
+        if let Err(e) = mount::unmount(&self.mountpoint, Unmount::Cut) {
             tracing::warn!("unmounting {}: {e}", self.mountpoint.display());
         }
         self.notifier.set_unmounted();
@@ -198,10 +202,15 @@ impl<H: Handler> Served<H> {
     /// If there can be no thread.
     pub fn unmount_on_signals(&self, signals: Signals) -> io::Result<()> {
         let (notifier, mountpoint) = (Arc::clone(&self.notifier), self.mountpoint.clone());
+        let has_claim = self.has_claim;
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             signals.wait();
             tracing::info!("unmounting on a signal");
-            if let Err(e) = mount::unmount(&mountpoint, Unmount::Lazy) {
+            let unmounted = match has_claim {
+                true => unmount_from_outside(&mountpoint),
+                false => mount::unmount(&mountpoint, Unmount::Lazy),
+            };
+            if let Err(e) = unmounted {
                 tracing::warn!("unmounting {}: {e}", mountpoint.display());
             }
             loop {
@@ -212,6 +221,13 @@ impl<H: Handler> Served<H> {
         })?;
         Ok(())
     }
+}
+
+/// Unmounts lazily by another process, and does not wait for it. A thread of ours that waited for this very process
+/// to answer could not be killed, and while it is there the connection does not end.
+fn unmount_from_outside(mountpoint: &Path) -> io::Result<()> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("shoal").args(["umount", "-l"]).arg(mountpoint).spawn().map(drop)
 }
 
 /// Gives memory back that the allocator keeps for nothing, as long as the process lives.

@@ -20,6 +20,7 @@
 //! | heap | the daemon's memory for cached blocks |
 //! | guardian | the process that ends a daemon which does not run when its lease is over |
 //! | log | where the daemon's log goes |
+//! | context | mounts by way of fsopen(2) |
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
 
 pub mod adapter;
@@ -28,6 +29,7 @@ pub mod cli;
 mod answer;
 pub mod buffer;
 mod channel;
+mod context;
 mod convert;
 pub mod daemon;
 mod directory;

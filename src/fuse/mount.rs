@@ -1,6 +1,8 @@
 //! mount(2), umount2(2) and the kernel's read-ahead.
 
-use crate::device::mountinfo::mounted_at;
+use crate::device::Exclusive;
+use crate::device::mountinfo::{self, mounted_at};
+use crate::fuse::context;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,15 +18,25 @@ const READ_AHEAD_KB: u32 = 8192;
 
 /// The control filesystem's usual place.
 const CONTROL: &str = "/sys/fs/fuse/connections";
-/// <linux/mount.h>; libc has no name for it.
-const FSCONFIG_CMD_CREATE: u32 = 6;
 
 /// A mounted connection that nobody serves yet.
 pub struct Connection {
     /// The open /dev/fuse.
     pub device: OwnedFd,
-    /// Minor number of the mount's anonymous device: the connection's name for the kernel.
+    /// The connection's name for the kernel (see [`MountEntry::connection`](crate::device::mountinfo::MountEntry)).
     pub id: u64,
+}
+
+/// What to mount, shown as `source` exactly as given, and where (canonical).
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub source: &'a OsStr,
+    pub mountpoint: &'a Path,
+    /// mount(2) flags (`MS_*`).
+    pub flags: u64,
+    /// The claim on the block device. Lent to the mount, the kernel lets sync(2) and syncfs(2) through to the
+    /// daemon, and umount(2) waits for it.
+    pub claim: Option<&'a Exclusive>,
 }
 
 /// How to unmount.
@@ -36,6 +48,8 @@ pub enum Unmount {
     Force,
     /// Out of sight now, unmounted when no longer in use.
     Lazy,
+    /// Both: for a mount that nobody serves (any more).
+    Cut,
 }
 
 /// Opens /dev/fuse.
@@ -52,21 +66,30 @@ pub fn open_device() -> io::Result<OwnedFd> {
     }
 }
 
-/// Mounts a connection at `mountpoint` (canonical), shown as `source` exactly as given. The kernel's
-/// INIT request waits in the device from now on.
+/// Mounts a connection. The kernel's INIT request waits in the device from now on.
 ///
 /// # Errors
 /// mount(2)'s.
-pub fn mount(device: OwnedFd, source: &OsStr, mountpoint: &Path, flags: u64) -> io::Result<Connection> {
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
-    );
-    mount_call(source, mountpoint, FS_TYPE, flags, &options)?;
+pub fn mount(device: OwnedFd, place: Place<'_>) -> io::Result<Connection> {
+    let Place { source, mountpoint, flags, claim } = place;
+    let claimed = match claim.filter(|claim| claim.may_lend()) {
+        Some(claim) => claim
+            .lend(|| context::mount_block(&device, source, mountpoint, flags))?
+            .inspect_err(|e| tracing::info!("mounted without a claim of the kernel: fuseblk: {e}"))
+            .is_ok(),
+        None => false,
+    };
+    if !claimed {
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+            device.as_raw_fd()
+        );
+        mount_call(source, mountpoint, FS_TYPE, flags, &options)?;
+    }
     match mounted_at(mountpoint)? {
-        Some(entry) if entry.fs_type == FS_TYPE => Ok(Connection { device, id: entry.device.1 }),
+        Some(entry) if entry.is_shoal() => Ok(Connection { device, id: entry.connection() }),
         _ => {
-            let _ = unmount(mountpoint, Unmount::Lazy);
+            let _ = unmount(mountpoint, Unmount::Cut);
             Err(io::Error::other("the new mount is not listed in /proc/self/mountinfo"))
         }
     }
@@ -92,7 +115,8 @@ fn mount_call(source: &OsStr, mountpoint: &Path, kind: &str, flags: u64, options
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Unmounts what is mounted last at `mountpoint`. Returns before the daemon is done.
+/// Unmounts what is mounted last at `mountpoint`. Returns before the daemon is done, unless the mount has claimed a
+/// block device.
 ///
 /// # Errors
 /// umount2(2)'s.
@@ -103,6 +127,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
             Unmount::Plain => 0,
             Unmount::Force => libc::MNT_FORCE,
             Unmount::Lazy => libc::MNT_DETACH,
+            Unmount::Cut => libc::MNT_FORCE | libc::MNT_DETACH,
         };
     // SAFETY: a NUL-terminated string that outlives the call.
     let result = unsafe { libc::umount2(path.as_ptr(), flags) };
@@ -115,7 +140,9 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
 /// # Errors
 /// If the mount has no entry in /sys/class/bdi.
 pub fn raise_read_ahead(connection: u64) -> io::Result<()> {
-    std::fs::write(format!("/sys/class/bdi/0:{connection}/read_ahead_kb"), READ_AHEAD_KB.to_string())
+    let (major, minor) = mountinfo::device_of(connection);
+    let kind = if major == 0 { "" } else { "-fuseblk" };
+    std::fs::write(format!("/sys/class/bdi/{major}:{minor}{kind}/read_ahead_kb"), READ_AHEAD_KB.to_string())
 }
 
 /// Cuts a connection; the mount stays, and every call on it fails. Not by a forced umount: that could
@@ -134,28 +161,13 @@ pub fn abort(connection: u64) -> io::Result<()> {
 
 /// Opens a file of the control filesystem where nobody has mounted it: by a mount that is in no tree.
 fn open_control(name: &str) -> io::Result<File> {
-    let owned = |fd: libc::c_long| match fd {
-        // SAFETY: a descriptor that the kernel has just given.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
-        _ => Err(io::Error::last_os_error()),
-    };
     let name = CString::new(name)?;
-    // SAFETY: system calls with strings that outlive them and descriptors that are open.
-    unsafe {
-        let context = owned(libc::syscall(libc::SYS_fsopen, c"fusectl".as_ptr(), 1))?;
-        let created = libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            std::ptr::null::<u8>(),
-            std::ptr::null::<u8>(),
-            0,
-        );
-        if created != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let root = owned(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0))?;
-        let flags = libc::O_WRONLY | libc::O_CLOEXEC;
-        owned(libc::openat(root.as_raw_fd(), name.as_ptr(), flags).into()).map(File::from)
+    let root = context::detached(c"fusectl")?;
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+    // SAFETY: a system call with a string that outlives it and an open descriptor.
+    match unsafe { libc::openat(root.as_raw_fd(), name.as_ptr(), flags) } {
+        // SAFETY: a descriptor that the kernel has just given.
+        fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

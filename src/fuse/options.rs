@@ -17,6 +17,8 @@ pub struct Request {
     pub remount: bool,
     /// Threads that read requests from the kernel: 1 to 64.
     pub threads: usize,
+    /// Let the kernel's mount claim a block device (type fuseblk).
+    pub claim: bool,
     /// Where the log goes; the system's log if not given.
     pub log: Option<PathBuf>,
 }
@@ -69,6 +71,8 @@ const TABLE: &[(&str, Effect)] = &[
     ("threads", Value(threads)),
     ("log", Value(log)),
     ("fence", Value(fence)),
+    ("fuseblk", Switch(|r| r.claim = true)),
+    ("nofuseblk", Switch(|r| r.claim = false)),
     ("defaults", Nothing),
     ("auto", Nothing),
     ("noauto", Nothing),
@@ -90,12 +94,20 @@ const TABLE: &[(&str, Effect)] = &[
     ("default_permissions", Nothing),
     ("user_id", Value(|_, v| if v == "0" { Ok(()) } else { Err("0") })),
     ("group_id", Value(|_, v| if v == "0" { Ok(()) } else { Err("0") })),
+    ("blksize", Value(|_, v| if v == "4096" { Ok(()) } else { Err("4096") })),
 ];
 
 impl Request {
     /// A mount of `device` without any option: read-write, set-uid programs and device files work.
     pub fn new(device: PathBuf) -> Request {
-        Request { volume: MountOptions::new(device), flags: 0, remount: false, threads: THREADS, log: None }
+        Request {
+            volume: MountOptions::new(device),
+            flags: 0,
+            remount: false,
+            threads: THREADS,
+            claim: true,
+            log: None,
+        }
     }
 
     /// Takes a comma-separated list. `sloppy`: unknown options are passed over (`mount -s`).

@@ -30,6 +30,11 @@ pub trait Handler: Send + Sync + 'static {
     /// Any other request that is answered. What is not known is refused with ENOSYS: then the kernel does
     /// not ask for it again where it can do without.
     fn request(&self, header: &FuseInHeader, request: Request<'_>, reply: Reply);
+    /// The kernel has let go of the mount, and a program waits in umount(2) for the answer. No request comes any more;
+    /// some may still be on their way.
+    fn leave(&self, reply: Reply) {
+        reply.done();
+    }
 }
 
 /// A connection that has answered INIT.
@@ -126,8 +131,7 @@ impl<H: Handler> Session<H> {
             Request::Interrupt(arg) => self.interrupt(&arg),
             // Nothing of ours is ever answered this way.
             Request::Unserved(Opcode::NotifyReply) => {}
-            // What there is to do is done when the device reports the end.
-            Request::Destroy => reply().done(),
+            Request::Destroy => self.handler.leave(reply()),
             Request::Init(_) => reply().error(Errno(libc::EIO)),
             request => self.handler.request(&header, request, reply()),
         }

@@ -166,7 +166,7 @@ impl Faulty {
     /// The device is pulled out: whoever has it open gets ENOTCONN for everything.
     pub fn pull(&self) {
         let found = shoal::device::mountinfo::mounted_at(self.directory.path()).unwrap().unwrap();
-        shoal::fuse::mount::abort(found.device.1).unwrap();
+        shoal::fuse::mount::abort(found.connection()).unwrap();
     }
 }
 

@@ -24,4 +24,5 @@ mod rig;
 mod rig_stream;
 mod rig_xattr;
 mod set_id;
+mod synced;
 mod torture;

@@ -28,7 +28,7 @@ fn program(name: &str) -> PathBuf {
 
 fn cut(at: &Path) {
     while let Ok(Some(entry)) = mountinfo::mounted_at(at) {
-        let _ = mount::abort(entry.device.1);
+        let _ = mount::abort(entry.connection());
         if mount::unmount(at, Unmount::Lazy).is_err() {
             return;
         }

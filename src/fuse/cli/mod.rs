@@ -43,8 +43,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let name = arguments.first().and_then(|a| Path::new(a).file_name()).unwrap_or_default().to_owned();
     // The helpers are the subcommands under the names that mount(8) and umount(8) look for.
     let helper = match name.to_str() {
-        Some("mount.fuse.shoal" | "mount.shoal") => Some("mount"),
-        Some("umount.fuse.shoal" | "umount.shoal") => Some("umount"),
+        Some("mount.fuse.shoal" | "mount.fuseblk.shoal" | "mount.shoal") => Some("mount"),
+        Some("umount.fuse.shoal" | "umount.fuseblk.shoal" | "umount.shoal") => Some("umount"),
         _ => None,
     };
     if let Some(subcommand) = helper {

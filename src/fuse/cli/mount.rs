@@ -1,18 +1,21 @@
 //! `shoal mount` and `mount.fuse.shoal`: `DEVICE DIRECTORY [-sfnv] [-o OPTIONS]`.
 
+use crate::device::Exclusive;
 use crate::device::local::{self, DeviceIdentity, Registration};
 use crate::device::mountinfo;
 use crate::fs::Fs;
 use crate::fs::mount::start;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::cli::{FAILED, USAGE, complain};
-use crate::fuse::daemon::{self, Readiness, Role, Signals};
+use crate::fuse::daemon::{self, Readiness, Role, Served, Signals};
 use crate::fuse::guardian::{self, Guardian, Side};
+use crate::fuse::mount::Place;
 use crate::fuse::notify::Notifier;
 use crate::fuse::options::Request;
 use crate::fuse::{log, mount};
 use parking_lot::Mutex;
 use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, Weak};
@@ -138,7 +141,7 @@ fn is_mounted_there(device: &Path, mountpoint: &Path) -> bool {
 fn remount(task: &Task) -> Result<(), String> {
     let there = format!("{}: no Shoal volume is mounted here", task.mountpoint.display());
     let entry = match mountinfo::mounted_at(&task.mountpoint) {
-        Ok(Some(entry)) if entry.fs_type == mountinfo::FS_TYPE => entry,
+        Ok(Some(entry)) if entry.is_shoal() => entry,
         Ok(_) => return Err(there),
         Err(e) => return Err(e.to_string()),
     };
@@ -193,6 +196,10 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
         Ok(lease) => notifier.set_guardian(lease),
         Err(e) => return fail(readiness, &format!("{shown}: no thread for the guardian: {e}")),
     }
+    let claim = match Exclusive::take(device) {
+        Ok(claim) => Arc::new(claim),
+        Err(e) => return fail(readiness, &with_device(&e.to_string(), device)),
+    };
     // Errors of the volume name the device themselves where it helps.
     let fs = match start(&task.request.volume, notifier.clone()) {
         Ok(fs) => fs,
@@ -205,20 +212,13 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
             tracing::warn!("the record of this daemon: {e}");
         }
     });
-    let adapter = Adapter::new(fs.clone(), notifier.clone());
-    let at = (task.source.as_os_str(), task.mountpoint.as_path());
-    let served = daemon::begin(adapter, fuse, notifier.clone(), at, task.request.flags, task.request.threads)
-        .and_then(|served| {
-            let known = registration.lock().set_mounted(served.connection, task.request.volume.read_only);
-            let known = known.and_then(|()| served.unmount_on_signals(signals));
-            known.inspect_err(|_| served.withdraw()).map(|()| served)
-        });
-    let ended = match served {
+    let member = Arc::new(Member { fs, registration, shown: shown.to_string(), left: OnceLock::new() });
+    let ended = match begin(task, &member, (fuse, &notifier), &claim, signals) {
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
             // The log and `shoal status` have it, too: to programs (xfstests for one) any word of a mount that
             // succeeds is a fault.
-            if let Some(warning) = fs.warning().filter(|_| std::io::stderr().is_terminal()) {
+            if let Some(warning) = member.fs.warning().filter(|_| std::io::stderr().is_terminal()) {
                 eprintln!("{warning}");
             }
             readiness.ready();
@@ -228,17 +228,64 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
-    if let Err(e) = registration.lock().set_leaving() {
-        tracing::warn!("the record of this daemon: {e}");
+    if let Err(e) = claim.recover() {
+        tracing::warn!("{shown}: no thread to take its claim back: {e}");
     }
-    let left = fs.stop();
-    match &left {
-        Ok(()) => tracing::info!("{shown} left"),
-        Err(e) => tracing::error!("leaving {shown}: {e}"),
-    }
+    let left = member.leave();
     // To the end of the process, for whatever still has the device open until then.
-    std::mem::forget(registration);
-    ended.and(left.map_err(drop))
+    std::mem::forget((member, claim));
+    ended.and(left)
+}
+
+/// Mounts and answers INIT.
+fn begin(
+    task: &Task,
+    member: &Arc<Member>,
+    (fuse, notifier): (OwnedFd, &Arc<Notifier>),
+    claim: &Exclusive,
+    signals: Signals,
+) -> std::io::Result<Served<Adapter<Fs>>> {
+    let leaver = member.clone();
+    let adapter = Adapter::new(member.fs.clone(), notifier.clone()).leaving(move || {
+        // The log has it.
+        let _ = leaver.leave();
+    });
+    let place = Place {
+        source: task.source.as_os_str(),
+        mountpoint: &task.mountpoint,
+        flags: task.request.flags,
+        claim: Some(claim).filter(|_| task.request.claim),
+    };
+    let served = daemon::begin(adapter, fuse, notifier.clone(), place, task.request.threads)?;
+    let known = member.registration.lock().set_mounted(served.connection, task.request.volume.read_only);
+    let known = known.and_then(|()| served.unmount_on_signals(signals));
+    known.inspect_err(|_| served.withdraw()).map(|()| served)
+}
+
+/// A host of the volume, to the end of its process.
+struct Member {
+    fs: Arc<Fs>,
+    registration: Arc<Mutex<Registration>>,
+    shown: String,
+    left: OnceLock<Result<(), ()>>,
+}
+
+impl Member {
+    /// Leaves the volume, the first time: when umount(2) waits for it, else when the mount has ended. Comes back
+    /// when that is done.
+    fn leave(&self) -> Result<(), ()> {
+        *self.left.get_or_init(|| {
+            if let Err(e) = self.registration.lock().set_leaving() {
+                tracing::warn!("the record of this daemon: {e}");
+            }
+            let left = self.fs.stop();
+            match &left {
+                Ok(()) => tracing::info!("{} left", self.shown),
+                Err(e) => tracing::error!("leaving {}: {e}", self.shown),
+            }
+            left.map_err(drop)
+        })
+    }
 }
 
 /// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late.
@@ -262,7 +309,7 @@ fn fail(readiness: Readiness, why: &str) -> Result<(), ()> {
     Err(())
 }
 
-type Opened = (Registration, std::os::fd::OwnedFd, Arc<Notifier>);
+type Opened = (Registration, OwnedFd, Arc<Notifier>);
 
 fn open(task: &Task) -> std::io::Result<Opened> {
     let device = &task.request.volume.device;

@@ -85,7 +85,7 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
 /// The mount at a directory, else the last one of a device.
 fn find(target: &Path) -> std::io::Result<Option<MountEntry>> {
     let mounts = mountinfo::mounts()?;
-    let ours = |m: &&MountEntry| m.fs_type == mountinfo::FS_TYPE;
+    let ours = |m: &&MountEntry| m.is_shoal();
     // Resolving the directory itself would ask its daemon, which may be gone: resolve the parent.
     let directory = match (std::path::absolute(target)?.parent(), target.file_name()) {
         (Some(parent), Some(name)) => std::fs::canonicalize(parent).map(|p| p.join(name)).ok(),

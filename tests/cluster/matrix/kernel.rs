@@ -4,7 +4,7 @@
 use shoal::fs::mount::start;
 use shoal::fs::{KernelCache, MountOptions, NodeId};
 use shoal::fuse::adapter::Adapter;
-use shoal::fuse::mount::open_device;
+use shoal::fuse::mount::{Place, open_device};
 use shoal::fuse::{Notifier, daemon};
 use std::io;
 use std::path::Path;
@@ -76,7 +76,8 @@ fn the_daemon() {
     let kernel = Kernel { inner: notifier.clone(), careless: std::env::var_os(CARELESS).is_some() };
     let fs = start(&options, Arc::new(kernel)).unwrap();
     let adapter = Adapter::new(fs.clone(), notifier.clone());
-    let served = daemon::begin(adapter, device, notifier, (&image, Path::new(&at)), 0, 2).unwrap();
+    let place = Place { source: &image, mountpoint: Path::new(&at), flags: 0, claim: None };
+    let served = daemon::begin(adapter, device, notifier, place, 2).unwrap();
     served.run().unwrap();
     fs.stop().unwrap();
 }

@@ -220,7 +220,7 @@ impl Matrix {
 
 fn cut(at: &Path) {
     if let Ok(Some(entry)) = mountinfo::mounted_at(at) {
-        let _ = mount::abort(entry.device.1);
+        let _ = mount::abort(entry.connection());
     }
 }
 

@@ -1,0 +1,93 @@
+//! The kernel's claim on a block device (O_EXCL): who has it keeps mkfs, other filesystems and RAID off.
+//!
+//! A mount of type fuseblk claims the device itself, which no second claim of the same process allows.
+//! So ours is lent for it, and taken back when the mount is gone while its daemon still writes. In between,
+//! and in the moment of lending, mounts of this machine tell each other by a lock on the device file (see
+//! [`Access::Mount`](super::Access::Mount)), which ends with the process and not before.
+
+use super::file::{FileDevice, IN_USE, PRESENCE};
+use super::{Access, Medium};
+use crate::base::{Error, Result};
+use parking_lot::Mutex;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is tried to take a claim back.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A claim on a block device. The claim of an image file is none: it may be mounted many times.
+pub struct Exclusive {
+    path: PathBuf,
+    /// Not while it is lent.
+    held: Mutex<Option<File>>,
+    medium: Medium,
+}
+
+impl Exclusive {
+    /// Claims the device at `path`.
+    ///
+    /// # Errors
+    /// `Device` if somebody has it.
+    pub fn take(path: &Path) -> Result<Exclusive> {
+        let medium = FileDevice::open(path, Access::Read)?.medium();
+        let held = match medium {
+            Medium::File => None,
+            Medium::Block => Some(open(path).map_err(|e| match e.raw_os_error() {
+                Some(libc::EBUSY) => Error::Device(format!("{}: {IN_USE}", path.display())),
+                _ => Error::Device(format!("{}: {e}", path.display())),
+            })?),
+        };
+        Ok(Exclusive { path: path.to_owned(), held: Mutex::new(held), medium })
+    }
+
+    /// May a mount claim the device in our place? Not an image, and not where our presence is locked by
+    /// nothing else.
+    pub fn may_lend(&self) -> bool {
+        let locked = || FileDevice::open(&self.path, Access::Read)?.is_range_locked(PRESENCE, 1);
+        self.medium == Medium::Block && locked().unwrap_or(false)
+    }
+
+    /// Lets `claim` have the device. If it fails, the claim is ours again.
+    ///
+    /// # Errors
+    /// The outer one: somebody else has been faster than us. The inner one: `claim`'s.
+    pub fn lend<T>(&self, claim: impl FnOnce() -> io::Result<T>) -> io::Result<io::Result<T>> {
+        let mut held = self.held.lock();
+        *held = None;
+        let claimed = claim();
+        if claimed.is_err() {
+            *held = Some(open(&self.path)?);
+        }
+        Ok(claimed)
+    }
+
+    /// Takes the claim back as soon as whoever has it gives it up, if it is lent.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn recover(self: &Arc<Self>) -> io::Result<()> {
+        if self.medium == Medium::File || self.held.lock().is_some() {
+            return Ok(());
+        }
+        let own = Arc::clone(self);
+        std::thread::Builder::new().name("claim".into()).spawn(move || {
+            loop {
+                match open(&own.path) {
+                    Ok(file) => return *own.held.lock() = Some(file),
+                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(PAUSE),
+                    // A device that is gone.
+                    Err(e) => return tracing::warn!("{}: {e}", own.path.display()),
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(path)
+}
