@@ -9,10 +9,10 @@ use handles::OpenFlags;
 
 /// What a new inode is to be.
 #[derive(Clone)]
-struct Plan {
-    dir: InodeNo,
+pub(super) struct Plan {
+    pub dir: InodeNo,
     name: Vec<u8>,
-    new: NewNode,
+    pub new: NewNode,
     target: Option<Vec<u8>>,
     caller: Caller,
 }
@@ -21,7 +21,7 @@ struct Plan {
 const SYMLINK_MAX: usize = 4095;
 
 impl Plan {
-    fn new(core: &Core, caller: Caller, parent: NodeId, name: Vec<u8>, new: NewNode) -> Plan {
+    pub fn new(core: &Core, caller: Caller, parent: NodeId, name: Vec<u8>, new: NewNode) -> Plan {
         Plan { dir: core.ino(parent), name, new, target: None, caller }
     }
 
@@ -31,7 +31,7 @@ impl Plan {
     }
 
     /// The attributes, all but those that come with the number.
-    fn attr(&self, mode: u32, dir: &Attr, now: Timestamp) -> Attr {
+    pub fn attr(&self, mode: u32, dir: &Attr, now: Timestamp) -> Attr {
         let mut attr = Attr::new(InodeNo(0), Generation(0), self.new.kind, mode, now);
         attr.uid = self.caller.uid;
         attr.gid = self.caller.gid;
@@ -102,10 +102,11 @@ impl Plan {
 
 impl Core {
     /// A fresh inode enters memory with its attributes known.
-    fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) -> Arc<Node> {
+    pub(super) fn adopt_new(&self, ino: InodeNo, attr: Attr, txn: crate::base::TxnId) -> Arc<Node> {
         let node = self.nodes.get(ino);
         let mut state = node.state.lock();
         node.stale_pages.store(true, Ordering::Release);
+        node.nameless.store(false, Ordering::Release);
         *state = NodeState { attr: Some(attr), last_txn: txn, ..NodeState::default() };
         drop(state);
         node

@@ -82,7 +82,8 @@ impl Core {
             true => self.load_named(&node, &mut state)?,
             false => self.load(&node, &mut state)?,
         };
-        if attr.nlink == 0 && node.opens.load(Ordering::Acquire) == 0 {
+        let nameless = fresh_file && node.nameless.load(Ordering::Acquire);
+        if attr.nlink == 0 && !nameless && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
         let heard = AtomicU64::new(state.write_errors.before_open());
@@ -120,6 +121,7 @@ impl Core {
             return;
         }
         *held = None;
+        node.nameless.store(false, Ordering::Release);
         drop(held);
         let dead = node.state.lock().attr.as_ref().is_some_and(|a| a.nlink == 0);
         if dead {

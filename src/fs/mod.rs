@@ -58,6 +58,7 @@ mod statfs;
 mod sync;
 mod takeover;
 mod threads;
+mod tmpfile;
 pub mod types;
 mod walk;
 mod writeback;

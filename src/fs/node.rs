@@ -118,6 +118,8 @@ pub struct Node {
     pub walk: Mutex<Option<Box<Walk>>>,
     /// Held shared while a handle is open on this host.
     pub iopen: Mutex<Option<Pins>>,
+    /// It has never had a name, and may get one as long as it is open here.
+    pub nameless: AtomicBool,
     /// A program has asked for a file lock by a handle of it.
     pub locked: AtomicBool,
     /// Of an inode that has been freed while the kernel still knows it: what it was in the end.
@@ -145,6 +147,7 @@ impl Node {
             append: Mutex::default(),
             walk: Mutex::default(),
             iopen: Mutex::new(None),
+            nameless: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             gone: Gone::default(),
             used: AtomicBool::new(true),

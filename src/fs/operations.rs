@@ -86,6 +86,18 @@ pub trait Operations: Send + Sync + 'static {
         flags: i32,
         reply: impl Reply<(EntryReply, OpenReply)>,
     );
+    /// Creates and opens a regular file without a name, which a `link` may give it.
+    fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        node: NewNode,
+        flags: i32,
+        reply: impl Reply<(EntryReply, OpenReply)>,
+    ) {
+        let _ = (caller, parent, node, flags);
+        reply(Err(Error::Unsupported("files without a name")));
+    }
     /// Fewer bytes than `size` only at the end of the file.
     fn read(
         &self,

@@ -104,6 +104,17 @@ impl Operations for Fs {
         Fs::create(self, caller, parent, name.to_vec(), node, flags, reply);
     }
 
+    fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        node: NewNode,
+        flags: i32,
+        reply: impl Reply<(EntryReply, OpenReply)>,
+    ) {
+        Fs::tmpfile(self, caller, parent, node, flags, reply);
+    }
+
     fn read(
         &self,
         ino: NodeId,

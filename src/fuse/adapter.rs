@@ -163,6 +163,10 @@ impl<O: Operations> Handler for Adapter<O> {
                 let new = new_node(FileKind::Regular, arg.mode, arg.umask, 0);
                 fs.create(who, node, name, new, arg.flags as i32, created(reply));
             }
+            R::Tmpfile(arg) => {
+                let new = new_node(FileKind::Regular, arg.mode, arg.umask, 0);
+                fs.tmpfile(who, node, new, arg.flags as i32, created(reply));
+            }
             R::Statfs => fs.statfs(statfs(reply)),
             R::Setxattr { arg, name, value } => self.setxattr(header, &arg, name, value, reply),
             R::Getxattr { arg, name } => fs.getxattr(node, name, sized(reply, arg.size)),
@@ -205,7 +209,7 @@ impl<O: Operations> Adapter<O> {
             R::CopyFileRange { arg, wide } => self.copy(header, &arg, wide, reply),
             R::Ioctl { arg, .. } => self.ioctl(header, &arg, reply),
             // Among them POLL (files are always ready; the kernel does not ask again), ACCESS (the kernel
-            // checks itself), BMAP and TMPFILE, for which there are no operations.
+            // checks itself) and BMAP, for which there are no operations.
             _ => reply.error(Errno(libc::ENOSYS)),
         }
     }

@@ -16,6 +16,7 @@ mod lock_traffic;
 mod matrix;
 mod metadata;
 mod model;
+mod nameless;
 mod pages;
 mod privileges;
 mod random;
