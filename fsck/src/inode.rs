@@ -7,7 +7,7 @@ use crate::tree::{self, Root, Visitor};
 use shoal::base::{BlockNo, Generation, InodeNo, LockName};
 use shoal::format::block::crc32c;
 use shoal::format::extent::Extent;
-use shoal::format::inode::{DiskAttr, FLAG_TRUNCATING};
+use shoal::format::inode::{DiskAttr, FLAG_TRUNCATING, FLAGS_OF_PROGRAMS};
 use shoal::format::item::{ItemKey, ItemKind, Key};
 use shoal::format::value::{BLOB_BYTES_PER_BLOCK, Blob, Content, Dirent, FileKind, Xattr};
 use shoal::format::value::{KEYS_PER_HASH, dirent_key, xattr_key};
@@ -79,7 +79,7 @@ fn check_attr(attr: &DiskAttr, known: Known, groups: &Groups, out: &mut Gathered
             fault(format!("its {what} is {size}"));
         }
     }
-    if attr.flags.get() & !FLAG_TRUNCATING != 0 {
+    if attr.flags.get() & !(FLAG_TRUNCATING | FLAGS_OF_PROGRAMS) != 0 {
         fault(format!("its flags are {:#x}", attr.flags.get()));
     }
     for (what, time) in

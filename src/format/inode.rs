@@ -37,7 +37,7 @@ pub struct DiskAttr {
     pub gid: U32,
     pub nlink: U32,
     pub rdev: U32,
-    /// Bit 0: a truncation to `truncate_target` is under way.
+    /// Bit 0: a truncation to `truncate_target` is under way. The others are set by programs.
     pub flags: U32,
     /// For directories: the inode of `..`.
     pub parent: U64,
@@ -56,3 +56,13 @@ const _: () = assert!(size_of::<DiskAttr>() == 256);
 
 /// Flag of [`DiskAttr::flags`]: whoever holds X and sees it finishes the truncation first.
 pub const FLAG_TRUNCATING: u32 = 1;
+/// Neither the inode nor its content nor, of a directory, its names may be changed.
+pub const FLAG_IMMUTABLE: u32 = 2;
+/// The file may only grow by appends; a directory may only gain names.
+pub const FLAG_APPEND: u32 = 4;
+/// Not for backups (for programs, nothing here looks at it).
+pub const FLAG_NODUMP: u32 = 8;
+/// Reading does not change the access time (which it does not anyway).
+pub const FLAG_NOATIME: u32 = 16;
+/// Those that programs set.
+pub const FLAGS_OF_PROGRAMS: u32 = FLAG_IMMUTABLE | FLAG_APPEND | FLAG_NODUMP | FLAG_NOATIME;

@@ -177,7 +177,9 @@ impl Fs {
             let node = core.nodes.get(ino);
             let _alone = set.size.map(|_| node.gate.write());
             let mut state = node.state.lock();
-            let kind = core.load(&node, &mut state)?.kind;
+            let attr = core.load(&node, &mut state)?;
+            let kind = attr.kind;
+            set.is_permitted(attr)?;
             core.check_writable()?;
             core.check_kept(&node, &mut state)?;
             if let Some(size) = set.size {

@@ -67,6 +67,7 @@ impl Plan {
         }
         let dir = core.dir(self.dir);
         let vacancy = dir.vacancy(&*core.store, &self.name)?;
+        flags::may_change(&dir_attr)?;
         if self.new.kind == FileKind::Directory && dir_attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }

@@ -124,6 +124,7 @@ impl Fs {
             let _alone = node.gate.write();
             let mut state = node.state.lock();
             core.check_writable()?;
+            flags::may_write(core.load(&node, &mut state)?, mode & !KEEP == 0)?;
             core.finish_truncation(&node, &mut state)?;
             core.file(&node, &mut state)?;
             core.drop_privileges(&node, &mut state, || true)?;

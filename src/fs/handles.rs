@@ -86,6 +86,9 @@ impl Core {
         if attr.nlink == 0 && !nameless && node.opens.load(Ordering::Acquire) == 0 {
             return Err(Error::Stale.into());
         }
+        if flags.write && !fresh_file {
+            flags::may_write(attr, flags.append)?;
+        }
         let heard = AtomicU64::new(state.write_errors.before_open());
         drop(state);
         if fresh.is_some() {

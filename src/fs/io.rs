@@ -387,6 +387,9 @@ impl Core {
         let mut state = node.state.lock();
         let state = &mut *state;
         self.finish_truncation(&node, state)?;
+        if how.fresh {
+            flags::may_write(self.load(&node, state)?, how.append)?;
+        }
         self.file(&node, state)?;
         let mode_changed = how.fresh && self.drop_privileges(&node, state, || how.keep_set_id)?;
         let file = self.file(&node, state)?;

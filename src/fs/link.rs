@@ -26,6 +26,7 @@ impl Core {
         if attr.kind == FileKind::Directory {
             return Err(Error::NotPermitted.into());
         }
+        flags::may_change(&dir_attr).and(flags::may_lose(&attr))?;
         if attr.nlink == u32::MAX {
             return Err(Error::TooManyLinks.into());
         }

@@ -31,6 +31,7 @@ mod data;
 mod drain;
 mod fencing;
 mod filelocks;
+mod flags;
 mod flight;
 mod free;
 mod gone;

@@ -4,7 +4,7 @@
 //! operation waits for a lock then, holding neither thread nor lock). Names are single components
 //! of any length; `.` and `..` come in lookups by number (file handles) and in what listings give out, else never.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Generation, Result};
 use crate::file::DataBuf;
 use crate::fs::types::{
     AttrReply, Caller, DirSink, EntryReply, LockFound, LockRequest, LookupReply, NewNode, NodeId, OpenReply,
@@ -185,6 +185,16 @@ pub trait Operations: Send + Sync + 'static {
         reply: impl Reply<()>,
     );
     fn lseek(&self, ino: NodeId, fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>);
+    /// What programs have set of [`crate::format::inode::FLAGS_OF_PROGRAMS`], and the generation.
+    fn flags(&self, ino: NodeId, reply: impl Reply<(u32, Generation)>) {
+        let _ = ino;
+        reply(Err(Error::Unsupported("flags")));
+    }
+    /// Set them. Who may is the kernel's question.
+    fn set_flags(&self, ino: NodeId, flags: u32, reply: impl Reply<()>) {
+        let _ = (ino, flags);
+        reply(Err(Error::Unsupported("flags")));
+    }
     /// Stop as in a crash (FS_IOC_SHUTDOWN): what has changed is committed, data not yet written is lost,
     /// and nothing works any more until the volume is mounted again.
     fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {

@@ -85,7 +85,10 @@ impl Core {
             }
             states
         };
-        let kind = self.load_named(&child, state_of(&mut states, found.ino))?.kind;
+        flags::may_lose(self.load(&parent, state_of(&mut states, dir))?)?;
+        let attr = self.load_named(&child, state_of(&mut states, found.ino))?;
+        flags::may_lose(attr)?;
+        let kind = attr.kind;
         match (directory, kind == FileKind::Directory) {
             (true, false) => return Err(Error::NotDirectory.into()),
             (false, true) => return Err(Error::IsDirectory.into()),

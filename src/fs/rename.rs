@@ -195,6 +195,7 @@ impl Rename {
         if parties.to.nlink == 0 {
             return Err(Error::NotFound.into());
         }
+        flags::may_rename(&parties.from, &parties.to, &parties.source, parties.target.as_ref())?;
         self.check_kinds(&core, &parties)?;
         let mut change = core.change_freeing(space, RENAME_BLOCKS)?;
         if self.exchange {

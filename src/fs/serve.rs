@@ -241,6 +241,14 @@ impl Operations for Fs {
         Fs::seek(self, ino, offset, what == SeekWhat::Data, reply);
     }
 
+    fn flags(&self, ino: NodeId, reply: impl Reply<(u32, Generation)>) {
+        Fs::flags(self, ino, reply);
+    }
+
+    fn set_flags(&self, ino: NodeId, flags: u32, reply: impl Reply<()>) {
+        Fs::set_flags(self, ino, flags, reply);
+    }
+
     fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {
         reply(match caller.uid {
             0 => Fs::shut_down(self),

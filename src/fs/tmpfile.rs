@@ -25,6 +25,7 @@ impl Core {
         if dir_attr.nlink == 0 {
             return Err(Error::NotFound.into());
         }
+        flags::may_change(&dir_attr)?;
         let picked = self.alloc.pick_inode(&mut space, plan.dir.block())?;
         let ino = picked.ino();
         // As for a file with a name: its locks before there is a block for it.

@@ -95,6 +95,7 @@ impl Fs {
             core.check_kept(&node, &mut state)?;
             state.unprivileged = false;
             let mut attr = core.load(&node, &mut state)?.clone();
+            flags::may_lose(&attr)?;
             let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
             change(&core, &mut freeing.txn, &mut attr)?;
             touch_ctime(&mut attr, core.now());

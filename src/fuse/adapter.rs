@@ -10,6 +10,7 @@ use crate::fuse::answer::{
 use crate::fuse::buffer::{PAYLOAD_MAX, Payload};
 use crate::fuse::convert::{caller, lock_request, rename_flags, set_attr};
 use crate::fuse::directory::Entries;
+use crate::fuse::ioctl;
 use crate::fuse::notify::Notifier;
 use crate::fuse::reply::Reply;
 use crate::fuse::session::Handler;
@@ -207,7 +208,7 @@ impl<O: Operations> Adapter<O> {
             }
             R::Lseek(arg) => self.lseek(node, &arg, reply),
             R::CopyFileRange { arg, wide } => self.copy(header, &arg, wide, reply),
-            R::Ioctl { arg, .. } => self.ioctl(header, &arg, reply),
+            R::Ioctl { arg, data } => self.ioctl(header, &arg, data, reply),
             // Among them POLL (files are always ready; the kernel does not ask again), ACCESS (the kernel
             // checks itself) and BMAP, for which there are no operations.
             _ => reply.error(Errno(libc::ENOSYS)),
@@ -277,9 +278,12 @@ impl<O: Operations> Adapter<O> {
         self.fs.copy_file_range(from, to, length, caller(header), copied(reply, wide));
     }
 
-    fn ioctl(&self, header: &FuseInHeader, arg: &FuseIoctlIn, reply: Reply) {
+    fn ioctl(&self, header: &FuseInHeader, arg: &FuseIoctlIn, data: &[u8], reply: Reply) {
         match arg.cmd {
             FS_IOC_SHUTDOWN => self.fs.shut_down(caller(header), ioctl_done(reply)),
+            _ if ioctl::is_known(arg.cmd) => {
+                ioctl::serve(&self.fs, NodeId(header.nodeid), arg.cmd, data, reply)
+            }
             _ => reply.error(Errno(libc::ENOTTY)),
         }
     }

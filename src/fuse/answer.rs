@@ -19,10 +19,11 @@ pub fn fail(reply: Reply, error: &Error) {
     reply.error(number);
 }
 
-fn answer<T: 'static>(
+/// Answers by `good`, or with what went wrong.
+pub fn answer<T: 'static>(
     reply: Reply,
     good: impl FnOnce(Reply, T) + Send + 'static,
-) -> impl FnOnce(Outcome<T>) + Send {
+) -> impl FnOnce(Outcome<T>) + Send + 'static {
     move |result| match result {
         Ok(value) => good(reply, value),
         Err(e) => fail(reply, &e),

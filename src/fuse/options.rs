@@ -36,8 +36,12 @@ enum Effect {
     Value(fn(&mut Request, &str) -> Result<(), &'static str>),
     /// Nothing: for mount(8), or always so.
     Nothing,
+    /// An error that says why it cannot be.
+    Refused(&'static str),
 }
-use Effect::{Flags, Nothing, Switch, Value};
+use Effect::{Flags, Nothing, Refused, Switch, Value};
+
+const NO_QUOTA: &str = "there are no quotas: the kernel has no quotactl(2) for FUSE";
 
 /// Every option there is. Later ones on a command line win over earlier ones.
 const TABLE: &[(&str, Effect)] = &[
@@ -73,6 +77,14 @@ const TABLE: &[(&str, Effect)] = &[
     ("fence", Value(fence)),
     ("fuseblk", Switch(|r| r.claim = true)),
     ("nofuseblk", Switch(|r| r.claim = false)),
+    ("quota", Refused(NO_QUOTA)),
+    ("usrquota", Refused(NO_QUOTA)),
+    ("grpquota", Refused(NO_QUOTA)),
+    ("prjquota", Refused(NO_QUOTA)),
+    ("pquota", Refused(NO_QUOTA)),
+    ("usrjquota", Refused(NO_QUOTA)),
+    ("grpjquota", Refused(NO_QUOTA)),
+    ("noquota", Nothing),
     ("defaults", Nothing),
     ("auto", Nothing),
     ("noauto", Nothing),
@@ -138,6 +150,7 @@ impl Request {
             (Flags(set, clear), None) => self.flags = self.flags & !clear | set,
             (Switch(f), None) => f(self),
             (Nothing, _) => {}
+            (Refused(why), _) => return Err(format!("mount option '{name}': {why}")),
             (Value(f), Some(value)) => {
                 f(self, value).map_err(|what| format!("mount option '{name}={value}': must be {what}"))?;
             }
@@ -240,6 +253,11 @@ mod tests {
                 }
                 Switch(_) => assert!(alone.is_ok() && with_value.is_err(), "{name}"),
                 Value(_) => assert!(alone.is_err() && with_value.is_err(), "{name}"),
+                Refused(why) => {
+                    for refused in [alone, with_value] {
+                        assert_eq!(refused.unwrap_err(), format!("mount option '{name}': {why}"));
+                    }
+                }
                 Nothing => assert_eq!(alone.unwrap(), Request::new("/dev/x".into()), "{name}"),
             }
         }

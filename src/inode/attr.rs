@@ -1,7 +1,7 @@
 //! The attributes of an inode as the rooms above use them.
 
 use crate::base::{Error, Generation, InodeNo, Result};
-use crate::format::inode::{DiskAttr, DiskTime, FLAG_TRUNCATING};
+use crate::format::inode::{DiskAttr, DiskTime, FLAG_TRUNCATING, FLAGS_OF_PROGRAMS};
 use crate::format::value::FileKind;
 use std::time::Duration;
 use zerocopy::little_endian::{I64, U32, U64};
@@ -60,6 +60,8 @@ pub struct Attr {
     pub parent: InodeNo,
     /// A truncation that is not finished yet, and its target.
     pub truncating: Option<u64>,
+    /// Those that programs set ([`FLAGS_OF_PROGRAMS`]).
+    pub flags: u32,
     pub atime: Timestamp,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
@@ -83,6 +85,7 @@ impl Attr {
             rdev: 0,
             parent: InodeNo(0),
             truncating: None,
+            flags: 0,
             atime: now,
             mtime: now,
             ctime: now,
@@ -102,7 +105,7 @@ impl Attr {
             gid: U32::new(self.gid),
             nlink: U32::new(self.nlink),
             rdev: U32::new(self.rdev),
-            flags: U32::new(if self.truncating.is_some() { FLAG_TRUNCATING } else { 0 }),
+            flags: U32::new(self.flags | if self.truncating.is_some() { FLAG_TRUNCATING } else { 0 }),
             parent: U64::new(self.parent.0),
             truncate_target: U64::new(self.truncating.unwrap_or(0)),
             atime: self.atime.to_disk(),
@@ -142,11 +145,30 @@ impl Attr {
             rdev: d.rdev.get(),
             parent: InodeNo(d.parent.get()),
             truncating: (d.flags.get() & FLAG_TRUNCATING != 0).then(|| d.truncate_target.get()),
+            flags: d.flags.get() & FLAGS_OF_PROGRAMS,
             atime: Timestamp::from_disk(&d.atime),
             mtime: Timestamp::from_disk(&d.mtime),
             ctime: Timestamp::from_disk(&d.ctime),
             btime: Timestamp::from_disk(&d.btime),
             project: d.project.get(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_programs_stand_beside_the_truncation() {
+        let new = Attr::new(InodeNo(7), Generation(1), FileKind::Regular, 0o644, Timestamp::default());
+        for flags in (0..32).filter(|f| f & !FLAGS_OF_PROGRAMS == 0) {
+            for truncating in [None, Some(5)] {
+                let attr = Attr { flags, truncating, ..new.clone() };
+                let disk = attr.to_disk();
+                assert_eq!(disk.flags.get(), flags | u32::from(truncating.is_some()));
+                assert_eq!(Attr::from_disk(InodeNo(7), &disk), Ok(attr));
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ mod file_locks;
 mod freed;
 mod full;
 mod handle;
+mod inode_flags;
 mod large_directory;
 mod leave;
 mod litmus;
