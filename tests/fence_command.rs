@@ -46,7 +46,9 @@ fn victim() -> Victim {
         host: [9; 16],
         boot: [8; 16],
         name: "other".into(),
+        device: "/dev/its".into(),
         never_beat: false,
+        lived: false,
     }
 }
 
@@ -56,14 +58,14 @@ fn it_is_told_whom_to_keep_off() {
     let seen = place.0.path().join("seen");
     let body = format!(
         "printf '%s\\n' \"$@\" \"$SHOAL_HOST_NAME\" \"$SHOAL_HOST_UUID\" \"$SHOAL_SLOT\" \
-         \"$SHOAL_INCARNATION\" \"$SHOAL_DEVICE\" \"${{HOME-unset}}\" >{}",
+         \"$SHOAL_INCARNATION\" \"$SHOAL_DEVICE\" \"$SHOAL_HOST_DEVICE\" \"${{OTHER-unset}}\" >{}",
         seen.display()
     );
     let cut = command(&place.program("off", &body)).unwrap().cut(&victim()).unwrap();
     assert!(cut.settle.is_zero() && cut.how.contains("off the disk"), "{}", cut.how);
     let uuid = "09090909-0909-0909-0909-090909090909";
     let once = format!("other\n{uuid}\n3\n77\n/dev/disk\n");
-    assert_eq!(fs::read_to_string(&seen).unwrap(), format!("{once}{once}unset\n"));
+    assert_eq!(fs::read_to_string(&seen).unwrap(), format!("{once}{once}/dev/its\nunset\n"));
     let option = Victim { name: "--all".into(), ..victim() };
     command(&place.0.path().join("off")).unwrap().cut(&option).unwrap();
     assert!(fs::read_to_string(&seen).unwrap().starts_with("_-all\n"), "no option of the program's");
@@ -150,4 +152,53 @@ fn nobody_switches_itself_off() {
         assert!(never.settle >= Timing::TEST.wait());
     }
     assert!(!ran.exists());
+}
+
+/// A mount blocks the signals that end it; a program that ends another by one of them would wait for ever. And what
+/// is ended so has a group of its own.
+#[test]
+fn a_program_can_end_what_it_starts_and_is_ended_with_all_of_it() {
+    let place = Place::new();
+    // SAFETY: a sigset_t is plain data that sigemptyset initialises; only this thread's mask changes.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+    let begun = Instant::now();
+    let off =
+        command(&place.program("off", "timeout 1 sleep 30")).unwrap().with_timeout(Duration::from_secs(9));
+    assert!(off.cut(&victim()).unwrap_err().to_string().contains("exit status: 124"));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let late = place.0.path().join("late");
+    let body = format!("echo waiting >&2; timeout 30 sh -c 'sleep 3; touch {}'", late.display());
+    let off = command(&place.program("off", &body)).unwrap().with_timeout(Duration::from_secs(1));
+    let why = off.cut(&victim()).unwrap_err().to_string();
+    assert!(why.contains("was killed: waiting"), "{why}");
+    // It is run again after a failure: what it began before must not go on beside that.
+    let body = format!("(sleep 3; touch {}) & exit 1", late.display());
+    assert!(command(&place.program("off", &body)).unwrap().cut(&victim()).is_err());
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(!late.exists(), "what a command has started goes on");
+    // SAFETY: takes numbers only. Whoever starts a mount may have left it so.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    assert!(command(&place.program("off", "exit 0")).unwrap().cut(&victim()).is_ok());
+}
+
+#[test]
+fn the_end_of_what_it_says_is_told() {
+    let place = Place::new();
+    let off =
+        command(&place.program("off", "yes | head -c 100000 >&2; echo no such host >&2; exit 3")).unwrap();
+    let why = off.cut(&victim()).unwrap_err().to_string();
+    assert!(why.ends_with("exit status: 3: no such host"), "{why}");
+}
+
+#[test]
+fn no_earlier_boot_of_this_machine_lived_beside_it() {
+    let place = Place::new();
+    let off = command(&place.program("off", "exit 0")).unwrap();
+    let why = off.cut(&Victim { host: [1; 16], lived: true, ..victim() }).unwrap_err().to_string();
+    assert!(why.contains("machine-id"), "{why}");
 }

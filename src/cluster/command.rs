@@ -1,19 +1,23 @@
 //! Hosts kept off by a program of the administrator: a cloud's "detach", a power switch.
 //!
 //! It is run as `PATH NAME UUID SLOT INCARNATION DEVICE` (the same in SHOAL_HOST_NAME, SHOAL_HOST_UUID,
-//! SHOAL_SLOT, SHOAL_INCARNATION and SHOAL_DEVICE), and must exit with 0 only when that host certainly writes
+//! SHOAL_SLOT, SHOAL_INCARNATION and SHOAL_DEVICE), DEVICE being the path on the host that runs it; the path on the one
+//! that died is in SHOAL_HOST_DEVICE, if it is known. It must exit with 0 only when that host certainly writes
 //! nothing to the device any more. Anything else, or no answer in time, is a failure, and it is run again. A name
 //! that begins with '-' is given with '_' there instead: it would be taken for an option.
 
 use crate::base::{Error, Result};
 use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::timing::Timing;
-use crate::device::local::kill_group;
+use crate::device::child;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -22,7 +26,9 @@ const TIMEOUT: Duration = Duration::from_secs(180);
 /// Where it finds its programs.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of what it says is kept.
-const SAID_MAX: u64 = 4096;
+const SAID_MAX: usize = 4096;
+/// Where it finds its settings.
+const HOME: &str = "/root";
 
 /// See the head of the file.
 pub struct Command {
@@ -101,67 +107,104 @@ impl Command {
                 .map(String::from);
         let names = ["SHOAL_HOST_NAME", "SHOAL_HOST_UUID", "SHOAL_SLOT", "SHOAL_INCARNATION", "SHOAL_DEVICE"];
         let fails = |what: String| Error::Device(format!("{}: {what}", self.path.display()));
-        let mut child = std::process::Command::new(real)
+        let mut program = std::process::Command::new(real);
+        program
             .arg0(&self.path)
-            .process_group(0)
             .args(&arguments)
             .env_clear()
             .env("PATH", SEARCH)
+            .env("HOME", HOME)
             .envs(names.into_iter().zip(&arguments))
+            .env("SHOAL_HOST_DEVICE", &victim.device)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| fails(e.to_string()))?;
-        let said = listen(&mut child);
-        match wait(&mut child, self.timeout) {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => {
-                // It has ended; what it started may still have the other end of the pipe.
-                let said = said.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-                Err(fails(format!("{status}: {}", said.lines().last().unwrap_or_default())))
+            .stderr(Stdio::piped());
+        let mut child = child::start(&mut program).map_err(|e| fails(e.to_string()))?;
+        let said = Said::listen(&mut child);
+        let ended = wait(child, self.timeout);
+        match ended {
+            Ended::By(status) if status.success() => Ok(()),
+            Ended::By(status) => Err(fails(format!("{status}{}", said.last()))),
+            Ended::Killed => {
+                Err(fails(format!("did not end within {:?} and was killed{}", self.timeout, said.last())))
             }
-            None => Err(fails(format!("did not end within {:?} and was killed", self.timeout))),
+            Ended::Never => Err(fails(format!(
+                "did not end within {:?} and cannot be killed: is it waiting for a disk?{}",
+                self.timeout,
+                said.last()
+            ))),
         }
     }
 }
 
-/// What it says on stderr, once that is closed.
-fn listen(child: &mut Child) -> Receiver<String> {
-    let (tell, said) = channel();
-    if let Some(pipe) = child.stderr.take() {
+/// The end of what a program says on stderr.
+struct Said {
+    tail: Arc<Mutex<VecDeque<u8>>>,
+    over: Receiver<()>,
+}
+
+impl Said {
+    fn listen(child: &mut Child) -> Said {
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let (tell, over) = channel();
+        let kept = tail.clone();
+        let mut pipe = child.stderr.take();
         let body = move || {
-            let mut text = Vec::new();
-            // Bounded; what comes after that is thrown away, or the program would wait for us.
-            let mut pipe = pipe;
-            let _ = pipe.by_ref().take(SAID_MAX).read_to_end(&mut text);
-            let _ = tell.send(String::from_utf8_lossy(&text).into_owned());
-            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+            let mut part = [0; SAID_MAX];
+            while let Some(n) = pipe.as_mut().and_then(|pipe| pipe.read(&mut part).ok()).filter(|n| *n > 0) {
+                let mut kept = kept.lock();
+                kept.extend(&part[..n]);
+                let excess = kept.len().saturating_sub(SAID_MAX);
+                kept.drain(..excess);
+            }
+            let _ = tell.send(());
         };
         if let Err(e) = std::thread::Builder::new().name("shoal-fence-log".into()).spawn(body) {
             tracing::warn!("what the fence command says is lost: {e}");
         }
+        Said { tail, over }
     }
-    said
+
+    /// The last line. The program has ended; what it started may still have the other end of the pipe.
+    fn last(&self) -> String {
+        let _ = self.over.recv_timeout(Duration::from_secs(1));
+        let text: Vec<u8> = self.tail.lock().iter().copied().collect();
+        let text = String::from_utf8_lossy(&text);
+        text.trim_end().lines().last().map_or(String::new(), |line| format!(": {line}"))
+    }
 }
 
-/// `None`: it took too long, and is dead now, with all that it started.
-fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+enum Ended {
+    By(ExitStatus),
+    Killed,
+    /// It is in the kernel's hands.
+    Never,
+}
+
+/// The child's end. Of one that failed or took too long nothing goes on: it is run again, and must not meet what it
+/// did before.
+fn wait(mut child: Child, limit: Duration) -> Ended {
     let end = Instant::now() + limit;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
+    let success = loop {
+        match child::has_ended(&child) {
             Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
-            Ok(None) | Err(_) => {
-                // It leads a group of its own, whose number is its own until it is waited for.
-                kill_group(child.id());
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
-            }
+            Ok(success) => break success,
+            Err(_) => break None,
         }
+    };
+    // Its number is its own until it is waited for.
+    let killed = success == Some(true) || child::kill_session(&child);
+    if success.is_some() {
+        return child.wait().map_or(Ended::Killed, Ended::By);
     }
+    if killed && child.wait().is_ok() {
+        return Ended::Killed;
+    }
+    // Whatever it is in the middle of may last; somebody has to wait for it.
+    let reaper = std::thread::Builder::new().name("shoal-fence-end".into());
+    let _ = reaper.spawn(move || drop(child.wait()));
+    Ended::Never
 }
 
 impl Fence for Command {
@@ -174,7 +217,18 @@ impl Fence for Command {
             return cut("it never wrote a heartbeat".into(), self.timing.wait());
         }
         if unknown {
-            return Err(Error::Device("its heartbeat cannot be read, so it is not known who it is".into()));
+            return Err(Error::Device(
+                "its heartbeat cannot be read, so it is not known which machine the command is to keep off"
+                    .into(),
+            ));
+        }
+        if victim.host == self.host && victim.boot != self.boot && victim.lived {
+            // No earlier boot of this machine lives beside this one.
+            return Err(Error::Device(
+                "it lived beside this machine and has the same /etc/machine-id, by which the command tells \
+                 machines apart: switch it off, and give each one its own"
+                    .into(),
+            ));
         }
         if victim.host == self.host {
             // Whoever switched that machine off would switch off this one.
@@ -184,7 +238,11 @@ impl Fence for Command {
                     "it was this machine, which has been started anew since".into(),
                     self.timing.claim_wait(),
                 ),
-                false => Err(Error::Device("it is, or was, a process of this very machine: stop it".into())),
+                false => Err(Error::Device(
+                    "it is, or was, a process of this very machine: stop it; if there is none any more (see `shoal \
+                     nodes`), start this machine anew, or mount on another one first"
+                        .into(),
+                )),
             };
         }
         self.run(victim)?;

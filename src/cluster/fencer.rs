@@ -18,8 +18,12 @@ pub struct Victim {
     pub host: [u8; 16],
     pub boot: [u8; 16],
     pub name: String,
+    /// What it called the device, where that is known.
+    pub device: String,
     /// For certain: another mount's heartbeat stands in its cell, or none.
     pub never_beat: bool,
+    /// We saw its heartbeat move: it lived beside us.
+    pub lived: bool,
 }
 
 /// A host that is kept off.

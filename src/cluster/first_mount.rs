@@ -17,8 +17,8 @@ use crate::cluster::join::{Joiner, Tried};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
 use crate::cluster::view::{bit, first_slot, slot_of, slots};
-use crate::format::cluster::SlotState;
 use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::{Claim, SlotState};
 use std::time::Duration;
 
 /// Lost ballots after which a first mount looks afresh at who is there.
@@ -225,8 +225,22 @@ impl Joiner {
         self.is_claim_ours(slot)
     }
 
+    /// Write the claim again, so that it does not stand still. `false`: it is another's.
+    pub fn renew_claim(&mut self, slot: SlotId) -> Result<bool> {
+        let Some((_, claim)) = self.claim.clone().filter(|(cell, _)| *cell == slot.0) else {
+            return Ok(false);
+        };
+        if !self.is_claim_ours(slot)? {
+            return Ok(false);
+        }
+        let claim = Claim { sequence: claim.sequence + 1, ..claim };
+        self.disk.write_claim(slot.0, &claim)?;
+        self.set_claim(slot.0, claim);
+        Ok(true)
+    }
+
     /// Wait, polling on so that who lives is seen; ends early if somebody does.
-    fn pause(&mut self, length: Duration) -> Result<()> {
+    pub fn pause(&mut self, length: Duration) -> Result<()> {
         let end = self.options.clock.now() + length;
         while self.options.clock.now() < end && !self.is_anybody_alive() {
             let step = (self.options.timing.heartbeat / 4).min(end.saturating_sub(self.options.clock.now()));

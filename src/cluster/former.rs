@@ -4,7 +4,7 @@
 use crate::base::{Epoch, Error, Result, SlotId};
 use crate::cluster::class::Wanted;
 use crate::cluster::disk::Disk;
-use crate::cluster::fencer::{Fence, Victim};
+use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::join::Joiner;
 use crate::cluster::keys::Former;
 use crate::cluster::view::{bit, first, slots};
@@ -113,7 +113,7 @@ impl Joiner {
     /// find its own taken over in turn.
     fn command_former(&mut self, claimed: SlotId, command: &dyn Fence) -> Result<bool> {
         let mut settle = Duration::ZERO;
-        let mut ours = true;
+        let mut ran = false;
         let others = self.others();
         for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
             let incarnation = Some(&member.incarnation);
@@ -121,26 +121,53 @@ impl Joiner {
                 continue;
             }
             // Whoever has taken our claim over keeps them off, and they may be back with it.
-            ours = self.is_still_ours(claimed)?;
-            if !ours {
-                break;
+            if !self.is_still_ours(claimed)? {
+                return Ok(false);
             }
-            tracing::info!("keeping {} off the disk by the command", self.name_of(slot));
+            let name = self.name_of(slot);
+            tracing::info!("keeping {name} off the disk by the command");
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let done = match command.cut(&victim_of(&self.disk, slot, member, cell)) {
+            let victim = victim_of(&self.disk, slot, member, cell, self.watch.has_moved(slot));
+            let done = match self.run_claiming(claimed, command, &victim) {
                 Ok(done) => done,
                 Err(e) => {
-                    let name = self.name_of(slot);
                     return self
                         .refuse(format_args!("{name} cannot be kept off, so nothing is mounted: {e}"));
                 }
             };
-            tracing::info!("{}: {}", self.name_of(slot), done.how);
+            tracing::info!("{name}: {}", done.how);
             settle = settle.max(done.settle);
+            ran = true;
             self.cut.insert(slot, member.incarnation);
         }
         await_settled(settle);
-        Ok(ours)
+        if ran {
+            // The claim was written again: it counts as when it was new.
+            self.pause(self.options.timing.claim_hold())?;
+            return self.is_still_ours(claimed);
+        }
+        Ok(true)
+    }
+
+    /// Run the command, and keep the claim from standing still meanwhile, for then it would be taken over, and
+    /// the command run by others too.
+    fn run_claiming(&mut self, claimed: SlotId, command: &dyn Fence, victim: &Victim) -> Result<Cut> {
+        std::thread::scope(|scope| {
+            let run = std::thread::Builder::new().name("shoal-fence".into());
+            let run = run.spawn_scoped(scope, || command.cut(victim));
+            let run = run.map_err(|e| Error::Device(format!("no thread for the command: {e}")))?;
+            let mut claimed = Some(claimed);
+            let mut next = self.options.clock.now() + self.options.timing.heartbeat;
+            while !run.is_finished() {
+                if let Some(slot) = claimed.filter(|_| self.options.clock.now() >= next) {
+                    // What cannot be written now may be in a moment; who has taken it over keeps it.
+                    claimed = claimed.filter(|_| self.renew_claim(slot).unwrap_or(true));
+                    next = self.options.clock.now() + self.options.timing.heartbeat;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            run.join().unwrap_or_else(|_| Err(Error::Device("the command's thread failed".into())))
+        })
     }
 
     /// The view in which we are alone, in `slot`.
@@ -172,17 +199,23 @@ fn await_settled(settle: Duration) {
 }
 
 /// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
-/// before its first one.
-pub fn victim_of(disk: &Disk, slot: SlotId, member: &SlotView, cell: Option<&Heartbeat>) -> Victim {
+/// before its first one. `lived`: that heartbeat was seen to move.
+pub fn victim_of(
+    disk: &Disk,
+    slot: SlotId,
+    member: &SlotView,
+    cell: Option<&Heartbeat>,
+    lived: bool,
+) -> Victim {
     let incarnation = member.incarnation;
     if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
-        let (host, boot, name) = (c.host, c.boot, c.name.clone());
-        return Victim { slot, incarnation, host, boot, name, never_beat: false };
+        let (host, boot, name, device) = (c.host, c.boot, c.name.clone(), c.device.clone());
+        return Victim { slot, incarnation, host, boot, name, device, never_beat: false, lived };
     }
     let lobby = disk.read_lobby();
     // What cannot be read may have been its heartbeat, or its claim.
     let never_beat = cell.is_some() && lobby.is_ok();
     let claim = lobby.into_iter().flatten().flatten().find(|c| c.incarnation == incarnation);
     let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
-    Victim { slot, incarnation, host, boot: [0; 16], name, never_beat }
+    Victim { slot, incarnation, host, name, never_beat, ..Victim::default() }
 }

@@ -1,12 +1,13 @@
 //! A member's look at the lobby: letting joiners in.
 
 use crate::base::{Incarnation, Result, SlotId};
+use crate::cluster::former::victim_of;
 use crate::cluster::node::Node;
-use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of};
-use crate::format::cluster::Claim;
+use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of, slots};
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL_MIN;
+use crate::format::cluster::{Claim, FenceClass, SlotView};
 
 /// What the lobby showed last time. Only claims that moved since are from joiners that live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,10 +63,36 @@ impl Lobby {
         // A slot that somebody claims as if there were no member is left alone while he lasts.
         let claimed = able.iter().filter(|(_, c)| c.kind == ClaimKind::First);
         let usable = claimed.fold(node.usable, |mask, (cell, _)| mask & !bit(SlotId(*cell)));
-        let joiners: Vec<Incarnation> =
-            able.iter().filter(|(_, c)| c.kind == ClaimKind::Join).map(|(_, c)| c.incarnation).collect();
+        let joiners: Vec<Claim> =
+            able.into_iter().map(|(_, c)| c).filter(|c| c.kind == ClaimKind::Join).collect();
+        let joiners = match node.view.fence == FenceClass::Command as u8 {
+            true => one_of_each_machine(node, joiners),
+            false => joiners,
+        };
+        let joiners: Vec<Incarnation> = joiners.into_iter().map(|c| c.incarnation).collect();
         if joiners.is_empty() { Ok(()) } else { let_in(node, &joiners, usable) }
     }
+}
+
+/// A command tells machines apart by their identity alone. So a machine is let in once its last mount is
+/// recovered, or the command would be run against a member; and of two with one identity the later one is to
+/// find the other at work, and to go away.
+fn one_of_each_machine(node: &Node, joiners: Vec<Claim>) -> Vec<Claim> {
+    let members = live(&node.view);
+    let host = |(slot, member): (SlotId, &SlotView)| {
+        let cell = node.row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
+        victim_of(&node.disk, slot, member, cell, false).host
+    };
+    let mut taken: Vec<_> = slots(&node.view).filter(|(s, _)| members & bit(*s) != 0).map(host).collect();
+    if taken.contains(&[0; 16]) {
+        return vec![]; // who has not said yet which machine it is
+    }
+    let mut first = |claim: &Claim| {
+        let is_new = !taken.contains(&claim.host);
+        taken.push(claim.host);
+        is_new
+    };
+    joiners.into_iter().filter(|claim| first(claim)).collect()
 }
 
 fn let_in(node: &mut Node, joiners: &[Incarnation], usable: u64) -> Result<()> {

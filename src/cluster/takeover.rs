@@ -197,6 +197,7 @@ impl Node {
             && fences.is_past_wait(&self.view, former, &self.watch, now)
             && !fences.is_cut(&self.view, former)
             && !due.contains(&former)
+            && !self.is_seen_to(former)
         {
             due.push(former);
         }
@@ -209,6 +210,7 @@ impl Node {
                 *slot,
                 &self.view.slots[at],
                 self.row.get(at).and_then(|cell| cell.as_ref()),
+                self.watch.has_moved(*slot),
             )
         };
         let victims = due.iter().map(victim).collect::<Vec<_>>();
@@ -220,6 +222,17 @@ impl Node {
             Err(e) => return Err(self.lost(e.to_string())),
         }
         Ok(())
+    }
+
+    /// Does another member that answers have the dead host in `slot` kept off, by a command that must not be run
+    /// twice at once?
+    fn is_seen_to(&self, slot: SlotId) -> bool {
+        match self.view.slots[usize::from(slot.0)].state {
+            SlotState::Dead { adopter } if self.view.fence == FenceClass::Command as u8 => {
+                adopter != self.slot && live(&self.view) & bit(adopter) != 0 && !self.watch.is_silent(adopter)
+            }
+            _ => false,
+        }
     }
 
     /// Is the mount that the view has in `slot` the one whose last heartbeat stands there, and silent? A mount

@@ -272,14 +272,6 @@ fn is_locked(file: &File) -> bool {
     }
 }
 
-/// Kill a child that leads a process group and is not waited for yet, with all of that group.
-pub fn kill_group(child: u32) {
-    if let Ok(group) = libc::pid_t::try_from(child) {
-        // SAFETY: takes numbers only.
-        unsafe { libc::kill(-group, libc::SIGKILL) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

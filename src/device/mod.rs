@@ -5,6 +5,7 @@
 //! delays, tears, losses and errors.
 
 mod exclusive;
+pub mod child;
 mod file;
 mod fitness;
 pub mod local;

@@ -104,21 +104,26 @@ fn die_before_the_first_beat(medium: &Arc<Medium>) {
     assert!(join_with(&port, "b", MACHINE_B).0.is_err());
 }
 
+/// Whoever dies is recovered as soon as it is kept off.
+fn recover_at_once(host: &Arc<Host>) {
+    let recover = Arc::downgrade(host);
+    let (tell, told) = std::sync::mpsc::channel::<Vec<SlotId>>();
+    host.cluster.on_fenced(Box::new(move |slots| drop(tell.send(slots.to_vec()))));
+    std::thread::spawn(move || {
+        for slots in told {
+            if let Some(host) = recover.upgrade() {
+                host.cluster.recovered(&slots).unwrap();
+            }
+        }
+    });
+}
+
 #[test]
 fn who_dies_before_its_first_beat_is_known_by_its_claim() {
     let medium = Medium::formatted();
     let (a, noted) = join_with(&medium.port(), "a", MACHINE_A);
     let a = Arc::new(a.unwrap());
-    let recover = Arc::downgrade(&a);
-    let (tell, told) = std::sync::mpsc::channel::<Vec<SlotId>>();
-    a.cluster.on_fenced(Box::new(move |slots| drop(tell.send(slots.to_vec()))));
-    std::thread::spawn(move || {
-        for slots in told {
-            if let Some(a) = recover.upgrade() {
-                a.cluster.recovered(&slots).unwrap();
-            }
-        }
-    });
+    recover_at_once(&a);
     die_before_the_first_beat(&medium);
     eventually("it is recovered", || {
         let slot = a.cluster.membership().view.slots[1];
@@ -160,7 +165,7 @@ fn two_machines_of_one_identity_are_not_let_in() {
 
 /// The one that would tell it stands still just then.
 #[test]
-fn two_machines_of_one_identity_are_told_apart_once_both_beat() {
+fn who_stands_still_is_not_joined_by_a_clone() {
     for _ in 0..5 {
         let medium = Medium::formatted();
         let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
@@ -168,8 +173,8 @@ fn two_machines_of_one_identity_are_told_apart_once_both_beat() {
         let gate = a.port.gate.write();
         let clone = std::thread::scope(|scope| {
             let clone = scope.spawn(|| join_with(&medium.port(), "clone", (MACHINE_A.0, MACHINE_B.1)).0);
-            let is_in = || b.cluster.membership().view.slots[2].incarnation != Incarnation(0);
-            eventually("it is let in, or not", || is_in() || clone.is_finished());
+            std::thread::sleep(QUICK.lease / 2);
+            assert_eq!(b.cluster.membership().view.slots[2].incarnation, Incarnation(0), "it was let in");
             drop(gate);
             clone.join().unwrap()
         });
@@ -178,10 +183,65 @@ fn two_machines_of_one_identity_are_told_apart_once_both_beat() {
         }
         let why = clone.err().expect("it stayed").to_string();
         assert!(why.contains("machine-id"), "{why}");
-        eventually("it has left", || live(&b.cluster.membership().view) == bit(SlotId(0)) | bit(SlotId(1)));
+        assert_eq!(live(&b.cluster.membership().view), bit(SlotId(0)) | bit(SlotId(1)));
         return;
     }
     panic!("the machine is too busy for this test");
+}
+
+#[test]
+fn of_clones_that_join_at_the_same_moment_one_gets_in() {
+    for _ in 0..3 {
+        let medium = Medium::formatted();
+        let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
+        let medium = &medium;
+        let clones = std::thread::scope(|scope| {
+            let clone =
+                |boot| scope.spawn(move || join_with(&medium.port(), "b", (MACHINE_B.0, [boot; 16])).0);
+            [8, 9].map(clone).map(|clone| clone.join().unwrap())
+        });
+        let refused: Vec<_> = clones.iter().filter_map(|c| c.as_ref().err()).collect();
+        assert_eq!(refused.len(), 1, "how many were refused");
+        assert!(refused[0].to_string().contains("machine-id"), "{}", refused[0]);
+        assert_eq!(a.lease.lost.lock().clone(), None);
+    }
+}
+
+/// The command would be run against a machine that is well.
+#[test]
+fn a_machine_is_let_in_again_once_its_last_mount_is_kept_off() {
+    let medium = Medium::formatted();
+    let (a, noted) = join_with(&medium.port(), "a", MACHINE_A);
+    let a = Arc::new(a.unwrap());
+    recover_at_once(&a);
+    let b = join_with(&medium.port(), "b", MACHINE_B).0.unwrap();
+    drop(b);
+    let again = join_with(&medium.port(), "b", (MACHINE_B.0, [9; 16])).0.unwrap();
+    assert_eq!(victims(&noted), [SlotId(1)], "before it was let in");
+    std::thread::sleep(QUICK.wait());
+    assert_eq!(victims(&noted).len(), 1, "and never again");
+    assert!(again.lease.lost.lock().is_none());
+}
+
+/// Others would take the claim over, and run the command too.
+#[test]
+fn a_command_that_takes_long_is_run_by_one_host_alone() {
+    let medium = Medium::formatted();
+    let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
+    let b = join_with(&medium.port(), "b", MACHINE_B).0.unwrap();
+    drop((a, b));
+    let long = QUICK.claim_wait() * 4 + QUICK.suspicion * 3;
+    let slow = Box::new(move || std::thread::sleep(long));
+    let medium = &medium;
+    let (c, d) = std::thread::scope(|scope| {
+        let c = scope.spawn(move || join_by_program(&medium.port(), "c", MACHINE_C, "/bin/true", slow));
+        std::thread::sleep(QUICK.wait() + QUICK.suspicion);
+        let d = scope.spawn(move || join_with(&medium.port(), "d", ([0xd; 16], [4; 16])));
+        (c.join().unwrap(), d.join().unwrap())
+    });
+    assert!(c.0.is_ok(), "{:?}", c.0.err());
+    assert_eq!((victims(&c.1), victims(&d.1)), (vec![SlotId(0), SlotId(1)], vec![]));
+    assert!(c.0.is_ok_and(|c| c.report.first));
 }
 
 fn other_claim() -> Claim {
@@ -307,7 +367,7 @@ fn whose_claim_cannot_be_read_is_not_known_to_have_never_beaten() {
     port.set_hook(move |_, at| !lobby.contains(&at));
     let member = SlotView { state: SlotState::Live { former: None }, incarnation: Incarnation(4) };
     let other = Heartbeat { incarnation: Incarnation(3), ..Heartbeat::default() };
-    let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other));
+    let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other), false);
     assert!(!victim(port).never_beat, "its claim would tell which machine it was");
     assert!(victim(medium.port()).never_beat);
 }
