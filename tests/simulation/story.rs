@@ -54,7 +54,13 @@ pub struct Story {
     /// Requests after which everything is durable: all hosts have left.
     left: usize,
     names: parking_lot::Mutex<HashMap<Vec<usize>, Option<Arc<Candidate>>>>,
+    /// Of each host, for each number of all steps: how many of all steps must have happened, of each host, if its
+    /// own before that have.
+    needed: Vec<Vec<Vec<usize>>>,
 }
+
+/// What was found of files: by path, node, and the step from which its lives count.
+type Looked = HashMap<(String, Id, usize), Result<(), String>>;
 
 /// A state that the names may be in.
 struct Candidate {
@@ -146,6 +152,7 @@ impl Recorder {
 
     fn told(self, left: usize) -> Story {
         Story {
+            needed: needed(&self.steps),
             history: self.history,
             events: self.disk.events(),
             steps: self.steps,
@@ -184,6 +191,28 @@ pub fn execute(host: &Host, model: &Model, number: usize, op: &Op) -> shoal::bas
     }
 }
 
+/// See [`Story::needed`]. A change of names builds on those before it that touched one of its nodes.
+fn needed(steps: &[Step]) -> Vec<Vec<Vec<usize>>> {
+    let hosts = steps.iter().map(|s| s.host + 1).max().unwrap_or(1);
+    let mut needed = vec![vec![vec![0; hosts]]; hosts];
+    for (at, step) in steps.iter().enumerate() {
+        let mut least = needed[step.host][at].clone();
+        let builds_on = |before: &Step| {
+            changes_names(&before.op) && before.touched.iter().any(|id| step.touched.contains(id))
+        };
+        if changes_names(&step.op) {
+            for (t, before) in steps[..at].iter().enumerate().filter(|(_, before)| builds_on(before)) {
+                least[before.host] = least[before.host].max(t + 1);
+            }
+        }
+        for (host, needed) in needed.iter_mut().enumerate() {
+            let next = if host == step.host { least.clone() } else { needed[at].clone() };
+            needed.push(next);
+        }
+    }
+    needed
+}
+
 fn changes_names(op: &Op) -> bool {
     !matches!(op, Op::Write { .. } | Op::Truncate { .. } | Op::Fallocate { .. } | Op::Fsync(_) | Op::Rest(_))
 }
@@ -218,27 +247,20 @@ impl Story {
 
     /// Is what `ends` includes complete: nothing in it builds on something left out?
     fn is_closed(&self, ends: &[usize]) -> bool {
-        let included = |at: usize, s: &Step| at < ends[s.host];
-        for (at, step) in self.steps.iter().enumerate().filter(|(at, s)| included(*at, s)) {
-            let builds_on_missing = self.steps[..at].iter().enumerate().any(|(t, before)| {
-                changes_names(&before.op)
-                    && !included(t, before)
-                    && before.touched.iter().any(|id| step.touched.contains(id))
-            });
-            if builds_on_missing && changes_names(&step.op) {
-                return false;
-            }
-        }
-        true
+        let own = ends.iter().zip(&self.needed);
+        own.into_iter().all(|(end, needed)| needed[*end].iter().zip(ends).all(|(least, end)| least <= end))
     }
 
     /// The names if of each host's steps those before `ends` had happened.
-    fn candidate(&self, ends: Vec<usize>) -> Option<Arc<Candidate>> {
-        if let Some(known) = self.names.lock().get(&ends) {
+    fn candidate(&self, ends: &[usize]) -> Option<Arc<Candidate>> {
+        if ends.len() > 1 && !self.is_closed(ends) {
+            return None;
+        }
+        if let Some(known) = self.names.lock().get(ends) {
             return known.clone();
         }
-        let made = self.make_candidate(&ends).map(Arc::new);
-        self.names.lock().insert(ends, made.clone());
+        let made = self.make_candidate(ends).map(Arc::new);
+        self.names.lock().insert(ends.to_vec(), made.clone());
         made
     }
 
@@ -246,9 +268,6 @@ impl Story {
         if ends.len() == 1 {
             let (names, ids) = tree::of_model(&self.states[ends[0]]);
             return Some(Candidate { names, ids });
-        }
-        if !self.is_closed(ends) {
-            return None;
         }
         let mut model = Model::new();
         for (at, step) in self.steps.iter().enumerate().filter(|(at, s)| *at < ends[s.host]) {
@@ -280,26 +299,25 @@ impl Story {
     /// # Errors
     /// What is wrong, for people.
     pub fn check(&self, count: usize, found: &Found) -> Result<(), String> {
-        let mut closest: Option<Vec<String>> = None;
+        // The names may be the same in thousands of states; of a file there are few lives.
+        let mut looked = Looked::new();
         let mut wrong_data = None;
-        for ends in self.ends(count) {
-            let Some(candidate) = self.candidate(ends.clone()) else { continue };
+        let all = self.ends(count);
+        for ends in &all {
+            let Some(candidate) = self.candidate(ends) else { continue };
             if candidate.names == found.names {
-                match self.check_data(count, &ends, found, &candidate.ids) {
+                match self.check_data(count, ends, found, &candidate.ids, &mut looked) {
                     Ok(()) => return Ok(()),
                     Err(e) => wrong_data = Some(e),
-                }
-            } else if wrong_data.is_none() {
-                let lines = tree::difference(&found.names, &candidate.names);
-                if closest.as_ref().is_none_or(|c| lines.len() < c.len()) {
-                    closest = Some(lines);
                 }
             }
         }
         if let Some(e) = wrong_data {
             return Err(e);
         }
-        let closest = closest.unwrap_or_default();
+        let candidates = all.iter().filter_map(|ends| self.candidate(ends));
+        let differences = candidates.map(|c| tree::difference(&found.names, &c.names));
+        let closest = differences.min_by_key(Vec::len).unwrap_or_default();
         Err(format!(
             "no state that the names may be in; the closest differs by {:#?}",
             &closest[..closest.len().min(8)]
@@ -313,6 +331,7 @@ impl Story {
         ends: &[usize],
         found: &Found,
         ids: &BTreeMap<String, Id>,
+        looked: &mut Looked,
     ) -> Result<(), String> {
         let started = self.started(count);
         for (path, data) in &found.data {
@@ -323,17 +342,23 @@ impl Story {
             };
             let synced = (0..started).rev().find(is_floor);
             let from = if count >= self.left { self.steps.len() } else { synced.map_or(0, |at| at + 1) };
+            let key = (path.clone(), id, from);
+            if let Some(known) = looked.get(&key) {
+                known.clone()?;
+                continue;
+            }
             let versions: Vec<&Vec<u8>> = self.states[from..=started.max(from)]
                 .iter()
                 .filter_map(|m| m.nodes.contains_key(&id).then(|| m.data(id).map(|d| &**d)).flatten())
                 .collect();
-            check_file(data, &versions).map_err(|e| {
+            let fits = check_file(data, &versions).map_err(|e| {
                 let first = synced.unwrap_or(0).saturating_sub(3);
                 let steps = self.steps[first..started].iter().enumerate();
                 let touching = steps.filter(|(_, s)| s.touched.contains(&id) || s.synced == Some(id));
                 let lines: Vec<_> = touching.map(|(n, s)| format!("{}: {:?}", first + n, s.op)).collect();
                 format!("{path} (node {id}, synced in step {synced:?}): {e}; it saw {lines:#?}")
-            })?;
+            });
+            looked.entry(key).or_insert(fits).clone()?;
         }
         Ok(())
     }
