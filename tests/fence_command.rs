@@ -3,10 +3,14 @@
 
 use shoal::base::{Incarnation, SlotId};
 use shoal::cluster::Timing;
+use shoal::cluster::anew::Again;
 use shoal::cluster::command::Command;
 use shoal::cluster::fencer::{Fence, Victim};
+use shoal::device::child;
+use shoal::format::cluster::heartbeat::DeviceFile;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,8 +40,10 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 fn command(path: &Path) -> shoal::base::Result<Command> {
-    Command::new(path.to_owned(), "/dev/disk".into(), [1; 16], [2; 16], &Timing::TEST)
+    Command::new(path.to_owned(), "/dev/disk".into(), [1; 16], [2; 16], "here".into(), &Timing::TEST)
 }
+
+const FILE: DeviceFile = DeviceFile { dev: 3, ino: 4, rdev: 5 };
 
 fn victim() -> Victim {
     Victim {
@@ -47,8 +53,8 @@ fn victim() -> Victim {
         boot: [8; 16],
         name: "other".into(),
         device: "/dev/its".into(),
-        never_beat: false,
-        lived: false,
+        file: FILE,
+        ..Victim::default()
     }
 }
 
@@ -58,14 +64,16 @@ fn it_is_told_whom_to_keep_off() {
     let seen = place.0.path().join("seen");
     let body = format!(
         "printf '%s\\n' \"$@\" \"$SHOAL_HOST_NAME\" \"$SHOAL_HOST_UUID\" \"$SHOAL_SLOT\" \
-         \"$SHOAL_INCARNATION\" \"$SHOAL_DEVICE\" \"$SHOAL_HOST_DEVICE\" \"${{OTHER-unset}}\" >{}",
+         \"$SHOAL_INCARNATION\" \"$SHOAL_DEVICE\" \"$SHOAL_HOST_DEVICE\" \"$SHOAL_HOST_BOOT\" \
+         \"${{OTHER-unset}}\" >{}",
         seen.display()
     );
     let cut = command(&place.program("off", &body)).unwrap().cut(&victim()).unwrap();
-    assert!(cut.settle.is_zero() && cut.how.contains("off the disk"), "{}", cut.how);
-    let uuid = "09090909-0909-0909-0909-090909090909";
+    assert!(cut.how.contains("off the disk"), "{}", cut.how);
+    assert!(cut.settle >= Timing::TEST.write_life, "what it had sent may be in the device");
+    let [uuid, boot] = ["09", "08"].map(|b| [4, 2, 2, 2, 6].map(|n| b.repeat(n)).join("-"));
     let once = format!("other\n{uuid}\n3\n77\n/dev/disk\n");
-    assert_eq!(fs::read_to_string(&seen).unwrap(), format!("{once}{once}/dev/its\nunset\n"));
+    assert_eq!(fs::read_to_string(&seen).unwrap(), format!("{once}{once}/dev/its\n{boot}\nunset\n"));
     let option = Victim { name: "--all".into(), ..victim() };
     command(&place.0.path().join("off")).unwrap().cut(&option).unwrap();
     assert!(fs::read_to_string(&seen).unwrap().starts_with("_-all\n"), "no option of the program's");
@@ -139,15 +147,17 @@ fn nobody_switches_itself_off() {
     let place = Place::new();
     let ran = place.0.path().join("ran");
     let command = command(&place.program("off", &format!("touch {}", ran.display()))).unwrap();
-    let here = Victim { host: [1; 16], ..victim() };
+    let here = Victim { host: [1; 16], name: "here".into(), ..victim() };
     let cut = command.cut(&here).unwrap();
     assert!(cut.how.contains("started anew"), "an earlier boot");
     assert!(cut.settle >= Timing::TEST.write_life, "what that boot sent may be in the device");
     assert!(command.cut(&Victim { boot: [2; 16], ..here.clone() }).is_err());
-    // Who never beat never had a lease. Who cannot be read may have had one.
     let boot = [0; 16];
-    for host in [[0; 16], [1; 16]] {
-        assert!(command.cut(&Victim { host, boot, ..victim() }).is_err(), "nobody knows who that was");
+    assert!(command.cut(&Victim { boot, ..here.clone() }).is_err(), "nobody knows which boot that was");
+    let why = command.cut(&Victim { name: "was".into(), ..here }).unwrap_err().to_string();
+    assert!(why.contains("-o name=was"), "a clone has another name: {why}");
+    // Who never beat never had a lease.
+    for host in [[0; 16], [1; 16], [9; 16]] {
         let never = command.cut(&Victim { host, boot, never_beat: true, ..victim() }).unwrap();
         assert!(never.settle >= Timing::TEST.wait());
     }
@@ -201,4 +211,46 @@ fn no_earlier_boot_of_this_machine_lived_beside_it() {
     let off = command(&place.program("off", "exit 0")).unwrap();
     let why = off.cut(&Victim { host: [1; 16], lived: true, ..victim() }).unwrap_err().to_string();
     assert!(why.contains("machine-id"), "{why}");
+}
+
+/// Its heartbeat is damaged, and its claim gone. The program can say no.
+#[test]
+fn who_cannot_be_known_has_a_uuid_of_zeros() {
+    let place = Place::new();
+    let unknown = Victim { host: [0; 16], boot: [0; 16], name: "slot 3".into(), ..victim() };
+    let body = "[ $2 != 00000000-0000-0000-0000-000000000000 ] || { echo who is that >&2; exit 1; }";
+    let off = command(&place.program("off", body)).unwrap();
+    assert!(off.cut(&unknown).unwrap_err().to_string().contains("who is that"));
+    assert!(off.cut(&victim()).is_ok());
+    assert!(
+        command(&place.program("off", "exit 0")).unwrap().cut(&unknown).is_ok(),
+        "an administrator knows"
+    );
+}
+
+#[test]
+fn a_machine_that_mounts_again_is_not_cut() {
+    let place = Place::new();
+    let off = command(&place.program("off", "exit 1")).unwrap();
+    let again = |boot: u8, file| Victim { again: Some(Again { boot: [boot; 16], file }), ..victim() };
+    for gone in [again(7, FILE), again(7, DeviceFile::default()), again(8, FILE)] {
+        assert!(off.cut(&gone).unwrap().settle >= Timing::TEST.write_life);
+        let unread = Victim { boot: [0; 16], ..gone };
+        assert!(off.cut(&unread).is_err(), "nobody knows which boot that was");
+    }
+    for other in [DeviceFile { ino: 9, ..FILE }, DeviceFile { rdev: 9, ..FILE }] {
+        assert!(off.cut(&again(8, other)).is_err(), "it may have both open");
+    }
+    let image = DeviceFile { rdev: 0, ..FILE };
+    assert!(off.cut(&Victim { file: image, ..again(8, image) }).is_err(), "an image has no presence lock");
+}
+
+/// The host that runs it may die: its daemon's threads end.
+#[test]
+fn a_program_ends_with_the_thread_that_started_it() {
+    let starts = || child::start(std::process::Command::new("sleep").arg("60")).unwrap();
+    let mut started = std::thread::spawn(starts).join().unwrap();
+    let begun = Instant::now();
+    assert_eq!(started.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert!(begun.elapsed() < Duration::from_secs(20));
 }

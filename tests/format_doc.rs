@@ -219,8 +219,10 @@ fn cluster_records() -> BTreeMap<String, Vec<Field>> {
             ino,
             rdev,
             reservation_key,
-            hint_address,
-            hint_port,
+            replay_since,
+            replay_done,
+            replay_total,
+            replay_slot,
             zero,
             name,
             device,
@@ -234,7 +236,7 @@ fn cluster_records() -> BTreeMap<String, Vec<Field>> {
     record!(
         r,
         "RawView",
-        view::RawView { epoch, features, protocol, slot_count, fence, fenced, zero, slots }
+        view::RawView { epoch, features, protocol, slot_count, fence, fenced, timing, zero, slots }
     );
     record!(r, "RawSlotView", view::RawSlotView { state, zero, adopter, zero2, incarnation });
     record!(r, "ledger::RawEntry", ledger::RawEntry { token, kind, zero, to, incarnation_low });
@@ -244,10 +246,28 @@ fn cluster_records() -> BTreeMap<String, Vec<Field>> {
         "inbox::RawEntry",
         inbox::RawEntry { class, kind, mode, held, cap, flags, zero, id, token, number, seq }
     );
+    r
+}
+
+fn lobby_records() -> BTreeMap<String, Vec<Field>> {
+    let mut r = BTreeMap::new();
     record!(
         r,
         "RawClaim",
-        lobby::RawClaim { header, host, kind, protocol_min, protocol_max, zero, name, zero2 }
+        lobby::RawClaim {
+            header,
+            host,
+            kind,
+            protocol_min,
+            protocol_max,
+            zero,
+            name,
+            boot,
+            dev,
+            ino,
+            rdev,
+            zero2
+        }
     );
     r
 }
@@ -268,6 +288,7 @@ fn records() {
     records.extend(inode_records());
     records.extend(journal_records());
     records.extend(cluster_records());
+    records.extend(lobby_records());
     let documented: BTreeMap<String, Vec<Field>> = tables()
         .into_iter()
         .filter(|(_, rows)| rows[0][0] == "0" && rows[0].len() == 4)

@@ -250,6 +250,7 @@ fn view() -> View {
         protocol: 1,
         fence: 2,
         fenced: false,
+        timing: None,
         slots: (10..).zip(slots).map(|(i, state)| SlotView { state, incarnation: Incarnation(i) }).collect(),
     }
 }
@@ -285,6 +286,7 @@ fn membership() {
         file: heartbeat::DeviceFile { dev: 17, ino: 18, rdev: 19 },
         reservation_key: 20,
         fencing: None,
+        replaying: None,
         name: "host-a".into(),
         device: "/dev/sdb".into(),
     };
@@ -296,6 +298,7 @@ fn membership() {
         host: [3; 16],
         protocols: (1, 2),
         name: "host-b".into(),
+        ..Claim::default()
     };
     holds("lobby", &claim.to_cell(ID, &g, 5));
 }

@@ -4,15 +4,20 @@
 #![cfg(feature = "fuse")]
 
 use parking_lot::RwLock;
-use shoal::device::local;
-use shoal::device::mountinfo;
+use shoal::base::{Incarnation, SlotId};
+use shoal::cluster::Disk;
+use shoal::device::{Access, FileDevice, local, mountinfo};
+use shoal::format::cluster::heartbeat::{self, Replaying};
+use shoal::format::cluster::{Heartbeat, SlotState, SlotView};
+use shoal::format::superblock;
 use shoal::fuse::mount::{self, Unmount};
 use std::any::Any;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest time of one command.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -245,4 +250,78 @@ fn a_mount_that_lives_on_in_another_namespace_is_named_and_not_waited_for() {
     assert!(said.contains("another mount namespace") && said.contains("(process "), "{said}");
     assert!(alive, "the daemon left a mount alone");
     assert!(daemon.wait(LIMIT), "the last unmount is the end of the daemon");
+}
+
+/// Who replays says how far it is; there is nothing but the disk to go by.
+#[test]
+fn a_replay_is_shown_with_its_progress() {
+    let volume = Volume::new();
+    let device = Arc::new(FileDevice::open(volume.image(), Access::Mount).unwrap());
+    let (superblock, _) = superblock::load(&*device).unwrap();
+    let (format_id, geometry) = (superblock.format_id, superblock.geometry);
+    let disk = Disk { device, format_id, geometry };
+    let (mut ballot, sequence) = disk.read_ballots().unwrap()[0].clone();
+    let states = [SlotState::Dead { adopter: SlotId(1) }, SlotState::Live { former: None }];
+    for (slot, state) in states.into_iter().enumerate() {
+        ballot.decided.slots[slot] = SlotView { state, incarnation: Incarnation(slot as u64 + 1) };
+    }
+    ballot.decided.epoch.0 += 1;
+    for n in 1..=2 {
+        disk.write_ballot(SlotId(0), Incarnation(1), sequence + n, &ballot).unwrap();
+    }
+    let shown = |done, total| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let replaying = Replaying { slot: SlotId(0), since_ms: now - 60_000, done, total };
+        for (slot, name, replaying) in [(0, "alpha", None), (1, "beta", Some(replaying))] {
+            let (slot, incarnation) = (SlotId(slot), Incarnation(u64::from(slot) + 1));
+            let flags = heartbeat::FLAG_REPLAYING;
+            let beat =
+                Heartbeat { slot, incarnation, flags, name: name.into(), replaying, ..Heartbeat::default() };
+            disk.write_heartbeat(&beat).unwrap();
+        }
+        ["nodes", "status"].map(|verb| {
+            let output = command("shoal", &[verb, volume.image().to_str().unwrap()]);
+            assert!(output.status.success(), "{}", stderr(&output));
+            String::from_utf8(output.stdout).unwrap()
+        })
+    };
+    for text in shown(0, 0) {
+        assert!(text.contains("its journal is being read, begun 6"), "{text}");
+    }
+    let [nodes, status] = shown(250, 1000);
+    let told = "250 of 1000 blocks of its journal replayed, begun 6";
+    assert!(nodes.contains(&format!("beta takes over from it: {told}")), "{nodes}");
+    assert!(status.contains("replaying") && status.contains(&format!("alpha (slot 0): {told}")), "{status}");
+    let json = command("shoal", &["status", "--json", volume.image().to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let replay = |slot: usize| &json["hosts"][slot]["replay"];
+    assert_eq!((&replay(0)["done"], &replay(0)["total"]), (&250.into(), &1000.into()));
+    assert!(replay(1).is_null(), "{json}");
+}
+
+#[test]
+fn the_timing_profile_is_changed_while_nobody_has_the_volume() {
+    let volume = Volume::new();
+    let image = volume.image();
+    let tune = |to: &[&str]| {
+        let output = command("shoal", &[&["tune", image.to_str().unwrap()], to].concat());
+        (output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output)))
+    };
+    assert_eq!(tune(&[]), (true, "timing test\n".into()));
+    assert_eq!(tune(&["--timing", "default"]), (true, "timing default, was test\n".into()));
+    assert!(!tune(&["--timing", "fast"]).0);
+    assert!(volume.mount("name=alpha").status.success(), "{}", volume.log());
+    let status = command("shoal", &["status", image.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("timing default"));
+    let (done, why) = tune(&["--timing", "test"]);
+    assert!(!done && why.contains("mounted"), "{why}");
+    assert!(volume.umount().status.success());
+    assert_eq!(tune(&["--timing", "default"]), (true, "timing default, as it was\n".into()));
+    assert_eq!(tune(&["--timing", "test"]), (true, "timing test, was default\n".into()));
+    let checked = command("fsck_shoal", &["-n", "-f", image.to_str().unwrap()]);
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    // What was written for those who cannot read the views is the same.
+    let device = FileDevice::open(&image, Access::Read).unwrap();
+    let (superblock, _) = superblock::load(&device).unwrap();
+    assert_eq!(shoal::format::volume::load(&device, &superblock).unwrap().timing.name(), "test");
 }

@@ -3,7 +3,7 @@
 use clap::Parser;
 use clap::error::ErrorKind;
 use shoal::base::Error;
-use shoal::cluster::{Disk, read_status};
+use shoal::cluster::{Disk, profile, read_status};
 use shoal::device::{Access, FileDevice};
 use shoal::format::cluster::FenceClass;
 use shoal::format::superblock::{self, Superblock};
@@ -73,7 +73,12 @@ fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
     let (sb, _) = superblock::load(&*device)?;
     sb.check_features(!a.dry_run)?;
     // Without a volume block nobody can mount it, and there is only its damage to report.
-    let volume = volume::load(&*device, &sb).ok();
+    let mut volume = volume::load(&*device, &sb).ok();
+    if let Some(volume) = &mut volume {
+        // Damaged ballots are the check's to report.
+        let disk = Disk { device: device.clone(), format_id: sb.format_id, geometry: sb.geometry };
+        volume.timing = profile(&disk, volume.timing).unwrap_or(volume.timing);
+    }
     let mut guard = None;
     let mut reserved = None;
     let mut replayed = Vec::new();

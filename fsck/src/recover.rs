@@ -90,6 +90,7 @@ fn options(
     Ok(JoinOptions {
         usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
         timing: Timing::of(volume.timing),
+        profile: Some(volume.timing),
         host: id.machine_id.unwrap_or(id.boot_id),
         boot: id.boot_id,
         name: "fsck.shoal".into(),

@@ -2,7 +2,7 @@
 //! forced, anything recognisable.
 
 use shoal::base::{Error, Result, SlotId};
-use shoal::cluster::{Disk, status};
+use shoal::cluster::{Disk, profile, status};
 use shoal::device::{BlockDevice, FileDevice, probe};
 use shoal::format::cluster::Heartbeat;
 use shoal::format::foreign;
@@ -99,7 +99,7 @@ fn alive(dev: &Arc<FileDevice>, volume: &Superblock) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let (row, lobby) = (status::heartbeat_row(&disk)?, disk.read_lobby()?);
-    std::thread::sleep(listening_time(volume.timing));
+    std::thread::sleep(listening_time(profile(&disk, volume.timing).unwrap_or(volume.timing)));
     let moved = status::moved_cells(&disk, &row, &status::heartbeat_row(&disk)?);
     let name = |(slot, beat): (SlotId, Option<Heartbeat>)| {
         let name = beat.map_or("an unreadable host".into(), |b| b.name);

@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(short = 'J', value_name = "SIZE", value_parser = size)]
     journal: Option<u64>,
     /// Heartbeat and lease times: default, san (slow failover), test (one machine).
-    #[arg(long, value_name = "PROFILE", value_parser = timing, default_value = "default")]
+    #[arg(long, value_name = "PROFILE", value_parser = TimingProfile::parse, default_value = "default")]
     timing: TimingProfile,
     /// Bytes between single-writer cells, 512 or 4096; 4096 for an image that will be copied to a
     /// disk with 4 KiB blocks.
@@ -65,15 +65,6 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let n: u64 = digits.parse().map_err(|e| format!("{e}"))?;
     n.checked_mul(1 << shift).filter(|b| *b < 1 << 60).ok_or_else(|| "too large".into())
-}
-
-fn timing(text: &str) -> Result<TimingProfile, String> {
-    match text {
-        "default" => Ok(TimingProfile::Default),
-        "san" => Ok(TimingProfile::San),
-        "test" => Ok(TimingProfile::Test),
-        _ => Err("default, san or test".into()),
-    }
 }
 
 /// An image of a size that does not exist yet, for `-n`.

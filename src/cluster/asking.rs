@@ -1,14 +1,16 @@
 //! Asking living members to be let in: a mount's claim in the lobby.
 
 use crate::base::{Error, Result};
+use crate::cluster::class::Wanted;
 use crate::cluster::join::Joiner;
 use crate::cluster::view::{bit, live, slots};
 use crate::format::cluster::heartbeat::{FenceTrouble, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
-use crate::format::cluster::{Claim, Heartbeat};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat};
 use crate::format::layout::LOBBY_CELLS;
 use rand::Rng;
+use std::ops::Range;
 use std::time::Duration;
 
 impl Joiner {
@@ -25,16 +27,46 @@ impl Joiner {
         if self.claim.as_ref().is_some_and(|(_, claim)| claim.kind != ClaimKind::Join) {
             self.withdraw()?;
         }
+        self.claim_any(0..LOBBY_CELLS)
+    }
+
+    /// While nobody lives, and somebody may be about to run a command for those who did: let it see that this
+    /// machine is well. Not where a first mount claims a slot.
+    pub fn show(&mut self) -> Result<()> {
+        const CELLS: Range<u16> = LOBBY_CELLS / 2..LOBBY_CELLS;
+        const COMMAND: FenceClass = FenceClass::Command;
+        let wanted = self.options.fence.wanted == Wanted::Class(COMMAND);
+        let commanded = wanted && self.view.fence == COMMAND as u8 && self.others() != 0;
+        match &self.claim {
+            _ if !commanded => return Ok(()),
+            Some((cell, claim)) if claim.kind == ClaimKind::First => {
+                let stands = self.disk.read_claim(*cell)?;
+                if stands.is_none_or(|c| c.incarnation == self.incarnation) {
+                    return Ok(());
+                }
+                self.forget_claim();
+            }
+            Some((cell, _)) if !CELLS.contains(cell) => self.withdraw()?,
+            _ => {}
+        }
+        // Whoever becomes the first member may let us in by this.
+        self.class = COMMAND;
+        self.claim_any(CELLS)
+    }
+
+    /// Keep a claim in one of `cells`, or where it is.
+    fn claim_any(&mut self, cells: Range<u16>) -> Result<()> {
         let lobby = self.disk.read_lobby()?;
         let ours = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.incarnation == self.incarnation);
         let (cell, mut claim) = match self.claim.take() {
             Some((cell, claim)) if ours(&lobby[usize::from(cell)]) => (cell, claim),
             _ => {
-                let free: Vec<u16> = (0..LOBBY_CELLS)
+                let free: Vec<u16> = cells
+                    .clone()
                     .filter(|c| lobby[usize::from(*c)].as_ref().is_none_or(|c| c.kind == ClaimKind::None))
                     .collect();
                 let pick = rand::rng().random_range(0..free.len().max(1));
-                let cell = free.get(pick).copied().unwrap_or(pick as u16);
+                let cell = free.get(pick).copied().unwrap_or(cells.start);
                 (cell, self.new_claim(ClaimKind::Join))
             }
         };
@@ -50,6 +82,8 @@ impl Joiner {
             incarnation: self.incarnation,
             sequence: 0,
             host: self.options.host,
+            boot: self.options.boot,
+            file: self.options.file,
             protocols: (PROTOCOL_MIN, PROTOCOL),
             name: self.options.name.clone(),
         }

@@ -166,7 +166,7 @@ impl Joiner {
 
     /// Of several first mounts one gets in. On a device that is free the others need no key, and nobody has to
     /// keep them off: all they may write is a claim.
-    fn may_enrol_later(&self) -> bool {
+    pub fn may_enrol_later(&self) -> bool {
         let report = self.options.fence.reservations.as_ref().map(|r| r.report());
         self.registration.is_none() && matches!(report, Some(Ok(r)) if r.held.is_none() && r.keys.is_empty())
     }

@@ -2,9 +2,10 @@
 //!
 //! It is run as `PATH NAME UUID SLOT INCARNATION DEVICE` (the same in SHOAL_HOST_NAME, SHOAL_HOST_UUID,
 //! SHOAL_SLOT, SHOAL_INCARNATION and SHOAL_DEVICE), DEVICE being the path on the host that runs it; the path on the one
-//! that died is in SHOAL_HOST_DEVICE, if it is known. It must exit with 0 only when that host certainly writes
-//! nothing to the device any more. Anything else, or no answer in time, is a failure, and it is run again. A name
-//! that begins with '-' is given with '_' there instead: it would be taken for an option.
+//! that died is in SHOAL_HOST_DEVICE, and the id of its boot in SHOAL_HOST_BOOT, if they are known. It must exit with 0
+//! only when that host certainly sends nothing to the device any more. Anything else, or no answer in time, is a
+//! failure, and it is run again. A name that begins with '-' is given with '_' there instead: it would be taken for an
+//! option. Who cannot be known, its heartbeat being damaged, has a UUID of zeros.
 
 use crate::base::{Error, Result};
 use crate::cluster::fencer::{Cut, Fence, Victim};
@@ -35,9 +36,10 @@ pub struct Command {
     path: PathBuf,
     device: String,
     timeout: Duration,
-    /// Identity and boot of this machine.
+    /// Identity and boot of this machine, and its name.
     host: [u8; 16],
     boot: [u8; 16],
+    name: String,
     timing: Timing,
 }
 
@@ -74,7 +76,7 @@ fn check(path: &Path) -> Result<PathBuf> {
 }
 
 impl Command {
-    /// `host` and `boot` are this machine's.
+    /// `host`, `boot` and `name` are this machine's.
     ///
     /// # Errors
     /// If it is no program that only root may change.
@@ -83,10 +85,11 @@ impl Command {
         device: String,
         host: [u8; 16],
         boot: [u8; 16],
+        name: String,
         timing: &Timing,
     ) -> Result<Command> {
         check(&path)?;
-        Ok(Command { path, device, timeout: TIMEOUT, host, boot, timing: *timing })
+        Ok(Command { path, device, timeout: TIMEOUT, host, boot, name, timing: *timing })
     }
 
     /// With another limit than the usual one.
@@ -102,6 +105,10 @@ impl Command {
             None => victim.name.clone(),
         };
         let uuid = uuid::Uuid::from_bytes(victim.host).to_string();
+        let boot = match victim.boot {
+            NEVER => String::new(),
+            boot => uuid::Uuid::from_bytes(boot).to_string(),
+        };
         let arguments =
             [&name, &uuid, &victim.slot.to_string(), &victim.incarnation.to_string(), &self.device]
                 .map(String::from);
@@ -116,6 +123,7 @@ impl Command {
             .env("HOME", HOME)
             .envs(names.into_iter().zip(&arguments))
             .env("SHOAL_HOST_DEVICE", &victim.device)
+            .env("SHOAL_HOST_BOOT", boot)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -207,45 +215,72 @@ fn wait(mut child: Child, limit: Duration) -> Ended {
     Ended::Never
 }
 
+impl Command {
+    /// What is known of a mount of this very machine, or of nobody knows which.
+    fn is_over(&self, victim: &Victim) -> Result<Cut> {
+        if victim.boot == NEVER {
+            return refuse(
+                "its heartbeat cannot be read, so it is not known whether this machine has been started anew since: \
+                 mount on another one first",
+            );
+        }
+        if victim.boot == self.boot {
+            // Whoever switched that machine off would switch off this one.
+            return refuse(
+                "it is, or was, a process of this very machine: stop it; if there is none any more (see `shoal \
+                 nodes`), start this machine anew, or mount on another one first",
+            );
+        }
+        if victim.lived {
+            // No earlier boot of this machine lives beside this one.
+            return refuse(
+                "it lived beside this machine and has the same /etc/machine-id, by which the command tells \
+                 machines apart: switch it off, and give each one its own",
+            );
+        }
+        if victim.name != self.name {
+            return refuse(&format!(
+                "it has the /etc/machine-id of this machine, but was called otherwise: if that was this machine, \
+                 mount with -o name={}; if not, switch it off, and give each one its own",
+                victim.name
+            ));
+        }
+        self.gone("it was this machine, which has been started anew since")
+    }
+
+    /// What it sent may be in the device still.
+    fn gone(&self, how: &str) -> Result<Cut> {
+        Ok(Cut { how: how.into(), settle: self.timing.claim_wait() })
+    }
+}
+
+fn refuse<T>(why: &str) -> Result<T> {
+    Err(Error::Device(why.into()))
+}
+
+/// No identity.
+const NEVER: [u8; 16] = [0; 16];
+
 impl Fence for Command {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
-        let cut = |how: String, settle| Ok(Cut { how, settle });
-        const NEVER: [u8; 16] = [0; 16];
-        let unknown = victim.host == NEVER || victim.host == self.host && victim.boot == NEVER;
-        if unknown && victim.never_beat {
+        if victim.never_beat {
             // It never had a lease: all that can land is its first heartbeat, which renews nothing.
-            return cut("it never wrote a heartbeat".into(), self.timing.wait());
-        }
-        if unknown {
-            return Err(Error::Device(
-                "its heartbeat cannot be read, so it is not known which machine the command is to keep off"
-                    .into(),
-            ));
-        }
-        if victim.host == self.host && victim.boot != self.boot && victim.lived {
-            // No earlier boot of this machine lives beside this one.
-            return Err(Error::Device(
-                "it lived beside this machine and has the same /etc/machine-id, by which the command tells \
-                 machines apart: switch it off, and give each one its own"
-                    .into(),
-            ));
+            return Ok(Cut { how: "it never wrote a heartbeat".into(), settle: self.timing.wait() });
         }
         if victim.host == self.host {
-            // Whoever switched that machine off would switch off this one.
-            return match victim.boot != self.boot {
-                // What that boot sent may be in the device still.
-                true => cut(
-                    "it was this machine, which has been started anew since".into(),
-                    self.timing.claim_wait(),
-                ),
-                false => Err(Error::Device(
-                    "it is, or was, a process of this very machine: stop it; if there is none any more (see `shoal \
-                     nodes`), start this machine anew, or mount on another one first"
-                        .into(),
-                )),
-            };
+            return self.is_over(victim);
+        }
+        match victim.again.filter(|_| victim.boot != NEVER) {
+            Some(again) if again.boot != victim.boot => {
+                return self.gone("its machine has been started anew, and mounts again");
+            }
+            Some(again) if again.file.rdev != 0 && again.file == victim.file => {
+                return self
+                    .gone("its process is gone: its machine has the device to itself, and mounts again");
+            }
+            _ => {}
         }
         self.run(victim)?;
-        cut(format!("{} says that it is off the disk", self.path.display()), Duration::ZERO)
+        self.gone(&format!("{} says that it is off the disk", self.path.display()))
     }
 }

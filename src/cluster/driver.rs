@@ -15,7 +15,7 @@ use crate::cluster::status::ClusterStatus;
 use crate::cluster::view::{bit, recovered};
 use crate::cluster::{LockPort, Membership, SlotClaim, Successor};
 use crate::format::cluster::Heartbeat;
-use crate::format::cluster::heartbeat::FLAG_RECOVERING;
+use crate::format::cluster::heartbeat::{FLAG_RECOVERING, Replaying};
 use parking_lot::{Condvar, Mutex};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -191,9 +191,15 @@ impl Cluster {
         let _ = self.shared.ask(Command::Abandon);
     }
 
-    /// What the next heartbeats say of this host.
+    /// What the next heartbeats say of this host, but for what it replays.
     pub fn set_report(&self, report: HostReport) {
-        *self.shared.report.lock() = report;
+        let mut told = self.shared.report.lock();
+        *told = HostReport { replaying: told.replaying, ..report };
+    }
+
+    /// How far this host is with a journal of another's, for the next heartbeats; `None` when it is done.
+    pub fn set_replaying(&self, replaying: Option<Replaying>) {
+        self.shared.report.lock().replaying = replaying;
     }
 
     /// Where the heartbeats get head and tail of our journal from; asked at the start of each.

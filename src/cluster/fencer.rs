@@ -3,7 +3,8 @@
 //! recovered.
 
 use crate::base::{Clock, Error, Incarnation, Result, SlotId};
-use crate::format::cluster::heartbeat::FenceTrouble;
+use crate::cluster::anew::Again;
+use crate::format::cluster::heartbeat::{DeviceFile, FenceTrouble};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +19,15 @@ pub struct Victim {
     pub host: [u8; 16],
     pub boot: [u8; 16],
     pub name: String,
-    /// What it called the device, where that is known.
+    /// What it called the device, where that is known, and which file that was.
     pub device: String,
+    pub file: DeviceFile,
     /// For certain: another mount's heartbeat stands in its cell, or none.
     pub never_beat: bool,
     /// We saw its heartbeat move: it lived beside us.
     pub lived: bool,
+    /// Its machine asks to be let in at this moment.
+    pub again: Option<Again>,
 }
 
 /// A host that is kept off.

@@ -134,14 +134,11 @@ impl Joiner {
         };
         self.options.lease.confirm()?;
         let epoch = self.view.epoch;
-        let local = self.options.local && self.options.claim.is_some();
-        let ours = match local {
-            true => self.hold_lobby()? && self.hold(slot)?,
-            false => self.claim_slot(slot)?,
-        };
+        let (ours, local) = self.take_slot(slot)?;
         // What we decided upon may be old by the time of the claim.
         self.poll()?;
         self.read_views()?;
+        self.check_profile()?;
         if !ours || self.view.epoch != epoch || self.is_anybody_alive() || !self.are_all_gone()? {
             return self.release_proofs();
         }
@@ -180,6 +177,16 @@ impl Joiner {
         }
     }
 
+    /// Is the slot ours to propose from now? And: by the locks of this machine alone?
+    pub fn take_slot(&mut self, slot: SlotId) -> Result<(bool, bool)> {
+        let local = self.options.local && self.options.claim.is_some();
+        let ours = match local {
+            true => self.hold_lobby()? && self.hold(slot)?,
+            false => self.claim_slot(slot)?,
+        };
+        Ok((ours, local))
+    }
+
     /// Is the slot still ours to propose from, and the volume still the one we loaded?
     pub fn may_propose(&self, slot: SlotId, local: bool) -> Result<()> {
         self.options.lease.confirm()?;
@@ -208,6 +215,9 @@ impl Joiner {
     fn claim_slot(&mut self, slot: SlotId) -> Result<bool> {
         let before = self.disk.read_claim(slot.0)?;
         if before.as_ref().is_some_and(|c| c.kind != ClaimKind::None && c.incarnation != self.incarnation) {
+            if self.claim.as_ref().is_some_and(|(_, ours)| ours.kind == ClaimKind::First) {
+                self.forget_claim();
+            }
             // A claim that stands still for the claim and a suspicion is from a mount that died.
             // One that lives may be waiting for what it has kept off.
             self.pause(self.options.timing.claim_wait() * 2 + self.options.timing.suspicion)?;
@@ -217,6 +227,7 @@ impl Joiner {
             // If it is only paused, it looked at its claim before its ballot, and goes on.
             self.ousted.extend(before.filter(|c| c.kind == ClaimKind::First).map(|c| c.incarnation));
         }
+        self.withdraw()?;
         let mut claim = self.new_claim(ClaimKind::First);
         claim.sequence = 1;
         self.disk.write_claim(slot.0, &claim)?;
@@ -245,6 +256,7 @@ impl Joiner {
         while self.options.clock.now() < end && !self.is_anybody_alive() {
             let step = (self.options.timing.heartbeat / 4).min(end.saturating_sub(self.options.clock.now()));
             std::thread::sleep(step.max(Duration::from_millis(1)));
+            self.show()?;
             self.poll()?;
         }
         Ok(())

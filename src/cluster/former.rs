@@ -11,6 +11,7 @@ use crate::cluster::view::{bit, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl Joiner {
@@ -109,25 +110,46 @@ impl Joiner {
         Ok(former)
     }
 
+    /// `false`: somebody was faster.
+    fn command_former(&mut self, claimed: SlotId, command: &dyn Fence) -> Result<bool> {
+        let victims = self.victims();
+        let mut settle = Duration::ZERO;
+        let all = self.command_all(claimed, command, &victims, &mut settle)?;
+        // Those count as kept off from now on, also if somebody was faster.
+        self.stand(claimed, settle)?;
+        if all && !victims.is_empty() {
+            // The claim was written again: it counts as when it was new.
+            self.pause(self.options.timing.claim_hold())?;
+            return self.is_still_ours(claimed);
+        }
+        Ok(all)
+    }
+
     /// Once for each mount: the command may take longer than a claim lasts, and whoever took ours over may
     /// find its own taken over in turn.
-    fn command_former(&mut self, claimed: SlotId, command: &dyn Fence) -> Result<bool> {
-        let mut settle = Duration::ZERO;
-        let mut ran = false;
-        let others = self.others();
-        for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
-            let incarnation = Some(&member.incarnation);
-            if self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation {
-                continue;
+    fn command_all(
+        &mut self,
+        claimed: SlotId,
+        command: &dyn Fence,
+        victims: &[Victim],
+        settle: &mut Duration,
+    ) -> Result<bool> {
+        let mut again = BTreeMap::new();
+        let mut looked = None;
+        for (n, victim) in victims.iter().enumerate() {
+            // Machines start and mount while the command runs for others.
+            let now = self.options.clock.now();
+            if looked.is_none_or(|at| now >= at + self.options.timing.heartbeat) {
+                again.extend(self.look_for_machines(claimed, &victims[n..])?);
+                looked = Some(self.options.clock.now());
             }
             // Whoever has taken our claim over keeps them off, and they may be back with it.
             if !self.is_still_ours(claimed)? {
                 return Ok(false);
             }
-            let name = self.name_of(slot);
+            let name = self.name_of(victim.slot);
             tracing::info!("keeping {name} off the disk by the command");
-            let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let victim = victim_of(&self.disk, slot, member, cell, self.watch.has_moved(slot));
+            let victim = Victim { again: again.get(&victim.slot).copied(), ..victim.clone() };
             let done = match self.run_claiming(claimed, command, &victim) {
                 Ok(done) => done,
                 Err(e) => {
@@ -136,17 +158,37 @@ impl Joiner {
                 }
             };
             tracing::info!("{name}: {}", done.how);
-            settle = settle.max(done.settle);
-            ran = true;
-            self.cut.insert(slot, member.incarnation);
-        }
-        await_settled(settle);
-        if ran {
-            // The claim was written again: it counts as when it was new.
-            self.pause(self.options.timing.claim_hold())?;
-            return self.is_still_ours(claimed);
+            *settle = done.settle.max(*settle);
+            self.cut.insert(victim.slot, victim.incarnation);
         }
         Ok(true)
+    }
+
+    /// Wait, with a claim that does not stand still, as long as it is ours.
+    pub fn stand(&mut self, claimed: SlotId, length: Duration) -> Result<()> {
+        let end = self.options.clock.now() + length;
+        let mut ours = true;
+        while self.options.clock.now() < end {
+            let left = end.saturating_sub(self.options.clock.now());
+            std::thread::sleep(left.min(self.options.timing.heartbeat / 2));
+            // What cannot be written now may be in a moment.
+            ours = ours && self.renew_claim(claimed).unwrap_or(true);
+            self.poll()?;
+        }
+        Ok(())
+    }
+
+    /// Those that were members and are not known to be kept off.
+    fn victims(&self) -> Vec<Victim> {
+        let others = self.others();
+        let victim = |(slot, member): (SlotId, &SlotView)| {
+            let incarnation = Some(&member.incarnation);
+            let over = self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation;
+            let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
+            let lived = self.watch.has_moved(slot);
+            (others & bit(slot) != 0 && !over).then(|| victim_of(&self.disk, slot, member, cell, lived))
+        };
+        slots(&self.view).filter_map(victim).collect()
     }
 
     /// Run the command, and keep the claim from standing still meanwhile, for then it would be taken over, and
@@ -180,6 +222,7 @@ impl Joiner {
             fence: self.class as u8,
             protocol: if self.class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL },
             fenced: self.class == FenceClass::Reservation && fenced,
+            timing: self.options.profile.or(self.view.timing),
             ..first(&self.view, slot, self.incarnation)
         }
     }
@@ -209,13 +252,16 @@ pub fn victim_of(
 ) -> Victim {
     let incarnation = member.incarnation;
     if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
-        let (host, boot, name, device) = (c.host, c.boot, c.name.clone(), c.device.clone());
-        return Victim { slot, incarnation, host, boot, name, device, never_beat: false, lived };
+        let (host, boot, name) = (c.host, c.boot, c.name.clone());
+        let (device, file) = (c.device.clone(), c.file);
+        return Victim { slot, incarnation, host, boot, name, device, file, lived, ..Victim::default() };
     }
     let lobby = disk.read_lobby();
     // What cannot be read may have been its heartbeat, or its claim.
     let never_beat = cell.is_some() && lobby.is_ok();
     let claim = lobby.into_iter().flatten().flatten().find(|c| c.incarnation == incarnation);
-    let (host, name) = claim.map_or_else(|| ([0; 16], format!("slot {slot}")), |c| (c.host, c.name));
-    Victim { slot, incarnation, host, name, never_beat, ..Victim::default() }
+    let Some(Claim { host, boot, file, name, .. }) = claim else {
+        return Victim { slot, incarnation, name: format!("slot {slot}"), never_beat, ..Victim::default() };
+    };
+    Victim { slot, incarnation, host, boot, file, name, never_beat, ..Victim::default() }
 }

@@ -19,6 +19,7 @@ use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING};
 use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, SlotView, View};
+use crate::format::superblock::TimingProfile;
 use parking_lot::Mutex;
 use rand::Rng;
 use std::collections::BTreeMap;
@@ -35,6 +36,8 @@ pub struct JoinOptions {
     /// Slots that have a journal (bit s: slot s).
     pub usable: u64,
     pub timing: Timing,
+    /// What these times are called, as the volume says; `None`: they are nobody else's business.
+    pub profile: Option<TimingProfile>,
     /// Lasting identity of this machine.
     pub host: [u8; 16],
     /// Identity of this boot of it.
@@ -119,7 +122,7 @@ pub(super) struct Joiner {
 }
 
 impl Joiner {
-    fn new(disk: Disk, options: JoinOptions) -> Result<Joiner> {
+    pub fn new(disk: Disk, options: JoinOptions) -> Result<Joiner> {
         if let Some(rule) = options.timing.violated() {
             return Err(Error::Device(format!("the timing profile breaks a rule: {rule}")));
         }
@@ -167,6 +170,18 @@ impl Joiner {
             self.view = newest;
         }
         Ok(())
+    }
+
+    /// Have the times been changed since we looked at the volume?
+    pub fn check_profile(&self) -> Result<()> {
+        match (self.view.timing, self.options.profile) {
+            (Some(there), Some(ours)) if there != ours => Err(Error::Busy(format!(
+                "the timing profile is {} now, not {} any more: mount again",
+                there.name(),
+                ours.name()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// As [`Joiner::read_views`] once a view may contain us: giving up then leaves a member behind that
@@ -227,6 +242,7 @@ impl Joiner {
         let mut told = None;
         loop {
             self.poll()?;
+            self.check_profile()?;
             if let Some(slot) = slot_of(&self.view, self.incarnation) {
                 return Ok(slot);
             }
@@ -258,6 +274,7 @@ impl Joiner {
             // A view is decided now, ours or another's: look at once.
             self.read_patiently()
         } else {
+            self.show()?;
             self.tell_waiting(started, told)
         }
     }

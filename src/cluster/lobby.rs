@@ -7,7 +7,7 @@ use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of, slots};
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL_MIN;
-use crate::format::cluster::{Claim, FenceClass, SlotView};
+use crate::format::cluster::{Claim, FenceClass, SlotView, View};
 
 /// What the lobby showed last time. Only claims that moved since are from joiners that live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,10 +95,21 @@ fn one_of_each_machine(node: &Node, joiners: Vec<Claim>) -> Vec<Claim> {
     joiners.into_iter().filter(|claim| first(claim)).collect()
 }
 
+fn members(view: &View) -> impl Iterator<Item = Incarnation> {
+    let live = live(view);
+    slots(view).filter(move |(slot, _)| live & bit(*slot) != 0).map(|(_, member)| member.incarnation)
+}
+
 fn let_in(node: &mut Node, joiners: &[Incarnation], usable: u64) -> Result<()> {
     let silent = node.silent();
     let mut refused = None;
+    // Whom another member has let in meanwhile may be of the same identity: another look, then.
+    let known: Vec<Incarnation> = members(&node.view).collect();
+    let command = node.view.fence == FenceClass::Command as u8;
     node.propose(&mut |view| {
+        if command && members(view).any(|incarnation| !known.contains(&incarnation)) {
+            return None;
+        }
         let missing: Vec<_> = joiners.iter().copied().filter(|j| slot_of(view, *j).is_none()).collect();
         if missing.is_empty() || dead(view) != 0 {
             return None;

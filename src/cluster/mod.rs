@@ -10,6 +10,7 @@
 //! only after a renewal that no exclusion can have missed; a group has one owner under its highest
 //! token; every place is written by one host.
 
+pub mod anew;
 mod asking;
 mod class;
 pub mod command;
@@ -35,6 +36,7 @@ mod registers;
 pub mod status;
 pub mod takeover;
 pub mod timing;
+mod tune;
 pub mod view;
 
 pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
@@ -48,6 +50,7 @@ pub use node::{HostReport, Positions};
 pub use status::{ClusterStatus, HostStatus, read_status};
 pub use takeover::Successor;
 pub use timing::Timing;
+pub use tune::{profile, tune};
 
 use crate::base::{Result, SlotId};
 use std::time::Duration;

@@ -13,7 +13,7 @@ use crate::cluster::paxos::{Action, Event, Proposer};
 use crate::cluster::takeover::Takeover;
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, dead, dead_of, is_member, leave, live, slots};
-use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING};
+use crate::format::cluster::heartbeat::{FLAG_LEAVING, FLAG_RECOVERING, Replaying};
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::cluster::{Heartbeat, View};
 use parking_lot::Mutex;
@@ -28,6 +28,8 @@ pub struct HostReport {
     pub free_data: u64,
     pub free_meta: u64,
     pub groups: u64,
+    /// The journal that it is replaying.
+    pub replaying: Option<Replaying>,
 }
 
 /// Head and tail of the own journal as of now. Called at the start of each beat: must not wait for
@@ -152,6 +154,7 @@ impl Node {
         beat.free_data = report.free_data;
         beat.free_meta = report.free_meta;
         beat.groups = report.groups;
+        beat.replaying = report.replaying;
         beat.wall_ms = self.clock.wall().as_millis() as u64;
         self.disk.write_heartbeat(beat)?;
         self.ack_due = false;

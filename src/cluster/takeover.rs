@@ -3,6 +3,7 @@
 
 use crate::base::{Incarnation, Result, SlotId};
 use crate::cluster::SlotClaim;
+use crate::cluster::anew::Looks;
 use crate::cluster::fence::Fences;
 use crate::cluster::former::victim_of;
 use crate::cluster::join::JoinOptions;
@@ -60,6 +61,8 @@ pub struct Takeover {
     /// How often in a row.
     failures: u32,
     deaths: Vec<Option<Death>>,
+    /// Which machines of dead hosts mount again.
+    pub looks: Looks,
 }
 
 /// Failed recoveries in a row after which another member is to try.
@@ -78,6 +81,7 @@ impl Takeover {
             not_before: Duration::ZERO,
             failures: 0,
             deaths: vec![None; slot_count],
+            looks: Looks::default(),
         }
     }
 }
@@ -213,7 +217,10 @@ impl Node {
                 self.watch.has_moved(*slot),
             )
         };
-        let victims = due.iter().map(victim).collect::<Vec<_>>();
+        let mut victims: Vec<_> = due.iter().map(victim).collect();
+        if self.view.fence == FenceClass::Command as u8 {
+            victims = self.look_for_machines(victims);
+        }
         let Some(fencer) = &mut self.fencer else { return Ok(()) };
         let done = fencer.tend(&victims);
         self.beat.fencing = fencer.trouble();

@@ -4,8 +4,8 @@
 //! records' own loading (`format`) speaks it too; a simulated disk in `tests/` implements it with
 //! delays, tears, losses and errors.
 
-mod exclusive;
 pub mod child;
+mod exclusive;
 mod file;
 mod fitness;
 pub mod local;

@@ -18,7 +18,7 @@ pub const RO_COMPAT_KNOWN: u64 = 0;
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Heartbeat and lease times, the same for all hosts of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[repr(u8)]
 #[serde(rename_all = "lowercase")]
 pub enum TimingProfile {
@@ -31,6 +31,24 @@ pub enum TimingProfile {
 }
 
 impl TimingProfile {
+    /// As it is written on command lines and in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            TimingProfile::Default => "default",
+            TimingProfile::San => "san",
+            TimingProfile::Test => "test",
+        }
+    }
+
+    /// From its name.
+    ///
+    /// # Errors
+    /// Which names there are.
+    pub fn parse(name: &str) -> std::result::Result<TimingProfile, String> {
+        let known = [TimingProfile::Default, TimingProfile::San, TimingProfile::Test];
+        known.into_iter().find(|p| p.name() == name).ok_or_else(|| "default, san or test".into())
+    }
+
     /// From the on-disk byte.
     pub fn from_raw(raw: u8) -> Option<TimingProfile> {
         [TimingProfile::Default, TimingProfile::San, TimingProfile::Test]

@@ -1,7 +1,7 @@
 //! What a mount can do about hosts that die, from its options and its device; and how it ends when it is
 //! the one that is kept off.
 
-use super::mount::Backing;
+use super::mount::{self, Backing};
 use super::types::{FenceWish, MountOptions};
 use crate::base::{Error, Result};
 use crate::cluster::command::Command;
@@ -32,7 +32,8 @@ pub fn options(backing: &Backing, options: &MountOptions, timing: &Timing) -> Re
                 return refuse("fence=command: this machine has no /etc/machine-id to be known by".into());
             };
             let (path, boot) = (path.clone(), backing.identity.boot_id);
-            command = Some(Arc::new(Command::new(path, device.to_string(), host, boot, timing)?));
+            let (device, name) = (device.to_string(), mount::host_name(options));
+            command = Some(Arc::new(Command::new(path, device, host, boot, name, timing)?));
             Wanted::Class(FenceClass::Command)
         }
     };

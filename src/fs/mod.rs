@@ -60,6 +60,7 @@ mod sync;
 mod takeover;
 mod threads;
 mod tmpfile;
+pub mod tune;
 pub mod types;
 mod walk;
 mod writeback;

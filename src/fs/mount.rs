@@ -5,8 +5,7 @@ use super::*;
 use crate::base::SystemClock;
 use crate::cluster::disk::Disk;
 use crate::cluster::node::HostReport;
-use crate::cluster::{Cluster, JoinOptions, JoinReport};
-use crate::cluster::{SlotClaim, Timing};
+use crate::cluster::{Cluster, JoinOptions, JoinReport, LeaseSink, SlotClaim, Timing, profile};
 use crate::device::pr::KernelReservations;
 use crate::device::probe::{self, Identity};
 use crate::device::{
@@ -59,7 +58,7 @@ pub struct Backing {
 
 impl Backing {
     /// A block device, opened exclusively, or an image file.
-    fn open(path: &std::path::Path) -> Result<Backing> {
+    pub(super) fn open(path: &std::path::Path) -> Result<Backing> {
         let device = Arc::new(FileDevice::open(path, Access::Mount)?);
         let identity = probe::identity(device.file())?;
         let fitness = fitness(&device);
@@ -69,13 +68,13 @@ impl Backing {
 }
 
 /// A device with what its superblock and volume block say.
-struct Opened {
-    backing: Backing,
-    superblock: Superblock,
-    volume: Volume,
+pub(super) struct Opened {
+    pub backing: Backing,
+    pub superblock: Superblock,
+    pub volume: Volume,
 }
 
-fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
+pub(super) fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
     let device = &backing.device;
     let (superblock, from) = superblock::load(&**device).map_err(|e| with_foreign(e, &**device))?;
     if let LoadedFrom::Backup(block) = from {
@@ -85,8 +84,11 @@ fn load(backing: Backing, options: &MountOptions) -> Result<Opened> {
         );
     }
     superblock.check_features(!options.read_only)?;
-    let volume = volume::load(&**device, &superblock)?;
+    let mut volume = volume::load(&**device, &superblock)?;
     volume.check_features()?;
+    let (format_id, geometry) = (superblock.format_id, superblock.geometry);
+    let disk = Disk { device: device.clone(), format_id, geometry };
+    volume.timing = profile(&disk, volume.timing)?;
     Ok(Opened { backing, superblock, volume })
 }
 
@@ -99,42 +101,43 @@ fn with_foreign(error: Error, device: &dyn BlockDevice) -> Error {
     }
 }
 
-fn host_name() -> String {
+/// What this host is called.
+pub(super) fn host_name(options: &MountOptions) -> String {
+    if let Some(name) = &options.host_name {
+        return name.clone();
+    }
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-fn join(
+/// The cluster's part of the disk, and how a mount of `options` joins.
+pub(super) fn joining(
     opened: &Opened,
-    store: &Arc<Store>,
     options: &MountOptions,
-    kernel: &Arc<dyn KernelCache>,
-) -> Result<(Cluster, JoinReport)> {
+    lease: Arc<dyn LeaseSink>,
+) -> Result<(Disk, JoinOptions)> {
     let Backing { device, claim, identity: id, .. } = &opened.backing;
-    let host = id.machine_id.unwrap_or_else(|| uuid::Uuid::new_v4().into_bytes());
-    let timing = Timing::of(opened.superblock.timing);
-    let name = options.host_name.clone().unwrap_or_else(host_name);
+    let timing = Timing::of(opened.volume.timing);
     let geometry = opened.superblock.geometry;
     let disk = Disk { device: device.clone(), format_id: opened.superblock.format_id, geometry };
     let slots = opened.volume.slots.len();
-    Cluster::join(
-        disk,
-        JoinOptions {
-            usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
-            timing,
-            host,
-            boot: id.boot_id,
-            fence: fencing::options(&opened.backing, options, &timing)?,
-            name,
-            device: options.device.display().to_string(),
-            file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
-            local: id.local_filesystem,
-            prove: options.prove_gone,
-            claim: id.local_filesystem.then(|| claim.clone()),
-            clock: Arc::new(SystemClock),
-            lease: Arc::new(lease::Lease::new(store, kernel)),
-            patience: PATIENCE,
-        },
-    )
+    let join = JoinOptions {
+        usable: if slots >= 64 { u64::MAX } else { (1 << slots) - 1 },
+        timing,
+        profile: Some(opened.volume.timing),
+        host: id.machine_id.unwrap_or_else(|| uuid::Uuid::new_v4().into_bytes()),
+        boot: id.boot_id,
+        fence: fencing::options(&opened.backing, options, &timing)?,
+        name: host_name(options),
+        device: options.device.display().to_string(),
+        file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
+        local: id.local_filesystem,
+        prove: options.prove_gone,
+        claim: id.local_filesystem.then(|| claim.clone()),
+        clock: Arc::new(SystemClock),
+        lease,
+        patience: PATIENCE,
+    };
+    Ok((disk, join))
 }
 
 /// The parts of the volume whose requests are counted apart.
@@ -190,7 +193,9 @@ pub fn start_wrapped(
     let metered = Arc::new(Meter::new(sentinel.clone(), regions(&geometry, &opened.volume)));
     opened.backing.device = metered.clone();
     let store = Store::new(metered, format_id, geometry, options.cache_bytes);
-    let (cluster, report) = join(&opened, &store, options, &kernel)?;
+    let lease = Arc::new(lease::Lease::new(&store, &kernel));
+    let (disk, joining) = joining(&opened, options, lease)?;
+    let (cluster, report) = Cluster::join(disk, joining)?;
     fencing::halt_when_fenced(&sentinel, &store);
     if let Some(warning) = &report.warning {
         tracing::warn!("{warning}");
@@ -236,9 +241,9 @@ fn assemble(
         opened.superblock.check_features(true)?;
     }
     let able = opened.superblock.check_features(true).is_ok();
-    let recovery = takeover::Recovery::new(&opened.volume, Timing::of(opened.superblock.timing), able);
+    let recovery = takeover::Recovery::new(&opened.volume, Timing::of(opened.volume.timing), able);
     // There is no other member, or there would be nothing to replay yet: no torn block is in anybody's hands.
-    recovery.replay_all(&store, &report.replay, Duration::ZERO)?;
+    recovery.replay_all(&store, &cluster, &report.replay, Duration::ZERO)?;
     let slot = report.slot;
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
     let journal = Journal::open(store.clone(), recovery.journal(slot)?, slot, config)?;
@@ -290,6 +295,7 @@ impl Core {
     /// From being put together to being usable.
     fn begin(self: &Arc<Self>, replay: &[SlotId]) -> Result<()> {
         let recovered = self.connect().and_then(|()| self.recover(replay));
+        self.cluster.set_replaying(None);
         recovered.inspect_err(|e| {
             // Half recovered: the journals stay as they are, and ours with them, for the next mount.
             self.store.halt().trip(format!("the mount failed: {e}"));
@@ -382,7 +388,7 @@ impl Core {
             let groups = held.len() as u64;
             held.iter().for_each(|ag| self.alloc.set_abroad(*ag, !self.locks.masters(LockName::Ag(*ag))));
             self.alloc.set_home_full(false);
-            self.cluster.set_report(HostReport { free_data, free_meta: 0, groups });
+            self.cluster.set_report(HostReport { free_data, groups, ..HostReport::default() });
             if let Err(e) = self.alloc.maintain() {
                 tracing::warn!("looking after chunks: {e}");
             }

@@ -7,7 +7,9 @@
 //! have been recovering another when it died.
 
 use super::*;
+use crate::base::SystemClock;
 use crate::cluster::Timing;
+use crate::format::cluster::heartbeat::Replaying;
 use crate::format::volume::{SlotExtents, Volume};
 use crate::journal::{DeviceSink, replay};
 use parking_lot::Condvar;
@@ -92,10 +94,23 @@ impl Recovery {
 
     /// Replay the journals of `slots`, all of them gone; `settle`: how long a torn block may be under the
     /// hands of a host that lives.
-    pub fn replay_all(&self, store: &Store, slots: &[SlotId], settle: Duration) -> Result<()> {
+    pub fn replay_all(
+        &self,
+        store: &Store,
+        cluster: &Cluster,
+        slots: &[SlotId],
+        settle: Duration,
+    ) -> Result<()> {
         for slot in slots {
             let begun = std::time::Instant::now();
-            let mut sink = DeviceSink::new(store, settle);
+            let since_ms = SystemClock.wall().as_millis() as u64;
+            let tell = |done: u64, total: u64| {
+                let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+                let (done, total) = (count(done), count(total));
+                cluster.set_replaying(Some(Replaying { slot: *slot, since_ms, done, total }));
+            };
+            tell(0, 0);
+            let mut sink = DeviceSink::new(store, settle).telling(&tell);
             let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
             tracing::info!(
                 "slot {slot}: replayed {} transactions of its journal in {:.2} s, {} of {} blocks written",
@@ -113,7 +128,9 @@ impl Core {
     /// The recovery thread.
     pub(super) fn run_recovery(self: &Arc<Self>) {
         while let Some(slots) = self.recovery.next() {
-            if let Err(e) = self.take_over(&slots) {
+            let done = self.take_over(&slots);
+            self.cluster.set_replaying(None);
+            if let Err(e) = done {
                 if self.store.halt().is_tripped() {
                     return;
                 }
@@ -140,7 +157,7 @@ impl Core {
     }
 
     fn take_over(self: &Arc<Self>, slots: &[SlotId]) -> Result<()> {
-        self.recovery.replay_all(&self.store, slots, self.recovery.settle)?;
+        self.recovery.replay_all(&self.store, &self.cluster, slots, self.recovery.settle)?;
         self.adopt_slots(slots)?;
         self.cluster.recovered(slots)?;
         self.reaper.look_soon();

@@ -204,15 +204,15 @@ fn log(request: &mut Request, value: &str) -> Result<(), &'static str> {
 }
 
 fn fence(request: &mut Request, value: &str) -> Result<(), &'static str> {
+    const WHAT: &str = "auto, reservation, lease, or command: and the absolute path of a program";
     request.volume.fence = match value {
         "auto" => FenceWish::Auto,
         "lease" => FenceWish::Lease,
         "reservation" => FenceWish::Reservation,
-        // A volume whose hosts all stopped without leaving could not be mounted again.
-        _ if value.starts_with("command") => {
-            return Err("auto, reservation or lease: commands are not ready in this release");
+        _ => {
+            let path = value.strip_prefix("command:").map(PathBuf::from);
+            FenceWish::Command(path.filter(|p| p.is_absolute()).ok_or(WHAT)?)
         }
-        _ => return Err("auto, reservation or lease"),
     };
     // Whoever asks for leases wants them waited for.
     request.volume.prove_gone = request.volume.fence != FenceWish::Lease;
@@ -287,7 +287,9 @@ mod tests {
             "host=",
             "user_id=5",
             "fence=",
-            "fence=command:/sbin/off",
+            "fence=command",
+            "fence=command:",
+            "fence=command:off",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
@@ -300,6 +302,7 @@ mod tests {
         assert_eq!((of("fence=lease").fence, of("fence=lease").prove_gone), (FenceWish::Lease, false));
         assert_eq!(of("fence=lease,fence=reservation").fence, FenceWish::Reservation);
         assert!(of("fence=lease,fence=auto").prove_gone);
+        assert_eq!(of("fence=command:/sbin/off").fence, FenceWish::Command("/sbin/off".into()));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub trait ReplaySink {
     fn settle(&self) -> Duration {
         Duration::ZERO
     }
+    /// So many of the blocks that the journal has stand in place.
+    fn progress(&mut self, _done: u64, _total: u64) {}
     /// Go on behind a transaction that is committed but damaged (and report it)?
     fn tolerates_damage(&self) -> bool {
         false
@@ -65,13 +67,22 @@ pub trait ReplaySink {
 pub struct DeviceSink<'a> {
     store: &'a Store,
     settle: Duration,
+    progress: Option<Progress<'a>>,
 }
+
+/// Hears how many blocks are done, of how many.
+pub type Progress<'a> = &'a dyn Fn(u64, u64);
 
 impl<'a> DeviceSink<'a> {
     /// `settle`: the longest time a write of a host that may still live can take to land; zero when
     /// no other host lives.
     pub fn new(store: &'a Store, settle: Duration) -> DeviceSink<'a> {
-        DeviceSink { store, settle }
+        DeviceSink { store, settle, progress: None }
+    }
+
+    /// Tells `progress` how far it is.
+    pub fn telling(self, progress: Progress<'a>) -> DeviceSink<'a> {
+        DeviceSink { progress: Some(progress), ..self }
     }
 }
 
@@ -92,6 +103,11 @@ impl ReplaySink for DeviceSink<'_> {
     }
     fn settle(&self) -> Duration {
         self.settle
+    }
+    fn progress(&mut self, done: u64, total: u64) {
+        if let Some(progress) = self.progress {
+            progress(done, total);
+        }
     }
 }
 
@@ -354,7 +370,10 @@ fn apply(
 ) -> Result<()> {
     let mut batch = Vec::new();
     let mut torn = Vec::new();
-    for (block, image) in newest {
+    let total = newest.len() as u64;
+    for (done, (block, image)) in newest.into_iter().enumerate() {
+        // What waits in the batch is written soon.
+        sink.progress(done as u64, total);
         let mut seen = None;
         match look(store, block, image.entry.version(), &mut seen, sink)? {
             Decision::Skip => {}
@@ -371,7 +390,10 @@ fn apply(
         }
     }
     sink.write(&batch)?;
-    await_torn(store, torn, sink, report)
+    sink.progress(total - torn.len() as u64, total);
+    await_torn(store, torn, sink, report)?;
+    sink.progress(total, total);
+    Ok(())
 }
 
 /// Look at torn blocks until all are decided. They wait side by side, each for its own time, and each is

@@ -47,6 +47,7 @@ fn claim_of_other() -> Claim {
         host: [7; 16],
         protocols: (PROTOCOL_MIN, PROTOCOL),
         name: "other".into(),
+        ..Claim::default()
     }
 }
 

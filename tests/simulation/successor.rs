@@ -1,6 +1,6 @@
 //! What can go wrong on the way of the host that takes over, or waits for that.
 
-use crate::common::port::Port;
+use crate::common::port::{Port, Weather};
 use crate::common::simdisk::SimDisk;
 use crate::deaths::{stubborn, until_asked};
 use crate::host::{Host, How};
@@ -8,6 +8,7 @@ use crate::story::volume;
 use crate::tree;
 use shoal::base::BlockNo;
 use shoal::cluster::Timing;
+use shoal::format::cluster::heartbeat::Replaying;
 use shoal::format::{superblock, volume as volume_block};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,5 +108,40 @@ fn a_mount_whose_device_dies_fails() {
     stubborn.store(false, Ordering::Release);
     a.create("/g").expect("the other one goes on");
     a.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// It is shown by `shoal status` on any host, which has nothing but the disk to go by.
+#[test]
+fn how_far_it_is_with_a_journal_stands_in_the_heartbeat() {
+    let disk = volume(128, 3);
+    let [a, b] = ["a", "b"].map(|name| Host::mount(&disk, name).expect("mount"));
+    (0..100).for_each(|n| a.create(&format!("/f{n}")).expect("create"));
+    a.fsync("/f0").expect("fsync");
+    let (superblock, _) = superblock::load(&*disk).expect("superblock");
+    let (format_id, geometry) = (superblock.format_id, superblock.geometry);
+    let rows = shoal::cluster::Disk { device: disk.clone(), format_id, geometry };
+    let told = || {
+        let row = rows.read_heartbeats().expect("the heartbeats");
+        row[1].as_ref().and_then(|beat| beat.replaying)
+    };
+    assert_eq!(told(), None);
+    // What it reads in place takes long enough for some beats.
+    b.port.set_weather(Weather { delay_us_max: 250_000, ..Weather::default() }, 5);
+    a.crash();
+    let (begun, mut seen) = (Instant::now(), Vec::new());
+    while seen.is_empty() || told().is_some() {
+        assert!(begun.elapsed() < WAIT_MAX, "{seen:?}");
+        seen.extend(told().filter(|now| seen.last() != Some(now)));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    b.port.set_weather(Weather::default(), 5);
+    let of = |r: &Replaying| (r.slot, r.since_ms, r.total);
+    let known: Vec<_> = seen.iter().filter(|r| r.total > 0).collect();
+    assert!(known.iter().any(|r| r.done > 0 && r.done < r.total), "{seen:?}");
+    assert!(known.iter().all(|r| of(r) == of(known[0]) && r.slot.0 == 0 && r.total >= 100), "{seen:?}");
+    assert!(known.is_sorted_by_key(|r| r.done), "{seen:?}");
+    b.chmod("/f1", 0o640).expect("the lock of a dead host is free again");
+    b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }

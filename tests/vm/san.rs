@@ -41,6 +41,15 @@ impl Drop for San {
     }
 }
 
+fn boot(run: &Path, number: usize) -> Guest {
+    let switch = run.join("switch");
+    let mut devices = vec![format!("eth0=daemon,02:00:00:78:00:0{number},unix,{}", switch.display())];
+    if number == 1 {
+        devices.push(format!("ubd0c={}", run.join("disk").display()));
+    }
+    Guest::boot_with(number, run, &devices)
+}
+
 impl San {
     fn new() -> San {
         let run = tempfile::Builder::new().prefix("shoal-san").tempdir_in("/dev/shm").unwrap();
@@ -75,22 +84,25 @@ impl San {
             assert!(begun.elapsed() < Duration::from_secs(10), "uml_switch does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let boot = |number: usize| {
-            let mut devices = vec![format!("eth0=daemon,02:00:00:78:00:0{number},unix,{}", socket.display())];
-            if number == 1 {
-                devices.push(format!("ubd0c={}", run.path().join("disk").display()));
-            }
-            Guest::boot_with(number, run.path(), &devices)
-        };
-        let guests = (1..=3).map(boot).collect();
+        let guests = (1..=3).map(|number| boot(run.path(), number)).collect();
         let mut san = San { run, switch, guests, disk_name: String::new() };
         san.guests.iter_mut().for_each(Guest::wait_until_up);
         san.run(1, "HOSTS='2 3' sh /mnt/host/san_target.sh");
-        for host in HOSTS {
-            let told = san.run(host, "sh /mnt/host/san_host.sh 2>/run/login || { cat /run/login; exit 1; }");
-            san.disk_name = told.lines().last().expect("a device").to_string();
-        }
+        HOSTS.iter().for_each(|host| san.log_in(*host));
         san
+    }
+
+    fn log_in(&mut self, host: usize) {
+        let told = self.run(host, "sh /mnt/host/san_host.sh 2>/run/login || { cat /run/login; exit 1; }");
+        self.disk_name = told.lines().last().expect("a device").to_string();
+    }
+
+    /// Power off, and on again.
+    fn reboot(&mut self, host: usize) {
+        self.guests[host - 1].kill();
+        self.guests[host - 1] = boot(self.run.path(), host);
+        self.guests[host - 1].wait_until_up();
+        self.log_in(host);
     }
 
     fn run(&mut self, number: usize, script: &str) -> String {
@@ -177,18 +189,7 @@ fn pause(san: &mut San, round: usize) -> Duration {
     let waited = paused.elapsed();
     let log = san.log(2)[before[2]..].to_string();
     assert!(log.contains("its key is preempted") && log.contains("it is kept off the disk"), "{log}");
-    // What was synced is there.
-    let mut synced = 0;
-    for writer in 1..=4 {
-        let names = fs::read_to_string(san.file(&format!("synced3-{writer}"))).unwrap_or_default();
-        let list = format!("/mnt/host/list{writer}");
-        let whole: String = names.lines().map(|name| format!("/mnt/fs/{name}\n")).collect();
-        fs::write(san.file(&format!("list{writer}")), whole).unwrap();
-        let sizes = san.run(2, &format!("cat {list} | xargs -r stat -c %s"));
-        assert!(sizes.lines().all(|size| size == "262144"), "{sizes}");
-        synced += sizes.lines().count();
-    }
-    assert!(synced > 0, "nothing was written: nothing was tested");
+    let synced = synced(san);
     // The other leaves, too: now nobody but the first may write at all, and it may not.
     san.run(2, "/mnt/host/shoal umount /mnt/fs");
     let content = san.content();
@@ -207,6 +208,22 @@ fn pause(san: &mut San, round: usize) -> Duration {
     san.check();
     println!("round {round}: recovered and served after {waited:?}, {synced} files synced before");
     waited
+}
+
+/// What the other host has synced is there: so many files.
+fn synced(san: &mut San) -> usize {
+    let mut synced = 0;
+    for writer in 1..=4 {
+        let names = fs::read_to_string(san.file(&format!("synced3-{writer}"))).unwrap_or_default();
+        let list = format!("/mnt/host/list{writer}");
+        let whole: String = names.lines().map(|name| format!("/mnt/fs/{name}\n")).collect();
+        fs::write(san.file(&format!("list{writer}")), whole).unwrap();
+        let sizes = san.run(2, &format!("cat {list} | xargs -r stat -c %s"));
+        assert!(sizes.lines().all(|size| size == "262144"), "{sizes}");
+        synced += sizes.lines().count();
+    }
+    assert!(synced > 0, "nothing was written: nothing was tested");
+    synced
 }
 
 #[test]
@@ -241,16 +258,21 @@ fn nothing_of_a_paused_machine_lands() {
     san.check();
 }
 
-/// Both at once, on a device that is free: one gets in, it lets the other in, nobody is kept off.
-fn mount_both(san: &mut San) {
+/// Both at once.
+fn mount_together(san: &mut San, options: &str) {
     let jobs = HOSTS.map(|host| {
-        let script = san.mounting(host, "");
+        let script = san.mounting(host, options);
         (host, san.guests[host - 1].start(&script))
     });
     for (host, job) in jobs {
         let ended = san.guests[host - 1].wait(job, COMMAND_MAX);
         assert_eq!(ended.code, 0, "guest {host}: {}\n{}", ended.output, san.log(host));
     }
+}
+
+/// On a device that is free: one gets in, it lets the other in, nobody is kept off.
+fn mount_both(san: &mut San) {
+    mount_together(san, "");
     let status = san.shoal(2, "status");
     assert!(status.contains("fence reservation") && status.contains("write exclusive"), "{status}");
     for host in HOSTS {
@@ -325,4 +347,119 @@ fn without_reservations(san: &mut San) {
     let status = san.shoal(2, "status");
     assert!(status.contains("fence lease"), "{status}");
     san.umount(2);
+}
+
+/// Asks whoever runs the array, which is the test, and waits for its answer.
+const OFF: &str = "#!/bin/sh
+echo \"$1 $2 $SHOAL_HOST_BOOT\" >/mnt/host/asking && mv /mnt/host/asking /mnt/host/asked
+n=0
+until [ -e /mnt/host/detached ]; do
+    n=$((n + 1))
+    [ $n -lt 600 ] || { echo nobody answers >&2; exit 1; }
+    sleep 0.1
+done
+";
+
+/// Host 3 may log in no more, and what it has under way ends.
+const DETACH: &str = "
+acl=/sys/kernel/config/target/iscsi/iqn.2026-11.test.shoal:array/tpgt_1/acls/iqn.2026-11.test.shoal:guest3
+rm $acl/lun_0/disk && rmdir $acl/lun_0 $acl";
+
+/// A host is paused with writes queued, its guardian too; the other has it detached by the command, or believes
+/// one that lies; it goes on. Does something of it land?
+fn does_anything_land(lies: bool) -> bool {
+    let mut san = San::new();
+    fs::write(san.file("off"), OFF).unwrap();
+    let place = "cp /mnt/host/off /run/off && chmod 755 /run/off";
+    for host in HOSTS {
+        san.run(host, if lies { "ln -s /bin/true /run/off" } else { place });
+        san.mount(host, ",fence=command:/run/off");
+    }
+    let status = san.shoal(2, "status");
+    assert!(status.contains("fence command"), "{status}");
+    let boot = san.run(3, "cat /proc/sys/kernel/random/boot_id");
+    let writers = WRITERS.replace("ROUND", "0");
+    san.guests[2].start(&writers);
+    std::thread::sleep(Duration::from_secs(3));
+    san.run(3, "pkill -STOP shoal-guardian");
+    san.guests[2].pause(true);
+    if !lies {
+        let begun = Instant::now();
+        while !san.file("asked").exists() {
+            assert!(begun.elapsed() < PATIENCE, "nobody asks:\n{}", san.log(2));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let asked = fs::read_to_string(san.file("asked")).unwrap();
+        assert_eq!(asked, format!("guest3 00000000-0000-0000-0000-000000000003 {boot}"));
+        std::thread::sleep(Duration::from_secs(5));
+        assert!(!san.log(2).contains("is fenced"), "before the command has said so: {}", san.log(2));
+        san.run(1, DETACH);
+        fs::write(san.file("detached"), "").unwrap();
+    }
+    san.until_told(2, 0, &["is recovered"]);
+    let log = san.log(2);
+    assert!(log.contains("says that it is off the disk") && log.contains("it is kept off the disk"), "{log}");
+    let synced = synced(&mut san);
+    san.umount(2);
+    let content = san.content();
+    san.guests[2].pause(false);
+    std::thread::sleep(Duration::from_secs(10));
+    san.guests[2].kill();
+    let landed = san.content() != content;
+    if !lies {
+        san.check();
+    }
+    println!("{synced} files synced before; something landed: {landed}");
+    landed
+}
+
+#[test]
+fn nothing_of_a_machine_that_a_command_detaches_lands() {
+    assert!(!does_anything_land(false), "something of the paused host has landed");
+}
+
+/// The test would see it.
+#[test]
+fn what_a_command_that_lies_leaves_attached_lands() {
+    assert!(does_anything_land(true));
+}
+
+/// A command that never succeeds, and tells that it was run.
+fn never_to_be_run(san: &mut San, host: usize) {
+    san.run(host, "printf '#!/bin/sh\\ntouch /mnt/host/ran\\nexit 1\\n' >/run/off && chmod 755 /run/off");
+}
+
+/// Its daemon dies, and it mounts at once: the command would hit a machine that is well.
+#[test]
+fn a_machine_that_mounts_again_is_not_given_to_the_command() {
+    let mut san = San::new();
+    for host in HOSTS {
+        never_to_be_run(&mut san, host);
+        san.mount(host, ",fence=command:/run/off");
+    }
+    san.run(
+        3,
+        "echo kept >/mnt/fs/f && sync /mnt/fs/f && pkill -KILL -f run/mount.fuse.shoal; umount -l /mnt/fs",
+    );
+    san.mount(3, ",fence=command:/run/off");
+    assert_eq!(san.run(3, "cat /mnt/fs/f"), "kept\n");
+    assert!(san.log(2).contains("has the device to itself, and mounts again"), "{}", san.log(2));
+    // The power of all fails; they come back together.
+    for host in HOSTS {
+        san.run(host, &format!("echo {host} >/mnt/fs/f{host} && sync /mnt/fs/f{host}"));
+    }
+    for host in HOSTS {
+        san.guests[host - 1].kill();
+    }
+    for host in HOSTS {
+        san.reboot(host);
+        never_to_be_run(&mut san, host);
+    }
+    mount_together(&mut san, ",fence=command:/run/off");
+    assert_eq!(san.run(2, "cat /mnt/fs/f /mnt/fs/f2 /mnt/fs/f3"), "kept\n2\n3\n");
+    let logs = HOSTS.map(|host| san.log(host)).concat();
+    assert!(logs.contains("has been started anew, and mounts again"), "{logs}");
+    assert!(!san.file("ran").exists(), "{logs}");
+    HOSTS.iter().for_each(|host| san.umount(*host));
+    san.check();
 }

@@ -13,14 +13,14 @@ use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotState, SlotView};
 use crate::format::layout::LOBBY_CELLS;
 use std::path::PathBuf;
 
-const MACHINE_A: ([u8; 16], [u8; 16]) = ([0xa; 16], [1; 16]);
-const MACHINE_B: ([u8; 16], [u8; 16]) = ([0xb; 16], [2; 16]);
-const MACHINE_C: ([u8; 16], [u8; 16]) = ([0xc; 16], [3; 16]);
+pub const MACHINE_A: ([u8; 16], [u8; 16]) = ([0xa; 16], [1; 16]);
+pub const MACHINE_B: ([u8; 16], [u8; 16]) = ([0xb; 16], [2; 16]);
+pub const MACHINE_C: ([u8; 16], [u8; 16]) = ([0xc; 16], [3; 16]);
 
 /// The real thing, which would switch off its own machine, with a program that succeeds; notes for whom.
-struct Noted {
+pub struct Noted {
     command: Command,
-    victims: Mutex<Vec<Victim>>,
+    pub victims: Mutex<Vec<Victim>>,
     during: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -32,28 +32,37 @@ impl Fence for Noted {
     }
 }
 
-fn join_with(port: &Arc<Port>, name: &str, machine: ([u8; 16], [u8; 16])) -> (Result<Host>, Arc<Noted>) {
+pub fn join_with(port: &Arc<Port>, name: &str, machine: ([u8; 16], [u8; 16])) -> (Result<Host>, Arc<Noted>) {
     join_by_program(port, name, machine, "/bin/true", Box::new(|| ()))
 }
 
-fn join_by_program(
+pub fn join_by_program(
     port: &Arc<Port>,
     name: &str,
     (host, boot): ([u8; 16], [u8; 16]),
     program: &str,
     during: Box<dyn Fn() + Send + Sync>,
 ) -> (Result<Host>, Arc<Noted>) {
-    let command = Command::new(PathBuf::from(program), "memory".into(), host, boot, &QUICK).unwrap();
+    let path = PathBuf::from(program);
+    let command = Command::new(path, "memory".into(), host, boot, name.into(), &QUICK).unwrap();
     let noted = Arc::new(Noted { command, victims: Mutex::default(), during });
+    (join_by_fence(port, name, (host, boot), noted.clone()), noted)
+}
+
+pub fn join_by_fence(
+    port: &Arc<Port>,
+    name: &str,
+    (host, boot): ([u8; 16], [u8; 16]),
+    fence: Arc<dyn Fence>,
+) -> Result<Host> {
     let lease = Arc::new(Lease::default());
     let mut options = options(name, Where::Elsewhere, port, &lease);
     (options.host, options.boot, options.file.rdev) = (host, boot, 7);
     options.fence.wanted = Wanted::Class(FenceClass::Command);
-    options.fence.command = Some(noted.clone());
+    options.fence.command = Some(fence);
     options.patience = Duration::from_secs(4);
     let joined = Cluster::join(disk_of(port.clone()), options);
-    let host = joined.map(|(cluster, report)| Host { cluster, report, lease, port: port.clone() });
-    (host, noted)
+    joined.map(|(cluster, report)| Host { cluster, report, lease, port: port.clone() })
 }
 
 fn victims(noted: &Noted) -> Vec<SlotId> {
@@ -105,7 +114,7 @@ fn die_before_the_first_beat(medium: &Arc<Medium>) {
 }
 
 /// Whoever dies is recovered as soon as it is kept off.
-fn recover_at_once(host: &Arc<Host>) {
+pub fn recover_at_once(host: &Arc<Host>) {
     let recover = Arc::downgrade(host);
     let (tell, told) = std::sync::mpsc::channel::<Vec<SlotId>>();
     host.cluster.on_fenced(Box::new(move |slots| drop(tell.send(slots.to_vec()))));
@@ -317,6 +326,7 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
                 host: [9; 16],
                 protocols: (PROTOCOL_MIN, PROTOCOL_MIN),
                 name: "old".into(),
+                ..Claim::default()
             };
             disk.write_claim(5, &claim).unwrap();
             std::thread::sleep(QUICK.heartbeat);
@@ -370,4 +380,37 @@ fn whose_claim_cannot_be_read_is_not_known_to_have_never_beaten() {
     let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other), false);
     assert!(!victim(port).never_beat, "its claim would tell which machine it was");
     assert!(victim(medium.port()).never_beat);
+}
+
+/// Whoever looked after a joiner's slot dies before it has acknowledged the joiner. The one that sees to it is at
+/// it; the joiner would be the second.
+#[test]
+fn a_joiner_leaves_the_host_that_looked_after_its_slot_to_who_sees_to_it() {
+    let medium = Medium::formatted();
+    let f = join_with(&medium.port(), "f", MACHINE_A).0.unwrap();
+    let slow = Box::new(|| std::thread::sleep(QUICK.wait() * 3));
+    let (a, by_a) = join_by_program(&medium.port(), "a", MACHINE_B, "/bin/true", slow);
+    let a = Arc::new(a.unwrap());
+    recover_at_once(&a);
+    let machine_x = ([0xe; 16], [5; 16]);
+    join_with(&medium.port(), "x", machine_x).0.unwrap().cluster.leave().unwrap();
+    let slot = |n: usize| a.cluster.membership().view.slots[n].state;
+    eventually("f looks after it", || {
+        slot(2) == SlotState::Clean { adopter: crate::format::cluster::Adopter::Slot(SlotId(0)) }
+    });
+    let (disk, gone) = (medium.disk(), AtomicBool::new(false));
+    let cell = geometry().heartbeat_cell(SlotId(0));
+    f.port.set_hook(move |op, at| {
+        if op == "write" && at == cell {
+            let newest =
+                disk.read_ballots().unwrap().into_iter().map(|(b, _)| b.decided).max_by_key(|v| v.epoch);
+            let joined = newest.is_some_and(|view| matches!(view.slots[2].state, SlotState::Live { .. }));
+            gone.fetch_or(joined, Ordering::Relaxed);
+        }
+        !gone.load(Ordering::Relaxed)
+    });
+    let (joined, by_joiner) = join_with(&medium.port(), "c", MACHINE_C);
+    let joined = joined.unwrap();
+    assert_eq!((joined.report.slot, victims(&by_a)), (SlotId(2), vec![SlotId(0)]));
+    assert_eq!(victims(&by_joiner), [], "run by two at once");
 }

@@ -1,6 +1,7 @@
 //! Several mounts in one process on one device in memory, whose writes land sector by sector, so
 //! that reads overlap them.
 
+mod anew;
 mod churn;
 mod command;
 mod death;
@@ -9,6 +10,7 @@ mod fencer;
 mod life;
 mod mail;
 mod takeover;
+mod tune;
 
 use super::*;
 use crate::base::{AgNo, Clock, Error, SystemClock, Token};
@@ -232,6 +234,7 @@ pub fn options(name: &str, place: Where, port: &Arc<Port>, lease: &Arc<Lease>) -
     JoinOptions {
         usable: (1 << SLOTS) - 1,
         timing: QUICK,
+        profile: None,
         host: [1; 16],
         boot: if here { [2; 16] } else { rand::random() },
         name: name.into(),

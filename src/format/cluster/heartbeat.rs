@@ -24,8 +24,10 @@
 //! | 200 | 8 | st_ino |
 //! | 208 | 8 | st_rdev, 0 for an image file |
 //! | 216 | 8 | reservation key, 0 = none |
-//! | 224 | 16 | hint address (IPv6 or mapped IPv4) |
-//! | 240 | 2 | hint port, 0 = no hints |
+//! | 224 | 8 | when the replay of a journal began, ms since 1970; 0 = none under way (for people only) |
+//! | 232 | 4 | blocks of it that are done |
+//! | 236 | 4 | blocks that it has, 0 = not known yet |
+//! | 240 | 2 | whose journal: slot |
 //! | 242 | 6 | zero |
 //! | 248 | 64 | host name |
 //! | 312 | 96 | device path |
@@ -84,6 +86,18 @@ pub struct FenceTrouble {
     pub error: String,
 }
 
+/// How far a host is with the journal of one that died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Replaying {
+    /// Whose journal.
+    pub slot: SlotId,
+    /// By this host's clock.
+    pub since_ms: u64,
+    /// Blocks that stand in place now, of so many that the journal has; none as long as it is being read.
+    pub done: u32,
+    pub total: u32,
+}
+
 /// What a heartbeat cell says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Heartbeat {
@@ -112,6 +126,8 @@ pub struct Heartbeat {
     pub reservation_key: u64,
     /// A dead host that could not be kept off the disk yet.
     pub fencing: Option<FenceTrouble>,
+    /// The journal that this host is replaying.
+    pub replaying: Option<Replaying>,
     pub name: String,
     pub device: String,
 }
@@ -142,8 +158,10 @@ pub struct RawHeartbeat {
     pub ino: U64,
     pub rdev: U64,
     pub reservation_key: U64,
-    pub hint_address: [u8; 16],
-    pub hint_port: U16,
+    pub replay_since: U64,
+    pub replay_done: U32,
+    pub replay_total: U32,
+    pub replay_slot: U16,
     pub zero: [u8; 6],
     pub name: [u8; 64],
     pub device: [u8; 96],
@@ -187,6 +205,12 @@ impl Heartbeat {
             raw.fence_slot = U16::new(trouble.slot.0);
             put_name(&mut raw.fence_error, &trouble.error);
         }
+        if let Some(replaying) = &self.replaying {
+            raw.replay_since = U64::new(replaying.since_ms.max(1));
+            raw.replay_done = U32::new(replaying.done);
+            raw.replay_total = U32::new(replaying.total);
+            raw.replay_slot = U16::new(replaying.slot.0);
+        }
         put_name(&mut raw.name, &self.name);
         put_name(&mut raw.device, &self.device);
         let mut cell = vec![0; geometry.cell_pitch as usize];
@@ -229,6 +253,12 @@ impl Heartbeat {
                 slot: SlotId(raw.fence_slot.get()),
                 attempts: raw.fence_attempts.get(),
                 error: get_name(&raw.fence_error),
+            }),
+            replaying: (raw.replay_since.get() != 0).then(|| Replaying {
+                slot: SlotId(raw.replay_slot.get()),
+                since_ms: raw.replay_since.get(),
+                done: raw.replay_done.get(),
+                total: raw.replay_total.get(),
             }),
             name: get_name(&raw.name),
             device: get_name(&raw.device),

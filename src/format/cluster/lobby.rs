@@ -9,12 +9,17 @@
 //! | 84 | 2 | protocol, newest spoken |
 //! | 86 | 10 | zero |
 //! | 96 | 64 | host name |
-//! | 160 | 352 | zero |
+//! | 160 | 16 | boot id of the host |
+//! | 176 | 8 | st_dev of the device file that it has opened |
+//! | 184 | 8 | st_ino |
+//! | 192 | 8 | st_rdev, 0 for an image file |
+//! | 200 | 312 | zero |
 
+use super::heartbeat::DeviceFile;
 use super::{CELL_SIZE, CellHeader, Stamp, get_name, open_cell, put_name, seal_cell};
 use crate::base::{Incarnation, Result, SlotId};
 use crate::format::layout::Geometry;
-use zerocopy::little_endian::U16;
+use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 4] = *b"SHLO";
@@ -39,6 +44,10 @@ pub struct Claim {
     pub incarnation: Incarnation,
     pub sequence: u64,
     pub host: [u8; 16],
+    /// Identity of this boot of it; zero if the claim is from a release that did not tell.
+    pub boot: [u8; 16],
+    /// What it has opened; of a block device, with its presence lock.
+    pub file: DeviceFile,
     /// Oldest and newest protocol spoken.
     pub protocols: (u16, u16),
     pub name: String,
@@ -55,7 +64,11 @@ pub struct RawClaim {
     pub protocol_max: U16,
     pub zero: [u8; 10],
     pub name: [u8; 64],
-    pub zero2: [u8; 352],
+    pub boot: [u8; 16],
+    pub dev: U64,
+    pub ino: U64,
+    pub rdev: U64,
+    pub zero2: [u8; 312],
 }
 
 const _: () = assert!(size_of::<RawClaim>() == CELL_SIZE);
@@ -69,6 +82,10 @@ impl Claim {
         raw.protocol_min = U16::new(self.protocols.0);
         raw.protocol_max = U16::new(self.protocols.1);
         put_name(&mut raw.name, &self.name);
+        raw.boot = self.boot;
+        raw.dev = U64::new(self.file.dev);
+        raw.ino = U64::new(self.file.ino);
+        raw.rdev = U64::new(self.file.rdev);
         let mut bytes = vec![0; geometry.cell_pitch as usize];
         bytes[..CELL_SIZE].copy_from_slice(raw.as_bytes());
         let stamp = Stamp { slot: SlotId(0), incarnation: self.incarnation, sequence: self.sequence };
@@ -92,6 +109,8 @@ impl Claim {
             incarnation: stamp.incarnation,
             sequence: stamp.sequence,
             host: raw.host,
+            boot: raw.boot,
+            file: DeviceFile { dev: raw.dev.get(), ino: raw.ino.get(), rdev: raw.rdev.get() },
             protocols: (raw.protocol_min.get(), raw.protocol_max.get()),
             name: get_name(&raw.name),
         })

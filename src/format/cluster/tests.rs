@@ -1,4 +1,4 @@
-use super::heartbeat::{DeviceFile, FenceTrouble, Refusal};
+use super::heartbeat::{DeviceFile, FenceTrouble, Refusal, Replaying};
 use super::inbox::{RegisterCell, encode_register};
 use super::lobby::ClaimKind;
 use super::*;
@@ -57,6 +57,7 @@ fn heartbeat_round_trip_and_damage() {
             file: DeviceFile { dev: 1, ino: 2, rdev: 3 },
             reservation_key: 99,
             fencing: Some(FenceTrouble { slot: SlotId(5), attempts: 6, error: "no".into() }),
+            replaying: Some(Replaying { slot: SlotId(4), since_ms: 45, done: 46, total: 47 }),
             name: "köln".into(),
             device: "/dev/x".into(),
         };
@@ -141,6 +142,8 @@ fn claims_round_trip() {
         kind: ClaimKind::Join,
         incarnation: Incarnation(3),
         sequence: 2,
+        boot: [6; 16],
+        file: DeviceFile { dev: 7, ino: 8, rdev: 9 },
         host: [9; 16],
         protocols: (1, 1),
         name: "a".into(),

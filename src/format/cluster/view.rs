@@ -2,6 +2,7 @@
 
 use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::format::layout::SLOTS_MAX;
+use crate::format::superblock::TimingProfile;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -48,6 +49,8 @@ pub struct View {
     /// A host was kept off by the device since its reservation was made: whoever leaves last lets it stand,
     /// for that host may still be stopped, with writes queued.
     pub fenced: bool,
+    /// The times that all members go by; `None`: what mkfs wrote, nobody has mounted it yet.
+    pub timing: Option<TimingProfile>,
     /// One per slot the layout has room for.
     pub slots: Vec<SlotView>,
 }
@@ -115,6 +118,7 @@ impl View {
             protocol: PROTOCOL_MIN,
             fence: FenceClass::Lease as u8,
             fenced: false,
+            timing: None,
             slots: (0..max_slots)
                 .map(|s| SlotView { state: state(s), incarnation: Incarnation(0) })
                 .collect(),
@@ -149,7 +153,8 @@ pub struct RawSlotView {
 /// | 18 | 2 | slots |
 /// | 20 | 1 | fence class |
 /// | 21 | 1 | 1: a host was kept off by the device since its reservation was made |
-/// | 22 | 42 | zero |
+/// | 22 | 1 | timing profile of all members + 1; 0: what mkfs wrote |
+/// | 23 | 41 | zero |
 /// | 64 | 64 x 16 | slots: state u8, zero u8, adopter u16, zero u32, incarnation u64 |
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -160,7 +165,8 @@ pub struct RawView {
     pub slot_count: U16,
     pub fence: u8,
     pub fenced: u8,
-    pub zero: [u8; 42],
+    pub timing: u8,
+    pub zero: [u8; 41],
     pub slots: [RawSlotView; SLOTS_MAX as usize],
 }
 
@@ -177,6 +183,7 @@ impl RawView {
         raw.slot_count = U16::new(view.slots.len() as u16);
         raw.fence = view.fence;
         raw.fenced = u8::from(view.fenced);
+        raw.timing = view.timing.map_or(0, |timing| timing as u8 + 1);
         for (to, from) in raw.slots.iter_mut().zip(&view.slots) {
             let (state, adopter) = match from.state {
                 SlotState::Empty => (EMPTY, RAW_SLOT_NONE),
@@ -208,6 +215,15 @@ impl RawView {
         if count > self.slots.len() {
             return Err(Error::Device(format!("view {}: {count} slots", self.epoch.get())));
         }
+        let timing = match self.timing {
+            0 => None,
+            n => Some(TimingProfile::from_raw(n - 1).ok_or_else(|| {
+                Error::Device(format!(
+                    "hosts go by a timing profile {} that this release does not know",
+                    n - 1
+                ))
+            })?),
+        };
         let slots = self.slots[..count].iter().map(|s| raw_slot(s, count)).collect::<Result<_>>()?;
         Ok(Some(View {
             epoch: Epoch(self.epoch.get()),
@@ -215,6 +231,7 @@ impl RawView {
             protocol: self.protocol.get(),
             fence: self.fence,
             fenced: self.fenced != 0,
+            timing,
             slots,
         }))
     }

@@ -4,6 +4,7 @@
 mod fence;
 mod mount;
 mod status;
+mod tune;
 mod umount;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Status(status::Arguments),
     /// List the hosts of a volume in short: who lives, who is dead, and who takes over from whom.
     Nodes(status::NodesArguments),
+    /// Change the heartbeat and lease times of a volume that no host has mounted.
+    Tune(tune::Arguments),
     /// Show who is registered with a device that keeps dead hosts off, or free it.
     Fence(fence::Arguments),
 }
@@ -56,6 +59,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Shoal { command: Command::Umount(a) }) => umount::run(&name, &a),
         Ok(Shoal { command: Command::Status(a) }) => status::run(&name, &a),
         Ok(Shoal { command: Command::Nodes(a) }) => status::run_nodes(&name, &a),
+        Ok(Shoal { command: Command::Tune(a) }) => tune::run(&name, &a),
         Ok(Shoal { command: Command::Fence(a) }) => fence::run(&name, &a),
         Err(e) => {
             // Help and version are no errors to clap's printing, which goes to the right stream.

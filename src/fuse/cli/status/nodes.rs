@@ -4,6 +4,7 @@ use super::show::{age, state};
 use super::volume::VolumeStatus;
 use crate::base::SlotId;
 use crate::cluster::HostStatus;
+use crate::format::cluster::heartbeat::Replaying;
 use crate::format::cluster::{Adopter, SlotState};
 use serde_json::{Value, json};
 
@@ -17,6 +18,29 @@ fn known(volume: &VolumeStatus) -> impl Iterator<Item = &HostStatus> {
 fn name(volume: &VolumeStatus, slot: SlotId) -> String {
     let beat = volume.cluster.hosts.iter().find(|h| h.slot == slot).and_then(|h| h.beat.as_ref());
     beat.map_or_else(|| format!("slot {slot}"), |beat| beat.name.clone())
+}
+
+/// How far the journal of `slot` is replayed, by whoever is at it.
+fn replaying(volume: &VolumeStatus, slot: SlotId) -> Option<&Replaying> {
+    let live = volume.cluster.hosts.iter().filter(|h| matches!(h.state, SlotState::Live { .. }));
+    let told = live.filter_map(|h| h.beat.as_ref()?.replaying.as_ref());
+    told.filter(|r| r.slot == slot).max_by_key(|r| r.since_ms)
+}
+
+/// The same in words.
+pub fn progress(volume: &VolumeStatus, slot: SlotId) -> Option<String> {
+    let r = replaying(volume, slot)?;
+    let since = age(volume.now_ms, r.since_ms);
+    Some(match r.total {
+        0 => format!("its journal is being read, begun {since}"),
+        total => format!("{} of {total} blocks of its journal replayed, begun {since}", r.done),
+    })
+}
+
+/// As JSON; null if nothing is under way.
+pub fn replaying_json(volume: &VolumeStatus, slot: SlotId) -> Value {
+    let told = |r: &Replaying| json!({ "done": r.done, "total": r.total, "since_ms": r.since_ms });
+    replaying(volume, slot).map_or(Value::Null, told)
 }
 
 /// Who replays the journal of a dead host.
@@ -33,7 +57,13 @@ fn note(volume: &VolumeStatus, host: &HostStatus) -> String {
     let dead: Vec<String> =
         volume.cluster.hosts.iter().filter(recovering).map(|h| name(volume, h.slot)).collect();
     match host.state {
-        SlotState::Dead { adopter } => format!("{} takes over from it", name(volume, adopter)),
+        SlotState::Dead { adopter } => {
+            let progress = progress(volume, host.slot).map_or(String::new(), |told| format!(": {told}"));
+            format!("{} takes over from it{progress}", name(volume, adopter))
+        }
+        SlotState::Live { .. } if replaying(volume, host.slot).is_some() => {
+            progress(volume, host.slot).unwrap_or_default()
+        }
         SlotState::Live { .. } if host.moving == Some(false) => "what it holds is waited for".into(),
         SlotState::Live { .. } if !dead.is_empty() => format!("takes over from {}", dead.join(", ")),
         SlotState::Clean { adopter: Adopter::Slot(by) } => {
@@ -47,7 +77,8 @@ fn note(volume: &VolumeStatus, host: &HostStatus) -> String {
 pub fn json(volume: &VolumeStatus) -> Value {
     let node = |h: &HostStatus| {
         json!({ "slot": h.slot.0, "name": h.beat.as_ref().map(|b| &b.name), "state": state(volume, h),
-                "last_beat_ms": h.beat.as_ref().map(|b| b.wall_ms), "adopter": adopter(h).map(|s| s.0) })
+                "last_beat_ms": h.beat.as_ref().map(|b| b.wall_ms), "adopter": adopter(h).map(|s| s.0),
+                "replay": replaying_json(volume, h.slot) })
     };
     json!({ "nodes": known(volume).map(node).collect::<Vec<_>>() })
 }

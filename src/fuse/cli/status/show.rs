@@ -1,6 +1,7 @@
 //! A volume's status for a person, and for a program.
 
 use super::fence;
+use super::nodes::{progress, replaying_json};
 use super::volume::{GroupStatus, VolumeStatus};
 use crate::base::SlotId;
 use crate::cluster::HostStatus;
@@ -65,6 +66,7 @@ fn host_json(volume: &VolumeStatus, host: &HostStatus) -> Value {
         "beating": host.moving, "name": beat.map(|b| &b.name), "device": beat.map(|b| &b.device),
         "last_beat_ms": beat.map(|b| b.wall_ms), "groups": groups, "blocks": blocks, "free": free,
         "journal_used": journal.map(|(used, _)| used), "journal_blocks": journal.map(|(_, ring)| ring),
+        "replay": replaying_json(volume, host.slot),
     })
 }
 
@@ -80,13 +82,17 @@ pub fn text(volume: &VolumeStatus, groups: bool) -> String {
         v.ag_count,
         v.slots.len(),
         volume.cluster.epoch,
-        format!("{:?}", v.timing).to_lowercase(),
+        v.timing.name(),
     )];
     lines.extend(fence::text(volume));
     lines.push(row(["slot", "host", "state", "last beat", "groups", "free", "journal"].map(String::from)));
     let hosts: Vec<&HostStatus> = volume.cluster.occupied().collect();
     lines.extend(hosts.iter().map(|h| host_row(volume, h)));
     lines.push(others_row(volume, &hosts));
+    lines.extend(hosts.iter().filter_map(|h| {
+        let name = h.beat.as_ref().map_or("?", |b| &b.name);
+        progress(volume, h.slot).map(|told| format!("{name} (slot {}): {told}", h.slot))
+    }));
     if volume.cluster.is_clean() {
         lines.push("no host has it mounted; it was left in order".into());
     }

@@ -1,7 +1,7 @@
 //! What a volume's device says about its hosts and its space.
 
 use crate::base::{AgNo, Result, SlotId};
-use crate::cluster::{ClusterStatus, Disk, Timing, read_status, status};
+use crate::cluster::{ClusterStatus, Disk, Timing, profile, read_status, status};
 use crate::device::pr::KernelReservations;
 use crate::device::reservation::{Report, Reservations};
 use crate::device::{Access, FileDevice, Medium};
@@ -52,14 +52,15 @@ impl VolumeStatus {
                  unmounted volume"
             );
         }
-        let volume = volume::load(&*device, &superblock)?;
-        let timing = Timing::of(volume.timing);
+        let mut volume = volume::load(&*device, &superblock)?;
         let (geometry, format_id) = (volume.geometry(&superblock), superblock.format_id);
         let keys = match device.medium() {
             Medium::Block => KernelReservations::new(device.clone()).report().ok(),
             Medium::File => None,
         };
         let disk = Disk { device, format_id, geometry };
+        volume.timing = profile(&disk, volume.timing)?;
+        let timing = Timing::of(volume.timing);
         let cluster = read_status(&disk, (!quick).then(|| timing.heartbeat * 5 / 2))?;
         let groups = groups(&disk, &geometry)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

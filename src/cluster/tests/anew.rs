@@ -1,0 +1,149 @@
+//! Machines that mount again while their last mount is dead: no command is run for them, and none is believed
+//! to be gone that only looks like one.
+
+use super::command::{MACHINE_A, MACHINE_B, MACHINE_C, join_by_fence, join_by_program, recover_at_once};
+use super::*;
+use crate::base::{Incarnation, SlotId};
+use crate::cluster::anew::{Again, Look};
+use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::format::cluster::Claim;
+use crate::format::cluster::lobby::ClaimKind;
+
+type Machine = ([u8; 16], [u8; 16]);
+
+/// Its command never succeeds.
+fn fails(medium: &Arc<Medium>, name: &str, machine: Machine) -> Result<Host> {
+    join_by_program(&medium.port(), name, machine, "/bin/false", Box::new(|| ())).0
+}
+
+/// `a` lives, `b` has died; does a mount of this name and machine get in, so much later?
+fn is_let_in(name: &str, machine: Machine, later: Duration) -> Result<Host> {
+    let medium = Medium::formatted();
+    let a = Arc::new(fails(&medium, "a", MACHINE_A).unwrap());
+    recover_at_once(&a);
+    drop(fails(&medium, "b", MACHINE_B).unwrap());
+    std::thread::sleep(later);
+    let again = fails(&medium, name, machine);
+    assert!(a.lease.lost.lock().is_none());
+    again
+}
+
+#[test]
+fn a_machine_that_was_started_anew_is_let_in_without_a_command() {
+    is_let_in("b", (MACHINE_B.0, [9; 16]), Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_machine_whose_daemon_died_is_let_in_without_a_command() {
+    is_let_in("b", MACHINE_B, Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_machine_of_another_name_or_identity_is_not_the_one_that_died() {
+    for (name, machine) in [("c", (MACHINE_B.0, [9; 16])), ("b", (MACHINE_C.0, [9; 16]))] {
+        // Before that nobody is dead.
+        let why = is_let_in(name, machine, QUICK.suspicion * 3).err().expect("it was let in").to_string();
+        assert!(why.contains("a cannot keep b (slot 1) off the disk"), "{why}");
+    }
+}
+
+/// Nobody is switched off while it mounts.
+#[test]
+fn after_the_death_of_all_those_who_mount_again_get_in() {
+    let medium = &Medium::formatted();
+    let machines = [("a", MACHINE_A), ("b", MACHINE_B), ("c", MACHINE_C)];
+    drop(machines.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+    let again = std::thread::scope(|scope| {
+        let mount = |(name, (host, _)): (&'static str, Machine)| {
+            scope.spawn(move || {
+                let mounted = fails(medium, name, (host, [9; 16])).map(Arc::new);
+                if let Ok(mounted) = &mounted {
+                    if mounted.report.first {
+                        mounted.cluster.recovered(&mounted.report.replay).unwrap();
+                    }
+                    recover_at_once(mounted);
+                }
+                mounted
+            })
+        };
+        machines.map(mount).map(|mount| mount.join().unwrap())
+    });
+    let again: Vec<_> = again.into_iter().map(Result::unwrap).collect();
+    assert_eq!(again.iter().filter(|host| host.report.first).count(), 1);
+    assert!(again.iter().all(|host| host.lease.lost.lock().is_none()));
+}
+
+const FILE: DeviceFile = DeviceFile { dev: 1, ino: 2, rdev: 7 };
+
+fn lobby(sequence: u64, incarnation: u64) -> Vec<Option<Claim>> {
+    let claim = Claim {
+        kind: ClaimKind::Join,
+        incarnation: Incarnation(incarnation),
+        sequence,
+        host: MACHINE_B.0,
+        boot: [9; 16],
+        file: FILE,
+        name: "b".into(),
+        ..Claim::default()
+    };
+    vec![None, Some(claim)]
+}
+
+fn victim() -> Victim {
+    let (host, boot) = MACHINE_B;
+    Victim { slot: SlotId(1), incarnation: Incarnation(4), host, boot, name: "b".into(), ..Victim::default() }
+}
+
+#[test]
+fn only_a_claim_that_goes_on_moving_is_from_a_mount_that_lives() {
+    let seen = |rows: &[(u64, u64)]| {
+        let mut look = Look::begin(now(), &lobby(5, 8));
+        rows.iter().for_each(|(sequence, incarnation)| look.see(&lobby(*sequence, *incarnation), &victim()));
+        look.again()
+    };
+    assert_eq!(seen(&[(5, 8), (5, 8)]), None, "it stands still");
+    assert_eq!(seen(&[(6, 8), (6, 8)]), None, "one write that was late");
+    assert_eq!(seen(&[(6, 8), (5, 8), (6, 8)]), None, "an older one once more");
+    assert_eq!(seen(&[(6, 9), (7, 9)]), None, "its first write may have been late");
+    assert_eq!(seen(&[(6, 4), (7, 4), (8, 4)]), None, "the dead mount's own");
+    let again = Some(Again { boot: [9; 16], file: FILE });
+    assert_eq!(seen(&[(6, 8), (9, 8)]), again);
+    assert_eq!(seen(&[(1, 9), (2, 9), (3, 9), (3, 9)]), again);
+}
+
+#[test]
+fn the_lobby_is_looked_at_for_some_heartbeats() {
+    let begun = now();
+    let look = Look::begin(begun, &lobby(1, 8));
+    assert!(!look.is_done(begun + QUICK.heartbeat * 3, QUICK.heartbeat));
+    assert!(look.is_done(begun + QUICK.heartbeat * 4, QUICK.heartbeat));
+}
+
+/// What it has cut may land for so long.
+struct Lingers(Duration);
+
+impl Fence for Lingers {
+    fn cut(&self, _: &Victim) -> Result<Cut> {
+        Ok(Cut { how: "cut".into(), settle: self.0 })
+    }
+}
+
+/// Others would take its claim over, and begin all over again.
+#[test]
+fn a_first_mount_that_waits_for_what_may_land_is_left_alone() {
+    let medium = &Medium::formatted();
+    drop(fails(medium, "a", MACHINE_A).unwrap());
+    let long = QUICK.claim_wait() * 4 + QUICK.suspicion * 3;
+    std::thread::scope(|scope| {
+        let mount = |name, machine, settle| {
+            scope.spawn(move || join_by_fence(&medium.port(), name, machine, Arc::new(Lingers(settle))))
+        };
+        let b = mount("b", MACHINE_B, long);
+        std::thread::sleep(QUICK.wait() + QUICK.suspicion);
+        let c = mount("c", MACHINE_C, Duration::ZERO);
+        let b = b.join().unwrap().unwrap();
+        assert!(b.report.first);
+        b.cluster.recovered(&b.report.replay).unwrap();
+        assert!(!c.join().unwrap().unwrap().report.first);
+    });
+}

@@ -1,0 +1,39 @@
+//! Changing what is the same for all hosts of a volume while nobody has it mounted.
+
+use super::Result;
+use super::mount::{Backing, joining, load};
+use super::types::MountOptions;
+use crate::cluster::{StoreLease, tune};
+use crate::device::Exclusive;
+use crate::format::superblock::TimingProfile;
+use crate::format::volume;
+use crate::store::Store;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The store is only a way to the device here.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// Have all hosts go by `to`. The answer: what they went by before.
+///
+/// # Errors
+/// `Device` if the volume is mounted or was not left in order, saying by whom; `Busy`: somebody is mounting it;
+/// `Io`.
+pub fn set_timing(device: &Path, to: TimingProfile) -> Result<TimingProfile> {
+    let options =
+        MountOptions { host_name: Some("shoal tune".into()), ..MountOptions::new(device.to_owned()) };
+    let backing = Backing::open(device)?;
+    let _claim = Exclusive::take(device)?;
+    let mut opened = load(backing, &options)?;
+    let before = opened.volume.timing;
+    let (device, superblock) = (opened.backing.device.clone(), opened.superblock.clone());
+    let store = Store::new(device.clone(), superblock.format_id, superblock.geometry, CACHE_BYTES);
+    let (disk, join) = joining(&opened, &options, Arc::new(StoreLease(store)))?;
+    tune(disk, join, to)?;
+    // The view is what counts. This is for whoever cannot read it.
+    opened.volume.timing = to;
+    if volume::load(&*device, &superblock)?.timing != to {
+        volume::store(&*device, &superblock, &mut opened.volume)?;
+    }
+    Ok(before)
+}
