@@ -154,7 +154,7 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
         assert!(stderr(&output).contains(word), "{arguments:?}: {}", stderr(&output));
         assert!(!v.is_mounted());
     }
-    let fake = command("shoal", &["mount", "-f", "-s", image, at, "-o", "rw,quota"]);
+    let fake = command("shoal", &["mount", "-f", "-s", image, at, "-o", "rw,nonsense"]);
     assert_silent_success(&fake);
     assert!(!v.is_mounted() && v.daemon().is_none());
 }
