@@ -137,8 +137,8 @@ impl Request {
                 continue;
             }
             match TABLE.iter().find(|(known, _)| *known == name) {
+                Some((_, Refused(_))) | None if sloppy => {}
                 Some((_, effect)) => self.apply(name, effect, value)?,
-                None if sloppy => {}
                 None => return Err(format!("unknown mount option '{option}'")),
             }
         }
@@ -317,7 +317,7 @@ mod tests {
     fn unknown_ones_are_named() {
         assert_eq!(parsed("ro,data=journal").unwrap_err(), "unknown mount option 'data=journal'");
         let mut sloppy = Request::new("/dev/x".into());
-        sloppy.parse("ro,data=journal,x-systemd.automount,comment=hi", true).unwrap();
+        sloppy.parse("ro,data=journal,usrquota,x-systemd.automount,comment=hi", true).unwrap();
         assert!(sloppy.volume.read_only);
     }
 }

@@ -188,7 +188,9 @@ fn mount_points_that_cannot_be() {
 fn options_that_cannot_be() {
     let cluster = Cluster::unmounted("64M", LIMIT);
     for (option, words) in [
-        ("quota", "unknown mount option 'quota'"),
+        ("quota", "mount option 'quota': there are no quotas"),
+        ("usrjquota=aquota.user", "mount option 'usrjquota': there are no quotas"),
+        ("discard", "unknown mount option 'discard'"),
         ("errors=remount-ro", "unknown mount option 'errors=remount-ro'"),
         ("commit=never", "'commit=never': must be seconds, 0.1 to 60"),
         ("cache=1K", "'cache=1K': must be"),
