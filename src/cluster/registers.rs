@@ -25,6 +25,13 @@ const POLL_QUICK_FOR: Duration = Duration::from_millis(5);
 /// How long a word that nobody waits for may wait for one to go with.
 const SOON: Duration = Duration::from_millis(25);
 
+/// The cells, beginning behind that of `last`: who talks all the time does not keep others from being heard.
+fn in_turn<T>(mut row: Vec<T>, of: impl Fn(&T) -> SlotId, last: Option<SlotId>) -> Vec<T> {
+    let at = row.iter().position(|cell| last.is_none_or(|last| of(cell) > last)).unwrap_or(0);
+    row.rotate_left(at);
+    row
+}
+
 /// A mean of what was measured of late.
 fn mean(before: Duration, now: Duration) -> Duration {
     (before * 7 + now) / 8
@@ -60,8 +67,8 @@ pub struct Registers {
     look: Duration,
     /// How long it takes to find out what is to be said.
     build: Duration,
-    /// Not all that was news has been handed on: a beat was due.
-    is_behind: bool,
+    /// Behind whose news a poll was broken off, because a beat was due.
+    broken_off: Option<SlotId>,
     /// Whose register is read back next.
     scrub_next: usize,
     /// By reader: when its register was last written, and since when a word waits for another.
@@ -81,7 +88,7 @@ impl Registers {
             last_message: now,
             look: POLL_MIN,
             build: Duration::ZERO,
-            is_behind: false,
+            broken_off: None,
             scrub_next: 0,
             written: vec![(Duration::ZERO, None); usize::from(slots)],
             flush_due: None,
@@ -113,30 +120,32 @@ impl Registers {
     /// When the row is to be polled again, given the last poll; `None` if there is nobody else.
     pub fn poll_due(&self, last_poll: Duration, now: Duration) -> Option<Duration> {
         let alone = self.told.as_ref().is_none_or(|m| m.alone());
-        let pause = match self.is_behind {
+        let pause = match self.broken_off.is_some() {
             true => Duration::ZERO,
             false => poll_pause(now.saturating_sub(self.last_message), self.look + self.build),
         };
         (!alone).then_some(last_poll + pause)
     }
 
-    /// Read the row and hand on what is new, as long as no beat is due: every peer's news may take the port as long
-    /// as one call may. Returns whether anything was.
+    /// Read the row and hand on what is new, until a beat is due and the port has had its time: every peer's news may
+    /// take it as long as one call may. What is left comes first the next time. Returns whether anything was.
     pub fn poll(&mut self, node: &Node, next_beat: Duration) -> Result<bool> {
         let peers = self.peers();
         let mut news = false;
-        self.is_behind = false;
         let begun = node.clock.now();
         let row = node.disk.read_inbox(node.slot, &peers)?;
         self.look = mean(self.look, node.clock.now().saturating_sub(begun));
-        for cell in row {
+        let until = next_beat.max(node.clock.now() + node.timing.heartbeat / 4);
+        let mut last = self.broken_off.take();
+        for cell in in_turn(row, |cell| cell.stamp.slot, last) {
             if !self.inbox.is_news(cell.stamp) {
                 continue;
             }
-            if news && node.clock.now() >= next_beat {
-                self.is_behind = true;
+            if news && node.clock.now() >= until {
+                self.broken_off = last;
                 break;
             }
+            last = Some(cell.stamp.slot);
             // A register written for the mount that had our slot before says nothing to us.
             let entries = match cell.meant_for == node.incarnation {
                 true => node.disk.read_entries(node.slot, &cell)?,
@@ -254,5 +263,15 @@ mod tests {
     fn just_after_a_message_looks_are_as_frequent_as_they_are_cheap() {
         let pause = |look| poll_pause(Duration::from_millis(1), Duration::from_micros(look)).as_micros();
         assert_eq!((pause(0), pause(30), pause(100), pause(300), pause(9000)), (250, 250, 500, 1000, 1000));
+    }
+
+    #[test]
+    fn everybody_is_heard_in_turn() {
+        let order = |last: Option<u16>| in_turn(vec![1, 4, 6], |slot| SlotId(*slot), last.map(SlotId));
+        assert_eq!(order(None), [1, 4, 6]);
+        assert_eq!(order(Some(1)), [4, 6, 1]);
+        assert_eq!(order(Some(5)), [6, 1, 4]);
+        assert_eq!(order(Some(6)), [1, 4, 6]);
+        assert!(in_turn(vec![], |slot| SlotId(*slot), Some(SlotId(1))).is_empty());
     }
 }

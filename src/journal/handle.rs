@@ -77,9 +77,10 @@ impl Handle {
         cover: LockName,
         change: &mut dyn FnMut(&mut Block),
     ) -> Result<()> {
-        let first = self.first_touch(block)?;
         let store = self.journal.store();
         store.halt().check()?;
+        store.check_place(block, kind)?;
+        let first = self.first_touch(block)?;
         let undo = if first { Some(&mut self.undo) } else { None };
         let mark = &mut self.touched;
         store.cache().change(
@@ -111,9 +112,10 @@ impl Handle {
         cover: LockName,
         version: Version,
     ) -> Result<()> {
-        let first = self.first_touch(block)?;
         let store = self.journal.store();
         store.halt().check()?;
+        store.check_place(block, kind)?;
+        let first = self.first_touch(block)?;
         // Nothing else is written to one that is free.
         let header = BlockHeader::new(store.format_id(), block, kind, owner, cover, version);
         let mut image = Image::of_header(&header);

@@ -100,16 +100,25 @@ impl Store {
     /// `Corrupt` (also for a cached block of another kind or cover), `Io`, `Halted`.
     pub fn read(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
         self.halt.check()?;
+        // Before the cache hears of it: what covers what is noted of blocks of the volume only.
+        self.check_place(block, kind).inspect_err(log_corrupt)?;
         self.cache.get(block, kind, cover, &|| self.read_fresh(block, kind, cover)).inspect_err(log_corrupt)
+    }
+
+    /// # Errors
+    /// `Corrupt` if there is no such block: a damaged page refers to it.
+    pub(crate) fn check_place(&self, block: BlockNo, kind: BlockKind) -> Result<()> {
+        if block.0 >= self.geometry.total_blocks {
+            return Err(Error::corrupt(block, kind, "a block of the volume", "a reference behind its end"));
+        }
+        Ok(())
     }
 
     /// As [`Store::read`], but past the cache and not kept: for a look at a block whose lock is not
     /// held (the image may be old, or `Corrupt` because a write was under way).
     pub fn read_fresh(&self, block: BlockNo, kind: BlockKind, cover: LockName) -> Result<Arc<Block>> {
         self.halt.check()?;
-        if block.0 >= self.geometry.total_blocks {
-            return Err(Error::corrupt(block, kind, "a block of the volume", "a reference behind its end"));
-        }
+        self.check_place(block, kind)?;
         let mut image = Arc::<Block>::default();
         let into = Arc::get_mut(&mut image).expect("not shared yet");
         let mut read = || {

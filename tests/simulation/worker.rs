@@ -11,7 +11,7 @@ use crate::tree::{self, Entry, Found};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::Error;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub struct Worker {
     random: StdRng,
     /// States since the past was forgotten, the newest last.
     states: Vec<Model>,
+    /// Which host did what led to each state.
+    hosts: Vec<usize>,
     /// Number of the next operation.
     next: usize,
     /// fsyncs that have returned: path and node, as of which state.
@@ -42,7 +44,15 @@ impl Worker {
         model.apply(0, &Op::Mkdir("/shared".into())).expect("new");
         model.apply(1, &Op::Mkdir(home)).expect("new");
         let random = StdRng::seed_from_u64(seed ^ ((number as u64 + 1) << 48));
-        Worker { number, random, states: vec![model], next: 2, synced: vec![], log: VecDeque::new() }
+        Worker {
+            number,
+            random,
+            states: vec![model],
+            hosts: vec![0],
+            next: 2,
+            synced: vec![],
+            log: VecDeque::new(),
+        }
     }
 
     /// The directory that is this worker's.
@@ -53,6 +63,7 @@ impl Worker {
     /// Everything so far is durable.
     pub fn forget_past(&mut self) {
         self.states.drain(..self.states.len() - 1);
+        self.hosts.drain(..self.hosts.len() - 1);
         self.synced.clear();
     }
 
@@ -117,6 +128,7 @@ impl Worker {
         let before = self.model().clone();
         if wanted.is_ok() {
             self.states.push(model);
+            self.hosts.push(at);
         }
         match (&done, &wanted) {
             (Err(e), Err(_)) if !matches!(e, Error::Io { .. } | Error::Halted(_)) => Ok(()),
@@ -233,25 +245,29 @@ impl Worker {
         Ok(())
     }
 
-    /// What `path` may lead to, each name on the way taken from any state: directories are moved by one host while
-    /// others work below them, and what one has not synced may be lost alone.
-    fn resolve(&self, path: &str) -> BTreeSet<Id> {
+    /// What `path` may lead to, each name on the way taken from any state since it was synced: directories are moved by
+    /// one host while others work below them, and what one has not synced may be lost alone.
+    fn resolve(&self, path: &str, floor: usize) -> BTreeSet<Id> {
         let names = path.split('/').filter(|n| !n.is_empty());
         names.fold(BTreeSet::from([0]), |dirs, name| {
             let below = |m: &Model| -> Vec<Id> {
                 let here = dirs.iter().filter(|d| m.nodes.contains_key(d));
                 here.filter_map(|d| m.children(*d).ok()?.get(name).copied()).collect()
             };
-            self.states.iter().flat_map(below).collect()
+            self.states[floor..].iter().flat_map(below).collect()
         })
     }
 
-    /// As which nodes `there` may stand at `path`: what the directory had by that name at any time, wherever the directory
-    /// itself was then. Where nothing above was moved, that is what the path led to.
+    /// As which nodes `there` may stand at `path`: what the directory had by that name at any time since, wherever the
+    /// directory itself was then. Where nothing above was moved, that is what the path led to; and where one host has done
+    /// all of it, nothing of that is lost but the end.
     fn moved(&self, path: &str, there: Option<&Entry>, floor: usize) -> BTreeSet<Option<Id>> {
         let (dir, name) = path.rsplit_once('/').expect("a path");
-        let dirs = self.resolve(dir);
+        let dirs = self.resolve(dir, floor);
         let mut fitting = BTreeSet::new();
+        if self.hosts[floor + 1..].windows(2).all(|two| two[0] == two[1]) {
+            return fitting;
+        }
         for (at, model) in self.states.iter().enumerate().skip(floor) {
             for dir in dirs.iter().filter(|d| model.nodes.contains_key(d)) {
                 let Ok(children) = model.children(*dir) else { continue };
@@ -285,5 +301,63 @@ fn alike(a: Option<&Entry>, b: Option<&Entry>) -> bool {
             brief(a) == brief(b)
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "/w0/a/f";
+
+    fn done(worker: &mut Worker, host: usize, op: &Op) {
+        let mut model = worker.model().clone();
+        model.apply(worker.next, op).expect("it may be done");
+        worker.next += 1;
+        worker.states.push(model);
+        worker.hosts.push(host);
+    }
+
+    fn rename(from: &str, to: &str) -> Op {
+        Op::Rename { from: from.into(), to: to.into(), exchange: false }
+    }
+
+    /// A directory is moved away, another one made in its place, and a file in that by another host.
+    fn worker() -> Worker {
+        let mut worker = Worker::new(0, 1);
+        for op in [Op::Mkdir("/w0/a".into()), rename("/w0/a", "/w0/b"), Op::Mkdir("/w0/a".into())] {
+            done(&mut worker, 1, &op);
+        }
+        done(&mut worker, 2, &Op::Create(FILE.into()));
+        worker
+    }
+
+    fn check_without_the_file(worker: &Worker) -> Result<(), String> {
+        let (mut names, _) = tree::of_model(worker.model());
+        names.remove(FILE);
+        worker.check_after_cut(&Found { names, data: BTreeMap::new() })
+    }
+
+    #[test]
+    fn a_synced_name_is_missed_whatever_stood_there_before() {
+        let mut worker = worker();
+        check_without_the_file(&worker).expect("it was not synced");
+        let id = worker.model().find(FILE).expect("just made");
+        worker.synced.push((FILE.into(), id, worker.states.len() - 1));
+        check_without_the_file(&worker).expect_err("it was synced");
+    }
+
+    #[test]
+    fn what_another_host_did_below_a_directory_that_is_moved_may_be_lost_alone() {
+        for (host, fits) in [(2, true), (1, false)] {
+            let mut worker = worker();
+            worker.forget_past();
+            let mut without = worker.model().clone();
+            done(&mut worker, host, &Op::Unlink(FILE.into()));
+            done(&mut worker, 1, &rename("/w0/a", "/w0/c"));
+            without.apply(99, &rename("/w0/a", "/w0/c")).expect("it may be done");
+            let found = Found { names: tree::of_model(&without).0, data: BTreeMap::new() };
+            assert_eq!(worker.check_after_cut(&found).is_ok(), fits, "host {host}");
+        }
     }
 }

@@ -31,8 +31,8 @@ pub(super) struct FileWork {
     moved: BTreeSet<InodeNo>,
     /// Tables to work on.
     served: BTreeSet<InodeNo>,
-    /// The table at which a call's steps ended last: those behind it come first.
-    left_off: Option<InodeNo>,
+    /// Tables that were to be worked on when a call's steps were over: they come first the next time.
+    passed_over: BTreeSet<InodeNo>,
     /// Messages to the own server.
     local: VecDeque<(InodeNo, u64, Ask)>,
     last_local: u64,
@@ -300,12 +300,12 @@ impl Desk {
             self.file_work.served.insert(ino);
         }
         let served = std::mem::take(&mut self.file_work.served);
-        for ino in in_turn(&served, self.file_work.left_off) {
-            let before = steps.are_over();
+        for ino in in_turn(&served, &self.file_work.passed_over) {
+            match steps.are_over() {
+                true => self.file_work.passed_over.insert(ino),
+                false => self.file_work.passed_over.remove(&ino),
+            };
             self.serve_files(now, ino, steps);
-            if steps.are_over() && !before {
-                self.file_work.left_off = Some(ino);
-            }
         }
         true
     }
@@ -416,11 +416,11 @@ impl Desk {
     }
 }
 
-/// All of them, beginning behind `last`: a table on which there is always something to do does not keep those behind it
-/// from ever being looked at.
-fn in_turn(all: &BTreeSet<InodeNo>, last: Option<InodeNo>) -> impl Iterator<Item = InodeNo> {
-    let first = last.map_or(InodeNo(0), |last| InodeNo(last.0.saturating_add(1)));
-    all.range(first..).chain(all.range(..first)).copied()
+/// All of them, first those that were passed over: tables on which there is always something to do do not keep another from
+/// ever being looked at.
+fn in_turn(all: &BTreeSet<InodeNo>, passed_over: &BTreeSet<InodeNo>) -> Vec<InodeNo> {
+    let (first, then): (Vec<_>, Vec<_>) = all.iter().partition(|ino| passed_over.contains(ino));
+    [first, then].concat()
 }
 
 /// The client, apart from the streams that it sends by.
@@ -434,12 +434,12 @@ mod tests {
 
     #[test]
     fn tables_take_turns() {
-        let all: BTreeSet<_> = [3, 5, 9].map(InodeNo).into();
-        let order = |last: Option<u64>| in_turn(&all, last.map(InodeNo)).map(|i| i.0).collect::<Vec<_>>();
-        assert_eq!(order(None), [3, 5, 9]);
-        assert_eq!(order(Some(3)), [5, 9, 3]);
-        assert_eq!(order(Some(4)), [5, 9, 3]);
-        assert_eq!(order(Some(9)), [3, 5, 9]);
-        assert_eq!(order(Some(u64::MAX)), [3, 5, 9]);
+        let of = |inodes: &[u64]| inodes.iter().copied().map(InodeNo).collect::<BTreeSet<_>>();
+        let order =
+            |passed: &[u64]| in_turn(&of(&[3, 5, 9]), &of(passed)).iter().map(|i| i.0).collect::<Vec<_>>();
+        assert_eq!(order(&[]), [3, 5, 9]);
+        assert_eq!(order(&[4, 9]), [9, 3, 5]);
+        assert_eq!(order(&[5, 9]), [5, 9, 3]);
+        assert_eq!(order(&[3, 5, 9, 11]), [3, 5, 9]);
     }
 }

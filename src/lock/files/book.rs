@@ -118,8 +118,11 @@ impl Book {
             if lock.mode != Mode::N {
                 taken.set(Owner { id: handle, ..lock.owner }, Mode::S, lock.span);
             }
-            // A process may lock byte after byte by one handle and another, and have but one range.
-            if taken.len() > 2 * self.held.of(lock.kind, lock.owner).len() + TAKEN_MORE {
+            // A process may lock byte after byte by one handle and another, and have but one range. Only by what it
+            // takes: the handle that gives something back may be closed, and what is noted by it goes with it.
+            if lock.mode != Mode::N
+                && taken.len() > 2 * self.held.of(lock.kind, lock.owner).len() + TAKEN_MORE
+            {
                 *taken = Ranges::default();
                 taken.set(Owner { id: handle, ..lock.owner }, Mode::S, Span { start: 0, end: u64::MAX });
             }
@@ -135,28 +138,29 @@ impl Book {
         }
     }
 
-    /// Unlocks of what is left of closed handles: one of everything for an owner that has nothing by others, as open
-    /// file descriptions have not. What is just asked for there, by the number's next owner, is left out until
-    /// that is answered.
+    /// Unlocks of what is left of closed handles: for each owner one of everything, as mostly nothing else is there, or
+    /// as few as spare what its other handles have. What is just asked for there, by the number's next owner, is
+    /// left out until that is answered.
     pub fn leftovers(&mut self) -> Vec<(u64, FileLock)> {
-        let mut left = Vec::new();
         let ended = std::mem::take(&mut self.ended);
-        for ((kind, id), noted) in self.noted.iter().filter(|_| !ended.is_empty()) {
-            let owners = noted.taken.owners();
-            let Some(by) = owners.iter().find(|by| ended.contains(&by.id)).copied() else { continue };
-            let unlock = |span| FileLock { kind: *kind, owner: Owner { id: *id, ..by }, mode: Mode::N, span };
-            let sets = |r: &&Request| r.job != Job::Test && r.whose() == (*kind, Owner { id: *id, ..by });
-            let asked: Vec<Span> = self.requests.values().filter(sets).map(|r| r.lock.span).collect();
-            self.ended.extend(owners.iter().map(|by| by.id).filter(|by| ended.contains(by)));
-            if asked.is_empty() && owners.iter().all(|by| ended.contains(&by.id)) {
-                left.push((by.id, unlock(Span::ALL)));
-                continue;
-            }
-            for (by, piece) in noted.taken.all().filter(|(by, _)| ended.contains(&by.id)) {
-                if !asked.iter().any(|span| span.overlaps(piece.span)) {
-                    left.push((by.id, unlock(piece.span)));
-                }
-            }
+        if ended.is_empty() {
+            return Vec::new();
+        }
+        let mut asked: BTreeMap<(LockKind, Owner), Vec<Span>> = BTreeMap::new();
+        for request in self.requests.values().filter(|r| r.job != Job::Test) {
+            asked.entry(request.whose()).or_default().push(request.lock.span);
+        }
+        let mut left = Vec::new();
+        for ((kind, id), noted) in &self.noted {
+            let (gone, others): (Vec<_>, Vec<_>) =
+                noted.taken.all().partition(|(by, _)| ended.contains(&by.id));
+            let Some((by, _)) = gone.first().copied() else { continue };
+            self.ended.extend(gone.iter().map(|(by, _)| by.id));
+            let owner = Owner { id: *id, ..by };
+            let asked = asked.get(&(*kind, owner)).map_or(&[][..], Vec::as_slice);
+            let spared = others.iter().map(|(_, piece)| piece.span).chain(asked.iter().copied()).collect();
+            let spans = between(gone.iter().map(|(_, piece)| piece.span).collect(), spared);
+            left.extend(spans.map(|span| (by.id, FileLock { kind: *kind, owner, mode: Mode::N, span })));
         }
         left
     }
@@ -200,5 +204,57 @@ impl Book {
             request.lessened |= !request.unlocks() && self.held.would_lower(&request.lock);
             self.held.lower(&request.lock);
         }
+    }
+}
+
+/// The fewest spans that have all of `wanted` in them, but what overlaps one of `spared`, and nothing of those.
+fn between(mut wanted: Vec<Span>, mut spared: Vec<Span>) -> impl Iterator<Item = Span> {
+    wanted.sort_unstable_by_key(|span| span.start);
+    spared.sort_unstable_by_key(|span| span.start);
+    let mut spans: Vec<Span> = Vec::new();
+    // How far what is spared and begins before the wanted one reaches, and whether any was passed since the last one.
+    let (mut next, mut reach, mut cut) = (0, None, true);
+    for span in wanted {
+        while spared.get(next).is_some_and(|s| s.start <= span.end) {
+            reach = reach.max(Some(spared[next].end));
+            (next, cut) = (next + 1, true);
+        }
+        if reach.is_some_and(|end| end >= span.start) {
+            cut = true;
+            continue;
+        }
+        match spans.last_mut().filter(|_| !cut) {
+            Some(last) => last.end = last.end.max(span.end),
+            None => spans.push(span),
+        }
+        cut = false;
+    }
+    if spared.is_empty() && !spans.is_empty() {
+        spans = vec![Span::ALL];
+    }
+    spans.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_spans_spare_what_is_others() {
+        let of = |spans: &[(u64, u64)]| {
+            spans.iter().map(|(start, end)| Span { start: *start, end: *end }).collect()
+        };
+        let left = |wanted: &[(u64, u64)], spared: &[(u64, u64)]| -> Vec<_> {
+            between(of(wanted), of(spared)).map(|span| (span.start, span.end)).collect()
+        };
+        let wanted = [(20, 25), (0, 0), (2, 4), (10, 12)];
+        assert_eq!(left(&wanted, &[]), [(Span::ALL.start, Span::ALL.end)]);
+        assert_eq!(left(&wanted, &[(100, 200)]), [(0, 25)]);
+        assert_eq!(left(&wanted, &[(6, 6)]), [(0, 4), (10, 25)]);
+        assert_eq!(left(&wanted, &[(1, 1), (11, 11)]), [(0, 0), (2, 4), (20, 25)]);
+        assert_eq!(left(&wanted, &[(3, 22)]), [(0, 0)]);
+        assert_eq!(left(&wanted, &[(0, 30), (1, 1)]), []);
+        assert_eq!(left(&wanted, &[(13, 19), (1, 1)]), [(0, 0), (2, 12), (20, 25)]);
+        assert_eq!(left(&[], &[]), []);
     }
 }

@@ -285,6 +285,29 @@ fn the_end_of_a_handle_with_many_ranges_is_one_unlock() {
     assert_eq!(host.client.leftovers(INO), []);
 }
 
+/// The number of a description that is closed is the next one's already, and the two have every other byte: what goes is
+/// what the first had, however many parts that is.
+#[test]
+fn the_next_owner_of_a_number_keeps_what_it_has() {
+    let mut host = Alone::new();
+    (0..4).for_each(|i| host.take(lock(1, Mode::X, 10 * i, 10 * i)));
+    (0..11).for_each(|i| host.take(lock(1, Mode::X, 1000 + 2 * i, 1000 + 2 * i)));
+    for at in (1001..1021).step_by(2) {
+        host.ask_by(10, lock(1, Mode::X, at, at), false);
+        host.answer(host.newest(), Answer::Done(FileAnswer::Granted));
+    }
+    assert_eq!(host.client.held(INO).len(), 5);
+    host.client.end_handle(INO, 9);
+    for unlock in host.client.leftovers(INO) {
+        assert_eq!(unlock.handle, 9);
+        host.take(unlock.lock);
+        assert!(host.client.noted(INO) > 0);
+    }
+    assert_eq!(host.client.leftovers(INO), []);
+    let kept: Vec<_> = (1001..1021).step_by(2).map(|at| lock(1, Mode::X, at, at)).collect();
+    assert_eq!(host.client.held(INO), kept);
+}
+
 /// One range, taken byte by byte by two handles in turn.
 #[test]
 fn by_which_handles_a_range_was_taken_is_not_noted_without_bound() {
