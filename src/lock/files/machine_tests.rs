@@ -274,15 +274,11 @@ fn ranges_end_with_the_handle_that_took_them() {
 fn the_end_of_a_handle_with_many_ranges_is_one_unlock() {
     let mut host = Alone::new();
     (0..1000).for_each(|at| host.take(lock(1, Mode::X, 2 * at, 2 * at)));
-    host.take(lock(2, Mode::X, 5000, 5000));
     host.client.end_handle(INO, 9);
     let left = host.client.leftovers(INO);
-    assert_eq!(left.iter().map(|l| l.lock.owner.id).collect::<Vec<_>>(), [1, 2]);
-    for unlock in left {
-        host.take(unlock.lock);
-    }
-    assert_eq!(host.client.held(INO), []);
-    assert_eq!(host.client.leftovers(INO), []);
+    assert_eq!(left.len(), 1);
+    host.take(left[0].lock);
+    assert_eq!((host.client.held(INO), host.client.leftovers(INO)), (vec![], vec![]));
 }
 
 /// The number of a description that is closed is the next one's already, and the two have every other byte: what goes is
