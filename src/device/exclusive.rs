@@ -11,7 +11,7 @@ use crate::base::{Error, Result};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Exclusive {
     /// Not while it is lent.
     held: Mutex<Option<File>>,
     medium: Medium,
+    /// The device's own number, as it was when it was claimed.
+    number: u64,
 }
 
 impl Exclusive {
@@ -41,7 +43,11 @@ impl Exclusive {
                 _ => Error::Device(format!("{}: {e}", path.display())),
             })?),
         };
-        Ok(Exclusive { path: path.to_owned(), held: Mutex::new(held), medium })
+        let number = match held.as_ref().map(File::metadata).transpose() {
+            Ok(metadata) => metadata.map_or(0, |m| m.rdev()),
+            Err(e) => return Err(Error::Device(format!("{}: {e}", path.display()))),
+        };
+        Ok(Exclusive { path: path.to_owned(), held: Mutex::new(held), medium, number })
     }
 
     /// May a mount claim the device in our place? Not an image, and not where our presence is locked by
@@ -49,6 +55,12 @@ impl Exclusive {
     pub fn may_lend(&self) -> bool {
         let locked = || FileDevice::open(&self.path, Access::Read)?.is_range_locked(PRESENCE, 1);
         self.medium == Medium::Block && locked().unwrap_or(false)
+    }
+
+    /// Is `device` (major and minor number) the block device that was claimed? A name may lead elsewhere by now.
+    pub fn is_of(&self, device: (u64, u64)) -> bool {
+        let number = libc::makedev(device.0 as u32, device.1 as u32);
+        self.medium == Medium::Block && self.number == number
     }
 
     /// Lets `claim` have the device. If it fails, the claim is ours again.

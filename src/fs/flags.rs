@@ -51,6 +51,11 @@ impl SetAttr {
     }
 }
 
+/// May `caller` have these flags instead? Immutable and append-only are root's.
+fn may_set(before: u32, flags: u32, caller: Caller) -> bool {
+    caller.uid == 0 || (before ^ flags) & (FLAG_IMMUTABLE | FLAG_APPEND) == 0
+}
+
 impl Fs {
     /// The flags of an inode, and its generation.
     pub fn flags(&self, node: NodeId, reply: impl FnOnce(Result<(u32, Generation)>) + Send + 'static) {
@@ -65,7 +70,17 @@ impl Fs {
     }
 
     /// Set the flags of an inode.
-    pub fn set_flags(&self, node: NodeId, flags: u32, reply: impl FnOnce(Result<()>) + Send + 'static) {
+    ///
+    /// # Errors
+    /// `NotPermitted` if that would change what only root may, for a caller who is not. The kernel has compared the
+    /// flags before it asked, but another host may have set one since.
+    pub fn set_flags(
+        &self,
+        node: NodeId,
+        flags: u32,
+        caller: Caller,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
         let ino = self.core.ino(node);
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let core = op.core.clone();
@@ -73,6 +88,9 @@ impl Fs {
             let mut state = node.state.lock();
             core.check_kept(&node, &mut state)?;
             let mut attr = core.load(&node, &mut state)?.clone();
+            if !may_set(attr.flags, flags, caller) {
+                return Err(Error::NotPermitted.into());
+            }
             attr.flags = flags;
             touch_ctime(&mut attr, core.now());
             core.store_attr(&node, &mut state, attr)?;
@@ -85,6 +103,16 @@ impl Fs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As when root has set one on another host between the kernel's look and its call.
+    #[test]
+    fn an_owner_takes_away_nothing_that_root_has_set() {
+        let by = |uid| Caller { uid, gid: uid, pid: 1 };
+        for kept in [FLAG_IMMUTABLE, FLAG_APPEND] {
+            assert!(!may_set(kept, 8, by(1000)) && !may_set(0, kept, by(1000)));
+            assert!(may_set(kept, kept | 8, by(1000)) && may_set(kept, 8, by(0)));
+        }
+    }
 
     #[test]
     fn what_flags_leave_allowed() {

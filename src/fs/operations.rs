@@ -190,9 +190,9 @@ pub trait Operations: Send + Sync + 'static {
         let _ = ino;
         reply(Err(Error::Unsupported("flags")));
     }
-    /// Set them. Who may is the kernel's question.
-    fn set_flags(&self, ino: NodeId, flags: u32, reply: impl Reply<()>) {
-        let _ = (ino, flags);
+    /// Set them. Who may is the kernel's question, but for what another host has set since the kernel asked.
+    fn set_flags(&self, ino: NodeId, flags: u32, caller: Caller, reply: impl Reply<()>) {
+        let _ = (ino, flags, caller);
         reply(Err(Error::Unsupported("flags")));
     }
     /// Stop as in a crash (FS_IOC_SHUTDOWN): what has changed is committed, data not yet written is lost,

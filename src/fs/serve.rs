@@ -245,8 +245,8 @@ impl Operations for Fs {
         Fs::flags(self, ino, reply);
     }
 
-    fn set_flags(&self, ino: NodeId, flags: u32, reply: impl Reply<()>) {
-        Fs::set_flags(self, ino, flags, reply);
+    fn set_flags(&self, ino: NodeId, flags: u32, caller: Caller, reply: impl Reply<()>) {
+        Fs::set_flags(self, ino, flags, caller, reply);
     }
 
     fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {

@@ -20,6 +20,7 @@ impl Core {
         if self.read_only {
             return Ok(());
         }
+        self.launder();
         let mut written = Ok(());
         for ino in self.writeback.dirty() {
             let flushed = self.sync_inode(ino);
@@ -29,6 +30,17 @@ impl Core {
         // Data that replaced a file's own blocks may have needed no commit.
         self.store.flush_since(self.store.flush_mark())?;
         written
+    }
+
+    /// Have the kernel write what was stored through shared mappings: newer kernels do not wait for that before they
+    /// ask a FUSE filesystem to sync. It writes the dirty pages of an inode that it drops.
+    fn launder(&self) {
+        let mapped = |node: &Arc<Node>| node.has_writers() && !node.filled.lock().is_empty();
+        for node in self.nodes.open().into_iter().filter(mapped) {
+            if let Err(e) = self.kernel.inval_inode(self.nodeid(node.ino), 0, 0) {
+                tracing::debug!(inode = node.ino.0, "pages that stay for syncfs: {e}");
+            }
+        }
     }
 
     fn sync_inode(self: &Arc<Self>, ino: InodeNo) -> Result<()> {

@@ -282,7 +282,7 @@ impl<O: Operations> Adapter<O> {
         match arg.cmd {
             FS_IOC_SHUTDOWN => self.fs.shut_down(caller(header), ioctl_done(reply)),
             _ if ioctl::is_known(arg.cmd) => {
-                ioctl::serve(&self.fs, NodeId(header.nodeid), arg.cmd, data, reply)
+                ioctl::serve(&self.fs, NodeId(header.nodeid), caller(header), arg.cmd, data, reply)
             }
             _ => reply.error(Errno(libc::ENOTTY)),
         }

@@ -6,7 +6,7 @@
 use crate::base::{Error, Generation};
 use crate::format::inode::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NOATIME, FLAG_NODUMP};
 use crate::fs::operations::Operations;
-use crate::fs::types::NodeId;
+use crate::fs::types::{Caller, NodeId};
 use crate::fuse::answer::{answer, fail, ioctl_done};
 use crate::fuse::reply::Reply;
 use crate::fuse::wire::{Errno, FuseIoctlOut};
@@ -37,7 +37,7 @@ pub fn is_known(cmd: u32) -> bool {
 }
 
 /// Answers one.
-pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, cmd: u32, data: &[u8], reply: Reply) {
+pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, caller: Caller, cmd: u32, data: &[u8], reply: Reply) {
     match cmd {
         GETFLAGS => fs.flags(node, number(reply, |flags, _| outward(flags, |f| f.1))),
         GETVERSION => fs.flags(node, number(reply, |_, generation| generation.0 as u32)),
@@ -50,7 +50,7 @@ pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, cmd: u32, data: &[u8], re
             }),
         ),
         _ => match asked(cmd, data) {
-            Ok(flags) => fs.set_flags(node, flags, ioctl_done(reply)),
+            Ok(flags) => fs.set_flags(node, flags, caller, ioctl_done(reply)),
             Err(Error::Invalid(_)) => reply.error(Errno(libc::EINVAL)),
             Err(e) => fail(reply, &e),
         },

@@ -87,6 +87,12 @@ pub fn mount(device: OwnedFd, place: Place<'_>) -> io::Result<Connection> {
         mount_call(source, mountpoint, FS_TYPE, flags, &options)?;
     }
     match mounted_at(mountpoint)? {
+        // The kernel has looked the name up again.
+        Some(entry) if claimed && claim.is_some_and(|claim| !claim.is_of(entry.device)) => {
+            let _ = unmount(mountpoint, Unmount::Cut);
+            let name = source.display();
+            Err(io::Error::other(format!("{name} has become another device while it was being mounted")))
+        }
         Some(entry) if entry.is_shoal() => Ok(Connection { device, id: entry.connection() }),
         _ => {
             let _ = unmount(mountpoint, Unmount::Cut);
