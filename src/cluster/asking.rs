@@ -36,9 +36,12 @@ impl Joiner {
         const CELLS: Range<u16> = LOBBY_CELLS / 2..LOBBY_CELLS;
         const COMMAND: FenceClass = FenceClass::Command;
         let wanted = self.options.fence.wanted == Wanted::Class(COMMAND);
-        let commanded = wanted && self.view.fence == COMMAND as u8 && self.others() != 0;
+        let commanded = wanted && self.others() != 0;
         match &self.claim {
+            // Also where those who died had another class: the first mount changes it, and keeps them off by the
+            // command. On a device that is reserved nobody writes unregistered.
             _ if !commanded => return Ok(()),
+            _ if self.view.fence == FenceClass::Reservation as u8 && !self.is_device_free() => return Ok(()),
             Some((cell, claim)) if claim.kind == ClaimKind::First => {
                 let stands = self.disk.read_claim(*cell)?;
                 if stands.is_none_or(|c| c.incarnation == self.incarnation) {

@@ -81,7 +81,7 @@ impl Joiner {
         }
         self.class = class;
         if class == FenceClass::Command
-            && let Some(name) = clone_of(&self.view, &self.row, &self.watch, &self.options)
+            && let Some(name) = clone_of(&self.view, &self.row, &self.watch, Watch::has_lived, &self.options)
         {
             return self.refuse(format_args!("{name} {SAME_MACHINE}"));
         }
@@ -172,7 +172,7 @@ impl Joiner {
     }
 
     /// Has an administrator freed the device, as far as it tells?
-    fn is_device_free(&self) -> bool {
+    pub fn is_device_free(&self) -> bool {
         let report = self.options.fence.reservations.as_ref().and_then(|r| r.report().ok());
         report.is_some_and(|r| r.held.is_none() && r.keys.iter().all(|k| *k == 0))
     }
@@ -344,17 +344,19 @@ const NO_COMMAND: &str =
 pub const SAME_MACHINE: &str = "has the volume mounted and the same /etc/machine-id as this machine, by which the \
     command tells machines apart: give each one its own";
 
-/// The name of a member on another machine that is known by the same identity as this one.
+/// The name of a member on another machine that is known by the same identity as this one, of those that have
+/// `lived`.
 pub fn clone_of(
     view: &View,
     row: &[Option<Heartbeat>],
     watch: &Watch,
+    lived: fn(&Watch, SlotId) -> bool,
     options: &JoinOptions,
 ) -> Option<String> {
     let members = live(view);
     let same = |c: &&Heartbeat| {
         let stands = view.slots.get(usize::from(c.slot.0)).is_some_and(|s| s.incarnation == c.incarnation);
-        let lives = members & bit(c.slot) != 0 && watch.has_moved(c.slot) && !watch.is_silent(c.slot);
+        let lives = members & bit(c.slot) != 0 && lived(watch, c.slot) && !watch.is_silent(c.slot);
         stands && lives && c.host == options.host && c.boot != options.boot
     };
     row.iter().flatten().find(same).map(|c| format!("{} (slot {})", c.name, c.slot))

@@ -185,7 +185,7 @@ impl Joiner {
             let incarnation = Some(&member.incarnation);
             let over = self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation;
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let lived = self.watch.has_moved(slot);
+            let lived = self.watch.has_lived(slot);
             (others & bit(slot) != 0 && !over).then(|| victim_of(&self.disk, slot, member, cell, lived))
         };
         slots(&self.view).filter_map(victim).collect()

@@ -172,18 +172,6 @@ impl Joiner {
         Ok(())
     }
 
-    /// Have the times been changed since we looked at the volume?
-    pub fn check_profile(&self) -> Result<()> {
-        match (self.view.timing, self.options.profile) {
-            (Some(there), Some(ours)) if there != ours => Err(Error::Busy(format!(
-                "the timing profile is {} now, not {} any more: mount again",
-                there.name(),
-                ours.name()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
     /// As [`Joiner::read_views`] once a view may contain us: giving up then leaves a member behind that
     /// never says a word, so a device that fails for a moment is asked again.
     fn read_patiently(&mut self) -> Result<()> {
@@ -352,8 +340,9 @@ impl Joiner {
             device: self.options.device.clone(),
             ..Heartbeat::default()
         };
+        let timing = self.timing();
         Ok(Node {
-            timing: self.options.timing,
+            timing,
             lease: self.options.lease.clone(),
             slot,
             incarnation: self.incarnation,
@@ -361,7 +350,7 @@ impl Joiner {
             usable: self.options.usable,
             joined: view.epoch,
             groups: Arc::new(groups),
-            watch: self.watch.expecting_all(live(&view), clock.now()),
+            watch: self.watch.going_by(timing).expecting_all(live(&view), clock.now()),
             row: self.row.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
             positions: Arc::default(),
@@ -388,6 +377,7 @@ impl Joiner {
         if node.view.fence != self.class as u8 {
             return Err(Error::Busy("the class of fence has changed meanwhile: mount again".into()));
         }
+        self.check_profile()?;
         self.hold_own(slot)?;
         // Before the first beat: what it tells of would be kept off once more.
         let cut = if self.class == FenceClass::Lease { BTreeMap::new() } else { self.cut.clone() };
@@ -414,7 +404,7 @@ impl Joiner {
         let done = |node: &Node| own_fence.is_none_or(|end| node.clock.now() >= end) && node.may_replay();
         beat_until(node, |node| done(node) && node.is_barrier_passed())?;
         if self.class == FenceClass::Command
-            && let Some(name) = clone_of(&node.view, &node.row, &node.watch, &self.options)
+            && let Some(name) = clone_of(&node.view, &node.row, &node.watch, Watch::has_moved, &self.options)
         {
             return Err(Error::Device(format!("{name} {SAME_MACHINE}")));
         }

@@ -24,6 +24,8 @@ struct Beat {
     first_seen: Duration,
     /// Has it moved since we watch?
     moved: bool,
+    /// How often this mount has moved it.
+    moves: u32,
     /// When its mount was first expected to write.
     expected: Duration,
     /// Did the last read show a value?
@@ -88,8 +90,17 @@ impl Watch {
                     let moved = known.is_some_and(|beat| beat.incarnation != Beat::default().incarnation);
                     let expected = known.map_or(Duration::ZERO, |beat| beat.expected);
                     let (incarnation, counter) = seen;
-                    *known =
-                        Some(Beat { incarnation, counter, first_seen: now, moved, expected, readable: true });
+                    let moves = known.filter(|b| b.incarnation == seen.0).map_or(0, |b| b.moves + 1);
+                    let first_seen = now;
+                    *known = Some(Beat {
+                        incarnation,
+                        counter,
+                        first_seen,
+                        moved,
+                        moves,
+                        expected,
+                        readable: true,
+                    });
                 }
             }
         }
@@ -104,11 +115,22 @@ impl Watch {
         self.beat(slot).is_some_and(|b| b.moved)
     }
 
+    /// Has the mount that stands in the cell of `slot` lived since the watch began? A write that was held up on
+    /// its way shows as one change at most.
+    pub fn has_lived(&self, slot: SlotId) -> bool {
+        self.beat(slot).is_some_and(|b| b.moves >= 2)
+    }
+
     /// A new mount has `slot` since `now`: what its cell shows of the one before says nothing of it.
     pub fn expect(&mut self, slot: SlotId, now: Duration) {
         if let Some(beat) = self.beats.get_mut(usize::from(slot.0)) {
             beat.get_or_insert_default().expected = now;
         }
+    }
+
+    /// With other times from now on.
+    pub fn going_by(&self, timing: Timing) -> Watch {
+        Watch { timing, ..self.clone() }
     }
 
     /// The same for a host that has just become a member: some of `members` may be as new as it is.

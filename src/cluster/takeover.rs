@@ -214,7 +214,7 @@ impl Node {
                 *slot,
                 &self.view.slots[at],
                 self.row.get(at).and_then(|cell| cell.as_ref()),
-                self.watch.has_moved(*slot),
+                self.watch.has_lived(*slot),
             )
         };
         let mut victims: Vec<_> = due.iter().map(victim).collect();

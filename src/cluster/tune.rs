@@ -11,8 +11,10 @@ use crate::cluster::join::{JoinOptions, Joiner};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
 use crate::cluster::status::ClusterStatus;
+use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, first_slot, slots};
-use crate::format::cluster::{FenceClass, View};
+use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::{Claim, FenceClass, View};
 use crate::format::superblock::TimingProfile;
 
 /// Heartbeats for which it is looked at who lives.
@@ -30,21 +32,50 @@ pub fn profile(disk: &Disk, written: TimingProfile) -> Result<TimingProfile> {
     Ok(newest.and_then(|view| view.timing).unwrap_or(written))
 }
 
-/// Have all hosts go by `to` from now on. `options` are those of a mount that goes by the present profile.
+/// Have all hosts go by `to` from now on. `options` are those of a mount that goes by the present profile. Once that
+/// is so `store` is called, with the right to write to the device and before another change may begin. `is_stored`:
+/// it has nothing to do if nothing changes.
 ///
 /// # Errors
 /// [`Error::Device`] if a host has the volume, or did not leave it in order (the message says which), or
 /// [`Error::Busy`] if one is just mounting it; then nothing has changed.
-pub fn tune(disk: Disk, options: JoinOptions, to: TimingProfile) -> Result<()> {
+pub fn tune(
+    disk: Disk,
+    options: JoinOptions,
+    to: TimingProfile,
+    is_stored: bool,
+    store: &mut dyn FnMut(),
+) -> Result<()> {
     let mut joiner = Joiner::new(disk, options)?;
-    let tuned = joiner.tune(to);
+    let tuned = joiner.tune(to, is_stored).map(|()| store());
     let withdrawn = joiner.withdraw().and_then(|()| joiner.release_proofs());
     joiner.unregister();
     tuned.and(withdrawn)
 }
 
 impl Joiner {
-    fn tune(&mut self, to: TimingProfile) -> Result<()> {
+    /// Have the times been changed since we looked at the volume?
+    pub fn check_profile(&self) -> Result<()> {
+        match (self.view.timing, self.options.profile) {
+            (Some(there), Some(ours)) if there != ours => Err(Error::Busy(format!(
+                "the timing profile is {} now, not {} any more: mount again",
+                there.name(),
+                ours.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// A member goes by what stands in the view that it is in, also if it only leaves again.
+    pub fn timing(&self) -> Timing {
+        match (self.view.timing, self.options.profile) {
+            (Some(there), Some(ours)) if there != ours => Timing::of(there),
+            _ => self.options.timing,
+        }
+    }
+
+    fn tune(&mut self, to: TimingProfile, is_stored: bool) -> Result<()> {
+        let lobby = self.disk.read_lobby()?;
         let end = self.options.clock.now() + self.options.timing.heartbeat * LOOKS;
         self.poll()?;
         while self.options.clock.now() < end && !self.is_anybody_alive() {
@@ -53,7 +84,7 @@ impl Joiner {
         }
         self.read_views()?;
         self.is_nobodys()?;
-        if self.view.timing == Some(to) {
+        if self.view.timing == Some(to) && is_stored {
             return Ok(());
         }
         self.check_profile()?;
@@ -76,6 +107,10 @@ impl Joiner {
         if !ours || self.view.epoch != epoch {
             return Err(Error::Busy("a host is just mounting it".into()));
         }
+        if self.view.timing == Some(to) {
+            return Ok(());
+        }
+        self.does_nobody_ask(&lobby)?;
         let next = View { epoch: Epoch(epoch.0 + 1), timing: Some(to), ..self.view.clone() };
         let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
@@ -90,6 +125,17 @@ impl Joiner {
             }
         }
         Err(Error::Busy("a host has mounted it meanwhile".into()))
+    }
+
+    /// Whoever asks to be let in goes by the times that it has read.
+    fn does_nobody_ask(&self, before: &[Option<Claim>]) -> Result<()> {
+        let now = self.disk.read_lobby()?;
+        let asks = |c: &&Claim| c.kind != ClaimKind::None && c.incarnation != self.incarnation;
+        let mut moved = now.iter().zip(before).filter(|(now, before)| now != before);
+        match moved.find_map(|(now, _)| now.as_ref().filter(asks)) {
+            Some(claim) => Err(Error::Busy(format!("{} is just mounting it", claim.name))),
+            None => Ok(()),
+        }
     }
 
     /// Nobody lives, and all have left in order.

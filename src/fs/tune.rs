@@ -29,11 +29,20 @@ pub fn set_timing(device: &Path, to: TimingProfile) -> Result<TimingProfile> {
     let (device, superblock) = (opened.backing.device.clone(), opened.superblock.clone());
     let store = Store::new(device.clone(), superblock.format_id, superblock.geometry, CACHE_BYTES);
     let (disk, join) = joining(&opened, &options, Arc::new(StoreLease(store)))?;
-    tune(disk, join, to)?;
     // The view is what counts. This is for whoever cannot read it.
-    opened.volume.timing = to;
-    if volume::load(&*device, &superblock)?.timing != to {
-        volume::store(&*device, &superblock, &mut opened.volume)?;
-    }
+    let is_stored = volume::load(&*device, &superblock)?.timing == to;
+    let mut store = || {
+        let stored = volume::load(&*device, &superblock).and_then(|there| {
+            opened.volume.timing = to;
+            if there.timing != to { volume::store(&*device, &superblock, &mut opened.volume) } else { Ok(()) }
+        });
+        if let Err(e) = stored {
+            tracing::warn!(
+                "hosts go by the profile {} from now on, but the volume block does not tell: {e}",
+                to.name()
+            );
+        }
+    };
+    tune(disk, join, to, is_stored, &mut store)?;
     Ok(before)
 }

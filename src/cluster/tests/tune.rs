@@ -23,7 +23,10 @@ fn mount(medium: &Arc<Medium>, name: &str, place: Where, profile: TimingProfile)
 
 fn set(medium: &Arc<Medium>, place: Where, from: TimingProfile, to: TimingProfile) -> Result<()> {
     let (disk, options) = named(medium, "tune", place, from);
-    tune(disk, options, to)
+    let mut stored = false;
+    let tuned = tune(disk, options, to, false, &mut || stored = true);
+    assert_eq!(stored, tuned.is_ok());
+    tuned
 }
 
 fn now_of(medium: &Arc<Medium>) -> TimingProfile {
