@@ -254,3 +254,29 @@ fn a_program_ends_with_the_thread_that_started_it() {
     assert_eq!(started.wait().unwrap().signal(), Some(libc::SIGKILL));
     assert!(begun.elapsed() < Duration::from_secs(20));
 }
+
+/// Others run it by then: a late one would hit a machine that is back and well.
+#[test]
+fn a_host_that_is_out_begins_nothing_and_ends_what_it_has_begun() {
+    let place = Place::new();
+    let (began, late) = (place.0.path().join("began"), place.0.path().join("late"));
+    let body = format!("touch {}; sleep 1; touch {}", began.display(), late.display());
+    let off = command(&place.program("off", &body)).unwrap();
+    let out = victim();
+    out.cancel.cancel();
+    let why = off.cut(&out).unwrap_err().to_string();
+    assert!(why.contains("not run") && !began.exists(), "{why}");
+    let out = victim();
+    let why = std::thread::scope(|scope| {
+        let run = scope.spawn(|| off.cut(&out).unwrap_err().to_string());
+        let limit = Instant::now() + Duration::from_secs(30);
+        while !began.exists() {
+            assert!(Instant::now() < limit, "it never began");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        out.cancel.cancel();
+        run.join().unwrap()
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(why.contains("killed") && !late.exists(), "{why}");
+}

@@ -8,7 +8,7 @@
 //! option. Who cannot be known, its heartbeat being damaged, has a UUID of zeros.
 
 use crate::base::{Error, Result};
-use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::cluster::fencer::{Cancel, Cut, Fence, Victim};
 use crate::cluster::timing::Timing;
 use crate::device::child;
 use parking_lot::Mutex;
@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long it may take.
 const TIMEOUT: Duration = Duration::from_secs(180);
+/// How long looking at it may take, and how many looks may hang.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+const LOOKS_MAX: usize = 64;
 /// Where it finds its programs.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of what it says is kept.
@@ -41,6 +44,8 @@ pub struct Command {
     boot: [u8; 16],
     name: String,
     timing: Timing,
+    /// Held by each look at the program that is under way.
+    looks: Arc<()>,
 }
 
 /// A program that root runs may be changed by root alone. The answer: where it is, behind all symbolic links, so
@@ -89,7 +94,16 @@ impl Command {
         timing: &Timing,
     ) -> Result<Command> {
         check(&path)?;
-        Ok(Command { path, device, timeout: TIMEOUT, host, boot, name, timing: *timing })
+        Ok(Command {
+            path,
+            device,
+            timeout: TIMEOUT,
+            host,
+            boot,
+            name,
+            timing: *timing,
+            looks: Arc::default(),
+        })
     }
 
     /// With another limit than the usual one.
@@ -97,9 +111,27 @@ impl Command {
         Command { timeout, ..self }
     }
 
+    /// What lies on a filesystem that hangs must not take the thread with it unnoticed.
+    fn check_in_time(&self) -> Result<PathBuf> {
+        let fails = |what: &str| Error::Device(format!("{}: {what}", self.path.display()));
+        if Arc::strong_count(&self.looks) > LOOKS_MAX {
+            return Err(fails("it cannot be looked at: too many attempts hang"));
+        }
+        let (tell, told) = channel();
+        let (path, held) = (self.path.clone(), self.looks.clone());
+        let body = move || {
+            let _ = tell.send(check(&path));
+            drop(held);
+        };
+        let look = std::thread::Builder::new().name("shoal-fence-look".into()).spawn(body);
+        look.map_err(|e| fails(&format!("no thread to look at it: {e}")))?;
+        let limit = self.timeout.min(LOOK_LIMIT);
+        told.recv_timeout(limit).map_err(|_| fails("it cannot be looked at: does its filesystem hang?"))?
+    }
+
     fn run(&self, victim: &Victim) -> Result<()> {
         // It may have been changed since the mount.
-        let real = check(&self.path)?;
+        let real = self.check_in_time()?;
         let name = match victim.name.strip_prefix('-') {
             Some(rest) => format!("_{rest}"),
             None => victim.name.clone(),
@@ -128,12 +160,18 @@ impl Command {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if victim.cancel.is_cancelled() {
+            return Err(fails("not run: others see to it now".into()));
+        }
         let mut child = child::start(&mut program).map_err(|e| fails(e.to_string()))?;
         let said = Said::listen(&mut child);
-        let ended = wait(child, self.timeout);
+        let ended = wait(child, self.timeout, &victim.cancel);
         match ended {
             Ended::By(status) if status.success() => Ok(()),
             Ended::By(status) => Err(fails(format!("{status}{}", said.last()))),
+            Ended::Killed if victim.cancel.is_cancelled() => {
+                Err(fails("killed, for others see to it now".into()))
+            }
             Ended::Killed => {
                 Err(fails(format!("did not end within {:?} and was killed{}", self.timeout, said.last())))
             }
@@ -192,11 +230,13 @@ enum Ended {
 
 /// The child's end. Of one that failed or took too long nothing goes on: it is run again, and must not meet what it
 /// did before.
-fn wait(mut child: Child, limit: Duration) -> Ended {
+fn wait(mut child: Child, limit: Duration, cancel: &Cancel) -> Ended {
     let end = Instant::now() + limit;
     let success = loop {
         match child::has_ended(&child) {
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) if Instant::now() < end && !cancel.is_cancelled() => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             Ok(success) => break success,
             Err(_) => break None,
         }

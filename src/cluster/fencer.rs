@@ -8,7 +8,33 @@ use crate::format::cluster::heartbeat::{DeviceFile, FenceTrouble};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Tells an attempt that its host is out: it is not begun, and what is under way is ended as far as it can be.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// From now on.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Is it so?
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// It tells nothing of the victim.
+impl PartialEq for Cancel {
+    fn eq(&self, _: &Cancel) -> bool {
+        true
+    }
+}
+
+impl Eq for Cancel {}
 
 /// A mount that is to be kept off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +54,7 @@ pub struct Victim {
     pub lived: bool,
     /// Its machine asks to be let in at this moment.
     pub again: Option<Again>,
+    pub cancel: Cancel,
 }
 
 /// A host that is kept off.
@@ -62,6 +89,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// An attempt that takes longer than this is told of, again and again.
 const SLOW: Duration = Duration::from_secs(10);
 
+/// One that takes longer than any command may is stuck in the kernel's hands.
+const HUNG: Duration = Duration::from_secs(200);
+/// Failures in a row after which another host is to try.
+const FAILURES_MAX: u32 = 5;
+
 /// How far one victim is.
 #[derive(Clone, Debug, Default)]
 struct Attempt {
@@ -71,6 +103,8 @@ struct Attempt {
     error: String,
     /// Under way since then.
     since: Option<Duration>,
+    /// Asked for since then, where that was begun before.
+    asked: Duration,
     told: Duration,
     not_before: Duration,
     /// Done: nothing lands from then on.
@@ -81,6 +115,8 @@ struct Attempt {
 struct State {
     attempts: BTreeMap<(SlotId, Incarnation), Attempt>,
     verifying: bool,
+    /// Nothing is begun after this.
+    lease_end: Option<Duration>,
     /// This host is kept off itself: why.
     fenced: Option<String>,
 }
@@ -92,13 +128,42 @@ pub struct Fencer {
     verify_every: Duration,
     next_verify: Duration,
     state: Arc<Mutex<State>>,
+    cancel: Cancel,
+}
+
+/// Whoever is no member any more keeps nobody off: others do, and a late attempt would hit who is back and well.
+impl Drop for Fencer {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl Fencer {
     /// Nobody is to be kept off yet.
     pub fn new(fence: Arc<dyn Fence>, clock: Arc<dyn Clock>, verify_every: Duration) -> Fencer {
         let next_verify = clock.now() + verify_every;
-        Fencer { fence, clock, verify_every, next_verify, state: Arc::default() }
+        Fencer { fence, clock, verify_every, next_verify, state: Arc::default(), cancel: Cancel::default() }
+    }
+
+    /// This host is out.
+    pub fn stop(&self) {
+        self.cancel.cancel();
+    }
+
+    /// This host is a member until then, at least.
+    pub fn permit(&self, lease_end: Duration) {
+        self.state.lock().lease_end = Some(lease_end);
+    }
+
+    /// Is there one that fails again and again here, or does not come to an end? Another host may do better.
+    pub fn is_hopeless(&self) -> bool {
+        let now = self.clock.now();
+        let state = self.state.lock();
+        let waited = || state.attempts.values().filter(|a| a.wanted && a.over.is_none());
+        let lasts = |a: &Attempt| a.since.is_some_and(|since| now >= since.max(a.asked) + HUNG);
+        // What is under way is not begun elsewhere beside that.
+        let idle = waited().all(|a| a.since.is_none() || lasts(a));
+        idle && waited().any(|a| a.failures >= FAILURES_MAX || lasts(a))
     }
 
     /// Go on with these, and with no others. The answer: who of them is kept off for certain by now. Does
@@ -115,7 +180,11 @@ impl Fencer {
         }
         // One that is under way is not begun a second time, though nobody asks for it meanwhile.
         state.attempts.retain(|mount, attempt| {
-            attempt.wanted = victims.iter().any(|v| (v.slot, v.incarnation) == *mount);
+            let wanted = victims.iter().any(|v| (v.slot, v.incarnation) == *mount);
+            if wanted && !std::mem::replace(&mut attempt.wanted, wanted) {
+                attempt.asked = now;
+            }
+            attempt.wanted = wanted;
             attempt.wanted || attempt.since.is_some()
         });
         let mut done = Vec::new();
@@ -161,8 +230,14 @@ impl Fencer {
     fn start(&self, victim: Victim) -> bool {
         let (fence, clock, state) = (self.fence.clone(), self.clock.clone(), self.state.clone());
         let slot = victim.slot;
+        let victim = Victim { cancel: self.cancel.clone(), ..victim };
         let body = move || {
-            let result = fence.cut(&victim);
+            // This thread may have been stopped until now.
+            let expired = state.lock().lease_end.is_some_and(|end| clock.now() > end);
+            let result = match expired || victim.cancel.is_cancelled() {
+                true => Err(Error::Device("this host's own lease is over".into())),
+                false => fence.cut(&victim),
+            };
             note(&mut state.lock(), &victim, result, clock.now());
         };
         let started = std::thread::Builder::new().name("shoal-fence".into()).spawn(body);

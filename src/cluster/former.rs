@@ -14,6 +14,19 @@ use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// A command that fails is run again after so long at first, then twice that, up to the longest pause.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// At least so often, however long it takes.
+const FAILURES_MIN: u32 = 3;
+
+/// A command that fails.
+pub struct Failing {
+    count: u32,
+    since: Duration,
+    not_before: Duration,
+}
+
 impl Joiner {
     /// Nobody lives: keep those off that were members, before anything is decided without them, in `slot`.
     /// `false`: somebody was faster.
@@ -117,6 +130,14 @@ impl Joiner {
         let all = self.command_all(claimed, command, &victims, &mut settle)?;
         // Those count as kept off from now on, also if somebody was faster.
         self.stand(claimed, settle)?;
+        if !all && self.failing.is_some() {
+            // The next first mount is to see that this machine is well.
+            self.withdraw()?;
+            self.show()?;
+        }
+        if all {
+            self.failing = None;
+        }
         if all && !victims.is_empty() {
             // The claim was written again: it counts as when it was new.
             self.pause(self.options.timing.claim_hold())?;
@@ -152,16 +173,39 @@ impl Joiner {
             let victim = Victim { again: again.get(&victim.slot).copied(), ..victim.clone() };
             let done = match self.run_claiming(claimed, command, &victim) {
                 Ok(done) => done,
-                Err(e) => {
-                    return self
-                        .refuse(format_args!("{name} cannot be kept off, so nothing is mounted: {e}"));
-                }
+                Err(_) if !self.is_still_ours(claimed)? => return Ok(false),
+                Err(e) => return self.note_failure(&victim, &name, &e),
             };
+            self.failing = None;
             tracing::info!("{name}: {}", done.how);
             *settle = done.settle.max(*settle);
             self.cut.insert(victim.slot, victim.incarnation);
         }
         Ok(true)
+    }
+
+    /// It is tried again for a while: its power switch may come up later than this host does. Whoever gives up at
+    /// once asks no more, and would be switched off in turn by the next first mount.
+    fn note_failure(&mut self, victim: &Victim, name: &str, why: &Error) -> Result<bool> {
+        let now = self.options.clock.now();
+        let failing = self.failing.get_or_insert(Failing { count: 0, since: now, not_before: now });
+        failing.count += 1;
+        let pause = (PAUSE_MIN * 2u32.pow(failing.count.min(10) - 1)).min(PAUSE_MAX);
+        failing.not_before = now + pause;
+        let enough = failing.count >= FAILURES_MIN && now >= failing.since + self.options.patience;
+        // What is known of this machine itself does not change.
+        if enough || victim.host == self.options.host {
+            return self.refuse(format_args!("{name} cannot be kept off, so nothing is mounted: {why}"));
+        }
+        tracing::error!(
+            "{name} cannot be kept off, so nothing is mounted yet; tried again in {pause:?}: {why}"
+        );
+        Ok(false)
+    }
+
+    /// Is a command that failed not to be run again yet?
+    pub fn is_failing(&self) -> bool {
+        self.failing.as_ref().is_some_and(|f| self.options.clock.now() < f.not_before)
     }
 
     /// Wait, with a claim that does not stand still, as long as it is ours.
@@ -204,6 +248,9 @@ impl Joiner {
                 if let Some(slot) = claimed.filter(|_| self.options.clock.now() >= next) {
                     // What cannot be written now may be in a moment; who has taken it over keeps it.
                     claimed = claimed.filter(|_| self.renew_claim(slot).unwrap_or(true));
+                    if claimed.is_none() {
+                        victim.cancel.cancel();
+                    }
                     next = self.options.clock.now() + self.options.timing.heartbeat;
                 }
                 std::thread::sleep(Duration::from_millis(5));

@@ -7,6 +7,7 @@
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::class::{FenceOptions, SAME_MACHINE, clone_of};
 use crate::cluster::disk::Disk;
+use crate::cluster::former::Failing;
 use crate::cluster::groups::Groups;
 use crate::cluster::keys::Registration;
 use crate::cluster::member::Watch;
@@ -117,6 +118,8 @@ pub(super) struct Joiner {
     pub ousted: Vec<Incarnation>,
     /// We have taken a key away from somebody who may be stopped, with writes queued.
     pub kept_off: bool,
+    /// A first mount's command fails.
+    pub failing: Option<Failing>,
     /// Times that we were kept off on our way in.
     pub evictions: u32,
 }
@@ -144,6 +147,7 @@ impl Joiner {
             cut: BTreeMap::new(),
             ousted: vec![],
             kept_off: false,
+            failing: None,
             evictions: 0,
             disk,
             options,
@@ -254,6 +258,8 @@ impl Joiner {
             }
             self.release_proofs()?;
             self.ask(started)
+        } else if self.is_failing() {
+            self.show()
         } else if self.are_all_gone()? {
             if !self.choose()? {
                 return self.tell_waiting(started, told);

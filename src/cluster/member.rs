@@ -230,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn one_late_heartbeat_is_no_life() {
+        let mut w = Watch::new(T, 1);
+        let lived = [3, 4, 4, 3, 5].map(|counter| {
+            w.observe(ms(0), &[cell(0, counter)]);
+            w.has_lived(SlotId(0))
+        });
+        assert_eq!(lived, [false, false, false, false, true]);
+        let other = Heartbeat { incarnation: Incarnation(8), ..cell(0, 1).unwrap() };
+        w.observe(ms(0), &[Some(other)]);
+        assert!(w.has_moved(SlotId(0)) && !w.has_lived(SlotId(0)), "another mount's first");
+    }
+
+    #[test]
     fn standing_still_under_gap_free_polling_is_silence() {
         let mut w = Watch::new(T, 2);
         for t in (0..3000).step_by(100) {

@@ -165,6 +165,9 @@ impl Node {
     pub fn lost(&mut self, why: String) -> Error {
         tracing::error!(slot = %self.slot, "no member any more: {why}");
         self.groups.permit(Duration::ZERO);
+        if let Some(fencer) = &self.fencer {
+            fencer.stop();
+        }
         self.lease.lost(&why);
         Error::Halted(why)
     }

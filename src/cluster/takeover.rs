@@ -5,6 +5,7 @@ use crate::base::{Incarnation, Result, SlotId};
 use crate::cluster::SlotClaim;
 use crate::cluster::anew::Looks;
 use crate::cluster::fence::Fences;
+use crate::cluster::fencer::Fencer;
 use crate::cluster::former::victim_of;
 use crate::cluster::join::JoinOptions;
 use crate::cluster::node::Node;
@@ -222,6 +223,9 @@ impl Node {
             victims = self.look_for_machines(victims);
         }
         let Some(fencer) = &mut self.fencer else { return Ok(()) };
+        if let Some(lease_end) = self.lease_end {
+            fencer.permit(lease_end);
+        }
         let done = fencer.tend(&victims);
         self.beat.fencing = fencer.trouble();
         match done {
@@ -339,9 +343,11 @@ impl Node {
     }
 
     /// R5: what this host has failed to recover again and again, perhaps by its own way to the disk, is for the
-    /// next member that answers. Nothing of it is under this host's hands any more: the batch is over.
+    /// next member that answers; and whom it cannot keep off by the command: its program may differ. Nothing of it is under this host's hands any more: the batch is over.
     fn hand_on_hopeless(&mut self) -> Result<()> {
-        if self.takeover.batch != 0 || self.takeover.failures < FAILURES_MAX {
+        let by_command = self.view.fence == FenceClass::Command as u8;
+        let helpless = by_command && self.fencer.as_ref().is_some_and(Fencer::is_hopeless);
+        if self.takeover.batch != 0 || self.takeover.failures < FAILURES_MAX && !helpless {
             return Ok(());
         }
         self.takeover.failures = 0;

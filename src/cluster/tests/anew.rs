@@ -51,12 +51,68 @@ fn a_machine_of_another_name_or_identity_is_not_the_one_that_died() {
 #[test]
 fn after_the_death_of_all_those_who_mount_again_get_in() {
     let medium = &Medium::formatted();
-    let machines = [("a", MACHINE_A), ("b", MACHINE_B), ("c", MACHINE_C)];
-    drop(machines.map(|(name, machine)| fails(medium, name, machine).unwrap()));
-    let again = std::thread::scope(|scope| {
-        let mount = |(name, (host, _)): (&'static str, Machine)| {
+    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
+}
+
+/// The class that they had before promised no command, nor do they need one.
+#[test]
+fn those_who_died_under_leases_get_in_too() {
+    let medium = &Medium::formatted();
+    let under_leases = |(name, (host, boot)): (&str, Machine)| {
+        let (port, lease) = (medium.port(), Arc::new(Lease::default()));
+        let mut options = options(name, Where::Elsewhere, &port, &lease);
+        (options.host, options.boot, options.file.rdev) = (host, boot, 7);
+        Cluster::join(disk_of(port), options).unwrap()
+    };
+    drop(MACHINES.map(under_leases));
+    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
+}
+
+/// One of them has the claim when its command fails, and then another one.
+#[test]
+fn who_cannot_keep_a_third_off_is_not_cut_by_the_next_first_mount() {
+    let medium = &Medium::formatted();
+    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+    let command = Arc::new(Fails { succeeds_after: 2, ..Fails::default() });
+    all_mount_again(medium, &MACHINES[..2], command.clone());
+    let victims = command.victims.lock();
+    assert!(victims.len() > 2 && victims.iter().all(|slot| *slot == SlotId(2)), "{victims:?}");
+}
+
+const MACHINES: [(&str, Machine); 3] = [("a", MACHINE_A), ("b", MACHINE_B), ("c", MACHINE_C)];
+
+/// A program that fails for so long, or for ever.
+#[derive(Default)]
+struct Fails {
+    succeeds_after: usize,
+    victims: Mutex<Vec<SlotId>>,
+}
+
+impl Fence for Fails {
+    fn cut(&self, victim: &Victim) -> Result<Cut> {
+        if victim.again.is_some() {
+            return Ok(Cut { how: "it mounts again".into(), settle: QUICK.claim_wait() });
+        }
+        let mut victims = self.victims.lock();
+        victims.push(victim.slot);
+        match self.succeeds_after {
+            1.. if victims.len() > self.succeeds_after => {
+                Ok(Cut { how: "it is off".into(), settle: QUICK.claim_wait() })
+            }
+            _ => Err(Error::Device("its power switch does not answer".into())),
+        }
+    }
+}
+
+fn all_mount_again(medium: &Arc<Medium>, machines: &[(&'static str, Machine)], command: Arc<Fails>) {
+    let again: Vec<_> = std::thread::scope(|scope| {
+        let mount = |(name, (host, _)): &(&'static str, Machine)| {
+            let (name, machine, command) = (*name, (*host, [9; 16]), command.clone());
+            // A first mount has no proof that its own machine's last one is over but its name.
+            let fence = Arc::new(OfMachine { host: *host, command });
             scope.spawn(move || {
-                let mounted = fails(medium, name, (host, [9; 16])).map(Arc::new);
+                let mounted = join_by_fence(&medium.port(), name, machine, fence).map(Arc::new);
                 if let Ok(mounted) = &mounted {
                     if mounted.report.first {
                         mounted.cluster.recovered(&mounted.report.replay).unwrap();
@@ -66,11 +122,26 @@ fn after_the_death_of_all_those_who_mount_again_get_in() {
                 mounted
             })
         };
-        machines.map(mount).map(|mount| mount.join().unwrap())
+        let mounts: Vec<_> = machines.iter().map(mount).collect();
+        mounts.into_iter().map(|mount| mount.join().unwrap()).collect()
     });
     let again: Vec<_> = again.into_iter().map(Result::unwrap).collect();
     assert_eq!(again.iter().filter(|host| host.report.first).count(), 1);
     assert!(again.iter().all(|host| host.lease.lost.lock().is_none()));
+}
+
+struct OfMachine {
+    host: [u8; 16],
+    command: Arc<Fails>,
+}
+
+impl Fence for OfMachine {
+    fn cut(&self, victim: &Victim) -> Result<Cut> {
+        match victim.host == self.host {
+            true => Ok(Cut { how: "it was this machine".into(), settle: QUICK.claim_wait() }),
+            false => self.command.cut(victim),
+        }
+    }
 }
 
 const FILE: DeviceFile = DeviceFile { dev: 1, ino: 2, rdev: 7 };

@@ -302,6 +302,32 @@ fn what_cannot_be_kept_off_is_named_to_who_waits_for_it() {
     assert!(why.contains("a (slot 0) cannot be kept off") && why.contains("/bin/false"), "{why}");
 }
 
+/// Each host may have another program.
+#[test]
+fn whom_one_host_cannot_keep_off_another_one_does() {
+    let medium = Medium::formatted();
+    let by = |name, machine, program| {
+        let (host, noted) = join_by_program(&medium.port(), name, machine, program, Box::new(|| ()));
+        (Arc::new(host.unwrap()), noted)
+    };
+    let (a, failing) = by("a", MACHINE_A, "/bin/false");
+    let (b, able) = by("b", MACHINE_B, "/bin/true");
+    recover_at_once(&a);
+    recover_at_once(&b);
+    drop(by("c", MACHINE_C, "/bin/true"));
+    let is_clean = || {
+        let view = b.cluster.membership().view.clone();
+        matches!(view.slots[2].state, SlotState::Clean { .. })
+    };
+    let limit = now() + Duration::from_secs(60);
+    while !is_clean() {
+        assert!(now() < limit, "c stays dead");
+        std::thread::sleep(QUICK.heartbeat);
+    }
+    assert!(victims(&failing).len() >= 5 && victims(&failing).iter().all(|slot| *slot == SlotId(2)));
+    assert_eq!(victims(&able), [SlotId(2)]);
+}
+
 fn protocol_of(host: &Host) -> u16 {
     host.cluster.membership().view.protocol
 }

@@ -1,7 +1,11 @@
 //! The timing profile of a volume is changed only while nobody has it, and all hosts go by the same one.
 
 use super::*;
+use crate::base::Incarnation;
+use crate::cluster::join::Joiner;
 use crate::cluster::{profile, tune};
+use crate::format::cluster::Claim;
+use crate::format::cluster::lobby::ClaimKind;
 use crate::format::superblock::TimingProfile;
 use TimingProfile::{Default as Usual, San};
 
@@ -68,6 +72,44 @@ fn not_under_a_host_that_has_it_nor_behind_one_that_died() {
         mount(&medium, "a", place, Usual).unwrap().leave().unwrap();
         set(&medium, place, Usual, San).unwrap();
     }
+}
+
+/// It has read the times that it goes by.
+#[test]
+fn not_while_somebody_asks_to_be_let_in() {
+    let medium = Medium::formatted();
+    mount(&medium, "a", Where::Elsewhere, Usual).unwrap().leave().unwrap();
+    let asks = AtomicBool::new(true);
+    let why = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut claim = Claim { kind: ClaimKind::Join, incarnation: Incarnation(9), ..Claim::default() };
+            claim.name = "b".into();
+            while asks.load(Ordering::Relaxed) {
+                claim.sequence += 1;
+                medium.disk().write_claim(40, &claim).unwrap();
+                std::thread::sleep(QUICK.heartbeat / 2);
+            }
+        });
+        let tuned = set(&medium, Where::Elsewhere, Usual, San);
+        asks.store(false, Ordering::Relaxed);
+        tuned.unwrap_err().to_string()
+    });
+    assert!(why.contains("b is just mounting it"), "{why}");
+    assert_eq!(now_of(&medium), Usual);
+    set(&medium, Where::Elsewhere, Usual, San).unwrap();
+}
+
+/// It was let in under them just when they were changed, and leaves by a ballot.
+#[test]
+fn whoever_has_read_other_times_goes_by_the_view() {
+    let medium = Medium::formatted();
+    mount(&medium, "a", Where::Elsewhere, Usual).unwrap().leave().unwrap();
+    let (disk, options) = named(&medium, "b", Where::Elsewhere, Usual);
+    let mut joiner = Joiner::new(disk, options).unwrap();
+    assert_eq!(joiner.timing(), QUICK);
+    set(&medium, Where::Elsewhere, Usual, San).unwrap();
+    joiner.read_views().unwrap();
+    assert_eq!(joiner.timing(), Timing::SAN);
 }
 
 /// Whoever looked before the change does not mount after it.
