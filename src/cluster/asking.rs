@@ -41,6 +41,8 @@ impl Joiner {
             // Also where those who died had another class: the first mount changes it, and keeps them off by the
             // command. On a device that is reserved nobody writes unregistered.
             _ if !commanded => return Ok(()),
+            // Whoever lives under another class would let us in: it is seen to live by then.
+            _ if self.view.fence != COMMAND as u8 && !self.are_others_quiet() => return Ok(()),
             _ if self.view.fence == FenceClass::Reservation as u8 && !self.is_device_free() => return Ok(()),
             Some((cell, claim)) if claim.kind == ClaimKind::First => {
                 let stands = self.disk.read_claim(*cell)?;
@@ -55,6 +57,12 @@ impl Joiner {
         // Whoever becomes the first member may let us in by this.
         self.class = COMMAND;
         self.claim_any(CELLS)
+    }
+
+    /// Have all that were members missed a heartbeat, as far as we have looked?
+    fn are_others_quiet(&self) -> bool {
+        let (others, long) = (self.others(), self.options.timing.heartbeat * 2);
+        slots(&self.view).all(|(slot, _)| others & bit(slot) == 0 || self.watch.silence(slot) >= long)
     }
 
     /// Keep a claim in one of `cells`, or where it is.
