@@ -82,6 +82,12 @@ impl Fs {
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
+        let fs = self.core.clone();
+        // The kernel does not know that this call changes the ctime.
+        let reply = move |outcome: Result<()>| match outcome {
+            Ok(()) => fs.after_dropping_attributes(ino, move || reply(Ok(()))),
+            Err(e) => reply(Err(e)),
+        };
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);

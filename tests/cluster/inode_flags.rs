@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -219,6 +219,27 @@ fn flags_as_programs_ask_for_them() {
     };
     assert_eq!(version(&file), version(&b.join("f")));
     assert_eq!(control(&file, 0x8008_7aff, &mut [0; 8]), Err(libc::ENOTTY));
+    (0..2).for_each(|host| cluster.umount(host));
+    cluster.check();
+}
+
+/// By stat of what the kernel may remember, at once on the host itself.
+#[test]
+fn a_change_of_flags_is_a_change_of_ctime() {
+    let cluster = Cluster::new("128M", 2, LIMIT);
+    let [a, b] = [cluster.at(0), cluster.at(1)];
+    fs::write(a.join("f"), b"").unwrap();
+    let ctime = |at: &Path| {
+        let found = fs::metadata(at.join("f")).unwrap();
+        (found.ctime(), found.ctime_nsec())
+    };
+    for wanted in [NODUMP, NODUMP | NOATIME, 0] {
+        let before = ctime(&a);
+        assert_eq!(ctime(&b), before);
+        set(&a.join("f"), wanted).unwrap();
+        assert!(ctime(&a) > before, "stat shows the attributes of before");
+        assert_eq!(ctime(&a), ctime(&b));
+    }
     (0..2).for_each(|host| cluster.umount(host));
     cluster.check();
 }
