@@ -3,7 +3,7 @@
 
 use shoal::base::{Error, Result, SlotId};
 use shoal::cluster::{Disk, profile, status};
-use shoal::device::{BlockDevice, FileDevice, probe};
+use shoal::device::{BlockDevice, FileDevice, local, probe};
 use shoal::format::cluster::Heartbeat;
 use shoal::format::foreign;
 use shoal::format::superblock::{self, Remains, Superblock, TimingProfile};
@@ -15,11 +15,17 @@ fn refuse<T>(dev: &dyn BlockDevice, what: impl std::fmt::Display) -> Result<T> {
     Err(Error::Device(format!("{}: {what}", dev.name())))
 }
 
-/// Refuse what the machine has mounted or swaps to. To be asked before the device is opened.
+/// How long a host of this machine that is leaving is waited for.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Wait for daemons of this machine that are unmounted but not done; refuse what the machine has mounted or swaps to.
+/// To be asked before the device is opened.
 ///
 /// # Errors
 /// `Device` saying where it is mounted.
 pub fn check_unused(path: &Path) -> Result<()> {
+    let late = |e| Error::Device(format!("{}: {e}", path.display()));
+    local::wait_for_leaving(path, LEAVING_PATIENCE).map_err(late)?;
     match probe::in_use(path)? {
         None => Ok(()),
         Some(how) => Err(Error::Device(format!("{}: {how}; not touched", path.display()))),

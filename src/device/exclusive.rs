@@ -1,9 +1,10 @@
 //! The kernel's claim on a block device (O_EXCL): who has it keeps mkfs, other filesystems and RAID off.
 //!
 //! A mount of type fuseblk claims the device itself, which no second claim of the same process allows.
-//! So ours is lent for it, and taken back when the mount is gone while its daemon still writes. In between,
-//! and in the moment of lending, mounts of this machine tell each other by a lock on the device file (see
-//! [`Access::Mount`](super::Access::Mount)), which ends with the process and not before.
+//! So ours is lent for it. When the mount is gone while its daemon still writes, another process takes it (the
+//! guardian, `fuse::claimant`), or this one should that be gone. In between, and in the moment of lending, mounts of
+//! this machine tell each other by a lock on the device file (see [`Access::Mount`](super::Access::Mount)), which
+//! ends with the process and not before.
 
 use super::file::{FileDevice, IN_USE, PRESENCE};
 use super::{Access, Medium};
@@ -13,7 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How often it is tried to take a claim back.
@@ -27,7 +28,11 @@ pub struct Exclusive {
     medium: Medium,
     /// The device's own number, as it was when it was claimed.
     number: u64,
+    lent: OnceLock<Lent>,
 }
+
+/// Hears of the number of a device that is lent.
+type Lent = Box<dyn Fn(u64) + Send + Sync>;
 
 impl Exclusive {
     /// Claims the device at `path`.
@@ -47,7 +52,7 @@ impl Exclusive {
             Ok(metadata) => metadata.map_or(0, |m| m.rdev()),
             Err(e) => return Err(Error::Device(format!("{}: {e}", path.display()))),
         };
-        Ok(Exclusive { path: path.to_owned(), held: Mutex::new(held), medium, number })
+        Ok(Exclusive { path: path.to_owned(), held: Mutex::new(held), medium, number, lent: OnceLock::new() })
     }
 
     /// May a mount claim the device in our place? Not an image, and not where our presence is locked by
@@ -63,6 +68,11 @@ impl Exclusive {
         self.medium == Medium::Block && self.number == number
     }
 
+    /// From now on `tell` hears of the device's number when it has been lent. Once.
+    pub fn when_lent(&self, tell: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.lent.set(Box::new(tell));
+    }
+
     /// Lets `claim` have the device. If it fails, the claim is ours again.
     ///
     /// # Errors
@@ -71,8 +81,10 @@ impl Exclusive {
         let mut held = self.held.lock();
         *held = None;
         let claimed = claim();
-        if claimed.is_err() {
-            *held = Some(open(&self.path)?);
+        match (&claimed, self.lent.get()) {
+            (Err(_), _) => *held = Some(open(&self.path)?),
+            (Ok(_), Some(tell)) => tell(self.number),
+            (Ok(_), None) => {}
         }
         Ok(claimed)
     }

@@ -113,6 +113,7 @@ pub struct FileDevice {
     physical: u32,
     direct: bool,
     writable: bool,
+    present: bool,
     pool: Mutex<Vec<Aligned>>,
     reads: Counter,
     writes: Counter,
@@ -172,7 +173,7 @@ impl FileDevice {
             return Err(refuse(path, NOT_WRITABLE));
         }
         let medium = if block { Medium::Block } else { Medium::File };
-        let device = FileDevice {
+        let mut device = FileDevice {
             file,
             path: path.to_owned(),
             medium,
@@ -181,14 +182,18 @@ impl FileDevice {
             physical: physical.clamp(logical, 4096),
             direct,
             writable: access != Access::Read,
+            present: false,
             pool: Mutex::new(Vec::new()),
             reads: Counter::default(),
             writes: Counter::default(),
             flushes: Counter::default(),
         };
-        // Where a device file cannot be locked, nobody lends its claim (see `Exclusive`).
-        if block && access != Access::Read && matches!(device.try_lock_range(PRESENCE, 1), Ok(false)) {
-            return Err(refuse(path, IN_USE));
+        if block && access != Access::Read {
+            device.present = match device.try_lock_range(PRESENCE, 1) {
+                Ok(false) => return Err(refuse(path, IN_USE)),
+                // Where a device file cannot be locked, nobody lends its claim (see `Exclusive`).
+                locked => locked.is_ok(),
+            };
         }
         Ok(device)
     }
@@ -226,6 +231,12 @@ impl FileDevice {
     /// May it be written?
     pub fn writable(&self) -> bool {
         self.writable
+    }
+
+    /// Has it the presence lock of its device file, so that nobody else of this machine has it open for writing by
+    /// that? False for image files, and where such files cannot be locked.
+    pub fn is_present(&self) -> bool {
+        self.present
     }
 
     /// (device, inode) of an image file or (device, rdev) of a block device: one machine's name for it.
@@ -320,7 +331,9 @@ impl FileDevice {
 
 /// The device or filesystem has no such operation.
 fn cannot(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS))
+    // Busy: somebody has written there through the page cache of a device that another one has claimed.
+    const NOT: [i32; 5] = [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOTTY, libc::ENOSYS, libc::EBUSY];
+    e.raw_os_error().is_some_and(|e| NOT.contains(&e))
 }
 
 /// Size in bytes, logical and physical block size of a block device.

@@ -1,6 +1,7 @@
 //! The kernel's requests to the operations of `fs`, and their answers back. Nothing decided here. An
 //! operation may answer at once or later from another thread; the duty to answer travels in the closure.
 
+use crate::cluster::timing::LEAVE_MAX;
 use crate::fs::operations::Operations;
 use crate::fs::types::{NewNode, NodeId, ReadFlags, SeekWhat, WriteFlags};
 use crate::fuse::answer::{
@@ -77,7 +78,8 @@ impl<O: Operations> Adapter<O> {
         Adapter { fs, notifier, setattr_cached: false, leave: None }
     }
 
-    /// `leave` is called before the kernel hears that a mount is over for which umount(2) waits.
+    /// `leave` is called before the kernel hears that a mount is over for which umount(2) waits; it may go on when the
+    /// kernel has heard of it, should it take very long.
     pub fn leaving(self, leave: impl Fn() + Send + Sync + 'static) -> Adapter<O> {
         Adapter { leave: Some(Arc::new(leave)), ..self }
     }
@@ -100,11 +102,7 @@ impl<O: Operations> Handler for Adapter<O> {
     fn leave(&self, reply: Reply) {
         let Some(leave) = self.leave.clone() else { return reply.done() };
         // It takes its time, and the requests before it may not be answered yet.
-        let spawned = std::thread::Builder::new().name("leave".into()).spawn(move || {
-            leave();
-            reply.done();
-        });
-        if let Err(e) = spawned {
+        if let Err(e) = reply.done_after(move || leave(), LEAVE_MAX) {
             tracing::warn!("umount does not wait: no thread to leave by: {e}");
         }
     }

@@ -33,12 +33,17 @@ const OF_SUPERBLOCK: [(u64, &CStr); 3] =
 /// A filesystem to be.
 struct Context(OwnedFd);
 
-/// Mounts connection `fuse` (an open /dev/fuse) at `mountpoint` as the superblock of block device `source`, which
-/// nobody may have claimed.
+/// A superblock that has claimed its block device, and is mounted nowhere yet. If it never is, its connection ends.
+pub struct Block {
+    context: Context,
+    flags: u64,
+}
+
+/// Makes connection `fuse` (an open /dev/fuse) the superblock of block device `source`, which nobody may have claimed.
 ///
 /// # Errors
 /// EBUSY if somebody has; others where the kernel cannot do this (before Linux 6.6), or may not here.
-pub fn mount_block(fuse: &OwnedFd, source: &OsStr, mountpoint: &Path, flags: u64) -> io::Result<()> {
+pub fn make_block(fuse: &OwnedFd, source: &OsStr, flags: u64) -> io::Result<Block> {
     let context = Context::open(c"fuseblk")?;
     context.string(c"source", &CString::new(source.as_bytes())?)?;
     context.string(c"subtype", c"shoal")?;
@@ -57,25 +62,36 @@ pub fn mount_block(fuse: &OwnedFd, source: &OsStr, mountpoint: &Path, flags: u64
     }
     // Not one that exists: it would be another daemon's.
     context.command(FSCONFIG_CMD_CREATE_EXCL)?;
-    let set = ATTRIBUTES.iter().filter(|(flag, _)| flags & flag != 0);
-    let mut attributes = set.fold(0, |all, (_, attribute)| all | attribute);
-    if flags & libc::MS_STRICTATIME != 0 && flags & libc::MS_NOATIME == 0 {
-        attributes |= STRICT_ATIME;
+    Ok(Block { context, flags })
+}
+
+impl Block {
+    /// Mounts it at `mountpoint`.
+    ///
+    /// # Errors
+    /// Those of fsmount(2) and move_mount(2). The connection is of no use any more then.
+    pub fn mount(self, mountpoint: &Path) -> io::Result<()> {
+        let Block { context, flags } = self;
+        let set = ATTRIBUTES.iter().filter(|(flag, _)| flags & flag != 0);
+        let mut attributes = set.fold(0, |all, (_, attribute)| all | attribute);
+        if flags & libc::MS_STRICTATIME != 0 && flags & libc::MS_NOATIME == 0 {
+            attributes |= STRICT_ATIME;
+        }
+        let mount = context.mount(attributes)?;
+        let at = CString::new(mountpoint.as_os_str().as_bytes())?;
+        // SAFETY: a system call with an open descriptor and strings that outlive it.
+        let moved = unsafe {
+            libc::syscall(
+                libc::SYS_move_mount,
+                mount.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                at.as_ptr(),
+                MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        };
+        if moved == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
-    let mount = context.mount(attributes)?;
-    let at = CString::new(mountpoint.as_os_str().as_bytes())?;
-    // SAFETY: a system call with an open descriptor and strings that outlive it.
-    let moved = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            at.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    if moved == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The root of a filesystem of type `kind` that needs no parameters, in no tree.

@@ -202,12 +202,12 @@ impl<H: Handler> Served<H> {
     /// If there can be no thread.
     pub fn unmount_on_signals(&self, signals: Signals) -> io::Result<()> {
         let (notifier, mountpoint) = (Arc::clone(&self.notifier), self.mountpoint.clone());
-        let has_claim = self.has_claim;
+        let (has_claim, connection) = (self.has_claim, self.connection);
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             signals.wait();
             tracing::info!("unmounting on a signal");
             let unmounted = match has_claim {
-                true => unmount_from_outside(&mountpoint),
+                true => unmount_from_outside(&mountpoint, connection),
                 false => mount::unmount(&mountpoint, Unmount::Lazy),
             };
             if let Err(e) = unmounted {
@@ -225,9 +225,20 @@ impl<H: Handler> Served<H> {
 
 /// Unmounts lazily by another process, and does not wait for it. A thread of ours that waited for this very process
 /// to answer could not be killed, and while it is there the connection does not end.
-fn unmount_from_outside(mountpoint: &Path) -> io::Result<()> {
+fn unmount_from_outside(mountpoint: &Path, connection: u64) -> io::Result<()> {
+    match mountinfo::mounted_at(mountpoint)? {
+        Some(entry) if entry.connection() == connection => {}
+        Some(_) => return Err(io::Error::other("another mount lies over it")),
+        None => return Err(io::Error::other("it is not mounted there")),
+    }
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("shoal").args(["umount", "-l"]).arg(mountpoint).spawn().map(drop)
+    let mut child = command.arg0("shoal").args(["umount", "-l"]).arg(mountpoint).spawn()?;
+    let reap = move || match child.wait() {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!("unmounting by another process: {status}"),
+        Err(e) => tracing::warn!("unmounting by another process: {e}"),
+    };
+    std::thread::Builder::new().name("umount".into()).spawn(reap).map(drop)
 }
 
 /// Gives memory back that the allocator keeps for nothing, as long as the process lives.

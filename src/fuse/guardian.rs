@@ -4,7 +4,8 @@
 //! A daemon asks for its lease before each write. One that is stopped (SIGSTOP, a debugger, a frozen
 //! machine that thaws) between that question and the write would write later, when others have long taken
 //! over; and pages that its kernel has cached would be read for ever. So the guardian, which shares a page
-//! of memory with it, kills it and cuts its connection to the kernel.
+//! of memory with it, kills it and cuts its connection to the kernel. Another thread of it takes the claim on the device
+//! again when a mount is cut (see `claimant`).
 //!
 //! The rule: kill when the lease is over *and* the daemon has shown no sign of life for half the guard
 //! time. A daemon that runs while its lease is over (the store stalls) is left alone: it starts no write,
@@ -16,10 +17,12 @@
 //! Not covered: a pause of the whole machine, the guardian included, with writes queued below the
 //! daemon (a virtual machine that is suspended). Only fencing at the device covers that.
 
+use crate::fuse::claimant::{Claimant, Hold, Lent};
 use crate::fuse::mount;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -43,6 +46,7 @@ struct Page {
     silence: AtomicU64,
     /// Number of the connection to the kernel; 0: not mounted.
     connection: AtomicU64,
+    lent: Lent,
 }
 
 /// A page of memory that both processes see; it is never unmapped.
@@ -181,12 +185,34 @@ impl Lease {
     pub fn set_mounted(&self, connection: u64) {
         self.page.0.connection.store(connection, Ordering::Release);
     }
+
+    /// A mount has claimed the block device of this number.
+    pub fn set_lent(&self, device: u64) {
+        self.page.0.lent.set_device(device);
+    }
+
+    /// The daemon has left in order: the device is nobody's when the mount lets go of it.
+    pub fn set_over(&self) {
+        self.page.0.lent.set_over();
+    }
 }
 
 impl Watcher {
-    /// Until the daemon has ended. The log is the daemon's.
-    pub fn watch(self, foreground: bool) {
+    /// Until the daemon has ended. The log is the daemon's; `device` is what it mounts.
+    pub fn watch(self, foreground: bool, device: &Path) {
         self.settle(foreground);
+        // Opening a device may take as long as the device likes, which must not keep us from our work.
+        let hold = Claimant::new(&self.page.0.lent, device).begin();
+        if let Err(e) = &hold {
+            tracing::warn!("{}: not kept from others if its mount is cut: no thread: {e}", device.display());
+        }
+        self.watch_lease();
+        // Before the lock on the record goes: whoever waits for that finds the device free.
+        hold.into_iter().for_each(Hold::release);
+    }
+
+    /// Until the daemon has ended.
+    fn watch_lease(&self) {
         loop {
             let (now, page) = (boot_time(), self.page.0);
             let at = |what: &AtomicU64| Duration::from_nanos(what.load(Ordering::Acquire));
@@ -211,7 +237,8 @@ impl Watcher {
         }
     }
 
-    /// Nothing of the daemon's but the log stays open or in the way; what delays this process is kept off.
+    /// Nothing of the daemon's but the log and the lock on its record stays open or in the way; what delays this
+    /// process is kept off.
     fn settle(&self, foreground: bool) {
         let _ = std::env::set_current_dir("/");
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");

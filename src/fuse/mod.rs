@@ -20,6 +20,7 @@
 //! | daemon | from the command to a served mount: fork, readiness, signals, end |
 //! | heap | the daemon's memory for cached blocks |
 //! | guardian | the process that ends a daemon which does not run when its lease is over |
+//! | claimant | how that process keeps others off the device when the mount was cut |
 //! | log | where the daemon's log goes |
 //! | context | mounts by way of fsopen(2) |
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
@@ -30,6 +31,7 @@ pub mod cli;
 mod answer;
 pub mod buffer;
 mod channel;
+mod claimant;
 mod context;
 mod convert;
 pub mod daemon;

@@ -72,14 +72,18 @@ pub fn open_device() -> io::Result<OwnedFd> {
 /// mount(2)'s.
 pub fn mount(device: OwnedFd, place: Place<'_>) -> io::Result<Connection> {
     let Place { source, mountpoint, flags, claim } = place;
-    let claimed = match claim.filter(|claim| claim.may_lend()) {
+    let made = match claim.filter(|claim| claim.may_lend()) {
         Some(claim) => claim
-            .lend(|| context::mount_block(&device, source, mountpoint, flags))?
+            .lend(|| context::make_block(&device, source, flags))?
             .inspect_err(|e| tracing::info!("mounted without a claim of the kernel: fuseblk: {e}"))
-            .is_ok(),
-        None => false,
+            .ok(),
+        None => None,
     };
-    if !claimed {
+    let claimed = made.is_some();
+    if let Some(made) = made {
+        // A connection can be mounted once only: if this fails, a plain mount would too.
+        made.mount(mountpoint)?;
+    } else {
         let options = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
             device.as_raw_fd()

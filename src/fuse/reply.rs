@@ -6,6 +6,8 @@ use crate::fuse::interrupt::Requests;
 use crate::fuse::wire::{Errno, Opcode};
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
 
 /// What answers need of the session.
@@ -47,6 +49,27 @@ impl Reply {
     /// Done; nothing to tell.
     pub fn done(mut self) {
         self.send(0, &[]);
+    }
+
+    /// Done when `work`, on a thread of its own, is; after `limit` at the latest, while it goes on: the kernel holds up
+    /// every sync(2) of the machine until it hears that a mount is over.
+    ///
+    /// # Errors
+    /// If there can be no thread; it is answered all the same, perhaps with an error.
+    pub fn done_after(self, work: impl FnOnce() + Send + 'static, limit: Duration) -> io::Result<()> {
+        let (tell, told) = channel::<()>();
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        thread("answer").spawn(move || {
+            if told.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!(operation = ?self.opcode, "not done after {limit:?}: it goes on unwatched");
+            }
+            self.done();
+        })?;
+        let work = move || {
+            work();
+            drop(tell);
+        };
+        thread("leave").spawn(work).map(drop)
     }
 
     /// Done; one record tells all.
@@ -108,6 +131,7 @@ mod tests {
     use super::*;
     use crate::fuse::wire::{FuseOutHeader, FuseWriteOut};
     use std::io::Read;
+    use std::time::Instant;
 
     /// All that was sent while `work` had a reply to request 8.
     fn sent(work: impl FnOnce(Reply)) -> Vec<u8> {
@@ -131,6 +155,34 @@ mod tests {
         assert_eq!(sent(|r| r.data(b"abc")), [&header(19, 0)[..], b"abc"].concat());
         let record = FuseWriteOut { size: 5, padding: 0 };
         assert_eq!(sent(|r| r.record(&record)), [&header(24, 0)[..], &[5, 0, 0, 0, 0, 0, 0, 0]].concat());
+    }
+
+    #[test]
+    fn what_takes_long_is_answered_when_it_is_done_or_after_the_limit() {
+        let answered = |limit, takes| {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let line = Arc::new(Line { channel: Channel::new(writer.into()), requests: Requests::default() });
+            let reply = Reply::new(&line, 8, Opcode::Destroy);
+            let begun = Instant::now();
+            let (tell, over) = channel();
+            let work = move || {
+                std::thread::sleep(takes);
+                tell.send(Instant::now()).unwrap();
+            };
+            reply.done_after(work, limit).unwrap();
+            let mut bytes = vec![0; 16];
+            reader.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes, header(16, 0));
+            let is_done = over.try_recv().is_ok();
+            let after = begun.elapsed();
+            assert!(is_done || over.recv().is_ok(), "the work goes on");
+            (is_done, after)
+        };
+        let ms = Duration::from_millis;
+        let (is_done, after) = answered(Duration::from_secs(60), ms(50));
+        assert!(is_done && after < Duration::from_secs(30), "{after:?}");
+        let (is_done, after) = answered(ms(50), ms(1500));
+        assert!(!is_done && after >= ms(50), "{after:?}");
     }
 
     #[test]

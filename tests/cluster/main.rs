@@ -3,6 +3,7 @@
 #![cfg(feature = "fuse")]
 
 mod acl;
+mod claimed;
 mod crash;
 mod death;
 mod file_locks;

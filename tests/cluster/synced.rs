@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A block device whose content is a file.
-struct LoopDevice(PathBuf);
+pub struct LoopDevice(pub PathBuf);
 
 impl LoopDevice {
     fn of(image: &Path) -> LoopDevice {
@@ -30,14 +30,14 @@ impl Drop for LoopDevice {
 }
 
 /// Devices first, so that they go when the mounts are gone.
-struct Rig {
-    cluster: Cluster,
-    devices: Vec<LoopDevice>,
+pub struct Rig {
+    pub cluster: Cluster,
+    pub devices: Vec<LoopDevice>,
 }
 
 impl Rig {
     /// A volume that each of `hosts` hosts reaches by a device of its own.
-    fn new(hosts: usize) -> Rig {
+    pub fn new(hosts: usize) -> Rig {
         let cluster = Cluster::unmounted("256M", LIMIT);
         let devices = (0..hosts).map(|_| LoopDevice::of(&cluster.image())).collect();
         let rig = Rig { cluster, devices };
@@ -45,7 +45,8 @@ impl Rig {
         rig
     }
 
-    fn mount(&self, host: usize) {
+    /// As type fuseblk.
+    pub fn mount(&self, host: usize) {
         let out = self.cluster.try_mount(host, &self.devices[host].0, "rw");
         assert!(out.status.success(), "mount of host {host}: {}", stderr(&out));
         let entry = mountinfo::mounted_at(&self.cluster.at(host)).unwrap().unwrap();
@@ -55,7 +56,7 @@ impl Rig {
 }
 
 /// Files of all sizes, and what is in them: written, and nothing more.
-fn write(at: &Path, tag: u8) -> Vec<(String, Vec<u8>)> {
+pub fn write(at: &Path, tag: u8) -> Vec<(String, Vec<u8>)> {
     fs::create_dir(at.join(format!("d{tag}"))).unwrap();
     let sizes = [0, 1, 100, 4096, 70_000, 3 << 20];
     let files = sizes.iter().map(|size| {
@@ -177,7 +178,8 @@ fn the_device_is_taken_as_long_as_it_is_mounted() {
     assert_eq!(opened, [false; 2], "opened beside a daemon that may still write");
 }
 
-fn stop(pid: u32, how: &str) {
+/// Sends a signal.
+pub fn stop(pid: u32, how: &str) {
     assert!(Command::new("kill").args([how, &pid.to_string()]).status().unwrap().success());
 }
 

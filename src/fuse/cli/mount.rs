@@ -8,7 +8,7 @@ use crate::fs::mount::start;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::cli::{FAILED, USAGE, complain};
 use crate::fuse::daemon::{self, Readiness, Role, Served, Signals};
-use crate::fuse::guardian::{self, Guardian, Side};
+use crate::fuse::guardian::{self, Guardian, Lease, Side};
 use crate::fuse::mount::Place;
 use crate::fuse::notify::Notifier;
 use crate::fuse::options::Request;
@@ -163,11 +163,22 @@ fn serve(task: &Task, readiness: Readiness, foreground: bool) -> ExitCode {
         readiness.failed(&e.to_string());
         return ExitCode::from(FAILED);
     }
+    let device = &task.request.volume.device;
+    let registration = match register(task) {
+        Ok(registration) => registration,
+        Err(e) => {
+            readiness.failed(&format!("{}: {e}", task.source.display()));
+            return ExitCode::from(FAILED);
+        }
+    };
     let guardian = match guardian::start() {
         Ok(Side::Daemon(guardian)) => guardian,
         Ok(Side::Guardian(watcher)) => {
             drop(readiness);
-            watcher.watch(foreground);
+            // Its lock stays with both processes: who waits for the end of the daemon wants the device, which the
+            // guardian may have. Its file is the daemon's.
+            std::mem::forget(registration);
+            watcher.watch(foreground, device);
             return ExitCode::SUCCESS;
         }
         Err(e) => {
@@ -176,43 +187,52 @@ fn serve(task: &Task, readiness: Readiness, foreground: bool) -> ExitCode {
         }
     };
     daemon::harden();
-    match volume(task, readiness, signals, guardian) {
+    match volume(task, readiness, (registration, guardian), signals) {
         Ok(()) => ExitCode::SUCCESS,
         Err(()) => ExitCode::from(FAILED),
     }
 }
 
 /// Joins, mounts, serves, leaves. Failures are told to whoever waits, or else to the log.
-fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardian) -> Result<(), ()> {
+fn volume(
+    task: &Task,
+    readiness: Readiness,
+    (registration, guardian): (Registration, Guardian),
+    signals: Signals,
+) -> Result<(), ()> {
     let shown = task.source.display();
     let device = &task.request.volume.device;
-    let opened = open(task);
-    let (registration, fuse, notifier) = match opened {
-        Ok((registration, fuse, notifier)) => (Arc::new(Mutex::new(registration)), fuse, notifier),
+    let (fuse, notifier) = match open() {
+        Ok(opened) => opened,
         Err(e) => return fail(readiness, &format!("{shown}: {e}")),
     };
-    let started = Arc::new(OnceLock::new());
-    match guardian.begin(alone(started.clone())) {
-        Ok(lease) => notifier.set_guardian(lease),
-        Err(e) => return fail(readiness, &format!("{shown}: no thread for the guardian: {e}")),
-    }
     let claim = match Exclusive::take(device) {
         Ok(claim) => Arc::new(claim),
         Err(e) => return fail(readiness, &with_device(&e.to_string(), device)),
     };
+    let started = Arc::new(OnceLock::new());
+    let lease = match guardian.begin(alone(started.clone(), claim.clone())) {
+        Ok(lease) => lease,
+        Err(e) => return fail(readiness, &format!("{shown}: no thread for the guardian: {e}")),
+    };
+    notifier.set_guardian(lease.clone());
+    let told = lease.clone();
+    claim.when_lent(move |number| told.set_lent(number));
     // Errors of the volume name the device themselves where it helps.
     let fs = match start(&task.request.volume, notifier.clone()) {
         Ok(fs) => fs,
         Err(e) => return fail(readiness, &with_device(&e.to_string(), device)),
     };
     let _ = started.set(Arc::downgrade(&fs));
+    let registration = Arc::new(Mutex::new(registration));
     let record = registration.clone();
     fs.on_halt(move |why| {
         if let Err(e) = record.lock().set_halted(why) {
             tracing::warn!("the record of this daemon: {e}");
         }
     });
-    let member = Arc::new(Member { fs, registration, shown: shown.to_string(), left: OnceLock::new() });
+    let member = Member { fs, registration, lease, shown: shown.to_string(), left: OnceLock::new() };
+    let member = Arc::new(member);
     let ended = match begin(task, &member, (fuse, &notifier), &claim, signals) {
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
@@ -228,9 +248,6 @@ fn volume(task: &Task, readiness: Readiness, signals: Signals, guardian: Guardia
         }
         Err(e) => fail(readiness, &e.to_string()),
     };
-    if let Err(e) = claim.recover() {
-        tracing::warn!("{shown}: no thread to take its claim back: {e}");
-    }
     let left = member.leave();
     // To the end of the process, for whatever still has the device open until then.
     std::mem::forget((member, claim));
@@ -266,6 +283,7 @@ fn begin(
 struct Member {
     fs: Arc<Fs>,
     registration: Arc<Mutex<Registration>>,
+    lease: Arc<Lease>,
     shown: String,
     left: OnceLock<Result<(), ()>>,
 }
@@ -280,7 +298,10 @@ impl Member {
             }
             let left = self.fs.stop();
             match &left {
-                Ok(()) => tracing::info!("{} left", self.shown),
+                Ok(()) => {
+                    self.lease.set_over();
+                    tracing::info!("{} left", self.shown);
+                }
                 Err(e) => tracing::error!("leaving {}: {e}", self.shown),
             }
             left.map_err(drop)
@@ -288,11 +309,15 @@ impl Member {
     }
 }
 
-/// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late.
-fn alone(started: Arc<OnceLock<Weak<Fs>>>) -> impl FnOnce() + Send + 'static {
+/// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late, and nobody but
+/// us takes the claim on the device when the mount is cut.
+fn alone(started: Arc<OnceLock<Weak<Fs>>>, claim: Arc<Exclusive>) -> impl FnOnce() + Send + 'static {
     const WHY: &str = "its guardian process is gone, and with it the protection against a long stop";
     move || match started.get() {
         Some(fs) => {
+            if let Err(e) = claim.recover() {
+                tracing::warn!("no thread to take the claim on the device back: {e}");
+            }
             if let Some(fs) = fs.upgrade() {
                 fs.halt(WHY);
             }
@@ -309,15 +334,18 @@ fn fail(readiness: Readiness, why: &str) -> Result<(), ()> {
     Err(())
 }
 
-type Opened = (Registration, OwnedFd, Arc<Notifier>);
-
-fn open(task: &Task) -> std::io::Result<Opened> {
+/// The record of the daemon to be, once those of earlier mounts that leave are done. Before the guardian, which keeps
+/// its lock too.
+fn register(task: &Task) -> std::io::Result<Registration> {
     let device = &task.request.volume.device;
     local::wait_for_leaving(device, LEAVING_MAX)?;
-    let registration = Registration::new(device, &task.mountpoint)?;
+    Registration::new(device, &task.mountpoint)
+}
+
+fn open() -> std::io::Result<(OwnedFd, Arc<Notifier>)> {
     let fuse = mount::open_device()?;
     let notifier = Arc::new(Notifier::new(&fuse)?);
-    Ok((registration, fuse, notifier))
+    Ok((fuse, notifier))
 }
 
 fn with_device(what: &str, device: &Path) -> String {

@@ -1,6 +1,7 @@
 //! `shoal umount` and `umount.fuse.shoal`: `DIRECTORY|DEVICE [-flnrv]`. Returns when the daemon has
 //! written everything and left the cluster.
 
+use crate::cluster::timing::LEAVE_MAX;
 use crate::device::local;
 use crate::device::mountinfo::{self, MountEntry};
 use crate::fuse::cli::{FAILED, complain};
@@ -32,7 +33,7 @@ pub struct Arguments {
     #[arg(short = 't', value_name = "TYPE", hide = true)]
     fs_type: Option<String>,
     /// Seconds to wait for the daemon.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = LEAVE_MAX.as_secs())]
     wait: u64,
 }
 
