@@ -16,6 +16,7 @@ use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::{Joiner, Tried};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
+use crate::cluster::takeover::{COPY, is_of_a_copy};
 use crate::cluster::view::{bit, first_slot, slot_of, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::{Claim, SlotState};
@@ -55,12 +56,16 @@ impl Joiner {
     pub fn is_gone_here(&mut self, slot: SlotId, incarnation: Incarnation) -> Result<bool> {
         let options = &self.options;
         let file = options.file;
-        let here = self.row[usize::from(slot.0)].as_ref().is_some_and(|h| {
-            let same_file = match file.rdev {
-                0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
-                _ => h.file == file,
-            };
-            h.incarnation == incarnation && h.boot == options.boot && same_file
+        let cell = self.row[usize::from(slot.0)].as_ref();
+        let ours = cell.filter(|h| h.incarnation == incarnation && h.boot == options.boot);
+        if options.prove && ours.is_some_and(|h| is_of_a_copy(h, &file, &self.watch)) {
+            tracing::warn!("{} {COPY}", self.name_of(slot));
+            self.options.prove = false;
+            return Ok(false);
+        }
+        let here = ours.is_some_and(|h| match file.rdev {
+            0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
+            _ => h.file == file,
         });
         if !options.prove || !here || (file.rdev == 0 && !self.hold(slot)?) {
             return Ok(false);

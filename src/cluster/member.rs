@@ -26,6 +26,8 @@ struct Beat {
     moved: bool,
     /// How often this mount has moved it.
     moves: u32,
+    /// It is what the first poll showed.
+    found: bool,
     /// When its mount was first expected to write.
     expected: Duration,
     /// Did the last read show a value?
@@ -89,6 +91,7 @@ impl Watch {
                 _ => {
                     let moved = known.is_some_and(|beat| beat.incarnation != Beat::default().incarnation);
                     let expected = known.map_or(Duration::ZERO, |beat| beat.expected);
+                    let found = known.is_none();
                     let (incarnation, counter) = seen;
                     let moves = known.filter(|b| b.incarnation == seen.0).map_or(0, |b| b.moves + 1);
                     let first_seen = now;
@@ -98,6 +101,7 @@ impl Watch {
                         first_seen,
                         moved,
                         moves,
+                        found,
                         expected,
                         readable: true,
                     });
@@ -119,6 +123,11 @@ impl Watch {
     /// its way shows as one change at most.
     pub fn has_lived(&self, slot: SlotId) -> bool {
         self.beat(slot).is_some_and(|b| b.moves >= 2)
+    }
+
+    /// Has the cell of `slot` stood still ever since the first poll?
+    pub fn is_as_found(&self, slot: SlotId) -> bool {
+        self.beat(slot).is_some_and(|b| b.found)
     }
 
     /// A new mount has `slot` since `now`: what its cell shows of the one before says nothing of it.
@@ -334,6 +343,20 @@ mod tests {
         assert_eq!((w.first_seen(SlotId(0)), w.has_moved(SlotId(0))), (Some(ms(200)), false));
         w.observe(ms(300), &[cell(0, 4)]);
         assert!(w.has_moved(SlotId(0)));
+    }
+
+    #[test]
+    fn what_stands_as_it_was_found() {
+        let mut w = Watch::new(T, 3);
+        w.observe(ms(0), &[cell(0, 3), None, cell(2, 1)]);
+        w.observe(ms(100), &[cell(0, 3), cell(1, 5), cell(2, 2)]);
+        assert_eq!([0, 1, 2].map(|slot| w.is_as_found(SlotId(slot))), [true, false, false]);
+        // One that cannot be read for a while has not moved.
+        w.observe(ms(200), &[None, cell(1, 5), cell(2, 2)]);
+        w.observe(ms(300), &[cell(0, 3), cell(1, 5), cell(2, 2)]);
+        assert_eq!([0, 1, 2].map(|slot| w.is_as_found(SlotId(slot))), [true, false, false]);
+        w.expect(SlotId(0), ms(400));
+        assert!(w.is_as_found(SlotId(0)));
     }
 
     #[test]

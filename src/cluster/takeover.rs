@@ -8,10 +8,11 @@ use crate::cluster::fence::Fences;
 use crate::cluster::fencer::Fencer;
 use crate::cluster::former::victim_of;
 use crate::cluster::join::JoinOptions;
+use crate::cluster::member::Watch;
 use crate::cluster::node::Node;
 use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING};
-use crate::format::cluster::{FenceClass, SlotState, View};
+use crate::format::cluster::{FenceClass, Heartbeat, SlotState, View};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -65,6 +66,16 @@ pub struct Takeover {
     /// Which machines of dead hosts mount again.
     pub looks: Looks,
 }
+
+/// Is the heartbeat one of a machine that only looks like this one, because both go on from the same snapshot of
+/// memory? Nobody else here has the device file as long as we have its presence lock: what moves is not from here.
+pub fn is_of_a_copy(cell: &Heartbeat, own: &DeviceFile, watch: &Watch) -> bool {
+    own.rdev != 0 && cell.file == *own && !watch.is_as_found(cell.slot)
+}
+
+/// What is said of it.
+pub const COPY: &str = "bears the boot and the device of this machine, which has no other mount of it: another machine \
+    was resumed from the same snapshot. Nobody is taken for gone from here any more";
 
 /// Failed recoveries in a row after which another member is to try.
 const FAILURES_MAX: u32 = 2;
@@ -169,8 +180,14 @@ impl Node {
         if !proofs.wanted || cell.incarnation != incarnation || cell.boot != proofs.boot {
             return false;
         }
+        if is_of_a_copy(cell, &proofs.file, &self.watch) {
+            tracing::warn!("{} {COPY}", self.name_of(slot));
+            self.takeover.proofs.wanted = false;
+            return false;
+        }
         let gone = match proofs.file.rdev {
-            // We have the presence lock of this device file, so nobody else here has opened it by this name.
+            // We have had the presence lock of this device file since before we first looked, so nobody else here has
+            // opened it by this name.
             1.. => cell.file == proofs.file,
             0 => {
                 let same =

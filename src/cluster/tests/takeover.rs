@@ -81,6 +81,43 @@ fn whose_process_is_gone_from_this_machine_is_not_waited_for() {
     assert!(now() - begun < QUICK.suspicion, "{:?}", now() - begun);
 }
 
+/// On a block device, as which it has the device node of this machine to itself.
+fn member_of_boot(medium: &Arc<Medium>, name: &str) -> Result<Arc<Host>> {
+    let (port, lease) = (medium.port(), Arc::new(Lease::default()));
+    let mut options = options(name, Where::Elsewhere, &port, &lease);
+    (options.boot, options.file.rdev) = ([2; 16], 7);
+    let (cluster, report) = Cluster::join(disk_of(port.clone()), options)?;
+    Ok(Arc::new(Host { cluster, report, lease, port }))
+}
+
+/// Virtual machines that go on from one snapshot of memory have the boot and the device node in common.
+#[test]
+fn a_copy_of_this_machine_is_not_taken_for_gone() {
+    let medium = Medium::formatted();
+    let [a, b] = ["a", "b"].map(|name| member_of_boot(&medium, name).unwrap());
+    let asked = heir(&a, Duration::ZERO);
+    let pause = b.port.gate.write();
+    let stopped = now();
+    eventually("it is recovered", || !asked.lock().is_empty());
+    let waited = now() - stopped;
+    assert!(waited >= QUICK.wait() - QUICK.heartbeat * 2, "acted upon after {waited:?}");
+    drop(pause);
+}
+
+#[test]
+fn a_process_that_was_gone_before_we_came_is_not_waited_for() {
+    let medium = Medium::formatted();
+    let a = member(&medium, "a", Where::Elsewhere);
+    die(member_of_boot(&medium, "b").unwrap());
+    // Before it is suspected by others.
+    let c = member_of_boot(&medium, "c").unwrap();
+    let asked = heir(&c, Duration::ZERO);
+    let begun = now();
+    eventually("it is recovered", || !asked.lock().is_empty());
+    assert!(now() - begun < QUICK.suspicion, "{:?}", now() - begun);
+    assert!(a.lease.lost.lock().is_none());
+}
+
 /// Writes may land so late that the wait is much longer than it takes to be suspected.
 const SLOW_WRITES: Timing = Timing { write_life: Duration::from_millis(1500), ..QUICK };
 
