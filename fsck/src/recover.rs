@@ -97,7 +97,7 @@ fn options(
         device: path.display().to_string(),
         file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
         local: id.local_filesystem,
-        prove: true,
+        prove: id.rdev == 0 || device.is_present(),
         fence: fence(device),
         claim: id.local_filesystem.then_some(claim),
         clock: Arc::new(SystemClock),

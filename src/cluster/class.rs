@@ -260,10 +260,9 @@ impl Joiner {
         let cell = cell.filter(|cell| cell.incarnation == former);
         let file = self.options.file;
         // A process of this boot that has let go of the device, or we would not have its presence lock.
-        let here = cell.as_ref().is_some_and(|c| {
-            c.boot == self.options.boot && c.file == file && file.rdev != 0 && self.options.prove
-        });
-        if here {
+        let same_boot = cell.as_ref().filter(|c| c.boot == self.options.boot);
+        let here = same_boot.is_some_and(|c| c.file == file && self.watch.is_as_found(slot));
+        if here && file.rdev != 0 && self.options.prove {
             return Ok(true);
         }
         let name = self.name_of(slot);
@@ -277,10 +276,16 @@ impl Joiner {
         if !first {
             return Ok(false);
         }
-        match cell.is_some_and(|c| c.host == self.options.host) {
+        match &cell {
             // An earlier boot of this machine.
-            true => Ok(true),
-            false => self.refuse(format_args!(
+            Some(c) if c.host == self.options.host && (c.boot != self.options.boot || here) => Ok(true),
+            // Of this boot: the presence lock of another device node says nothing of it.
+            Some(c) if c.host == self.options.host => self.refuse(format_args!(
+                "the device takes this host for {name}, which is a mount of this machine by another device node (of a \
+                 container, perhaps), or of a copy of this machine, and did not leave the volume: end its daemon, \
+                 make sure that it is not paused, and run `shoal fence --clear` on the device"
+            )),
+            _ => self.refuse(format_args!(
                 "the device takes this host for {name}, which did not leave the volume: if that was this machine, or \
                  one that is gone for certain, run `shoal fence --clear` on the device"
             )),

@@ -54,6 +54,8 @@ pub struct Backing {
     /// Persistent reservations of the device, if it may have any, and whether they may be used.
     pub reservations: Option<Arc<dyn Reservations>>,
     pub fitness: Fitness,
+    /// Of a block device: its file could not be locked, so nothing is known of other processes that have it.
+    pub unlocked: bool,
 }
 
 impl Backing {
@@ -63,7 +65,9 @@ impl Backing {
         let identity = probe::identity(device.file())?;
         let fitness = fitness(&device);
         let reservations = Some(Arc::new(KernelReservations::new(device.clone())) as Arc<dyn Reservations>);
-        Ok(Backing { claim: Arc::new(Claim(device.clone())), device, identity, reservations, fitness })
+        let unlocked = identity.rdev != 0 && !device.is_present();
+        let claim = Arc::new(Claim(device.clone()));
+        Ok(Backing { claim, device, identity, reservations, fitness, unlocked })
     }
 }
 
@@ -131,7 +135,7 @@ pub(super) fn joining(
         device: options.device.display().to_string(),
         file: DeviceFile { dev: id.dev, ino: id.ino, rdev: id.rdev },
         local: id.local_filesystem,
-        prove: options.prove_gone,
+        prove: options.prove_gone && !opened.backing.unlocked,
         claim: id.local_filesystem.then(|| claim.clone()),
         clock: Arc::new(SystemClock),
         lease,

@@ -220,14 +220,46 @@ fn mount_by(
     machine_id: Option<[u8; 16]>,
     reservations: Arc<dyn Reservations>,
 ) -> shoal::base::Result<Host> {
-    let options = MountOptions { fence, ..MountOptions::new("simulated".into()) };
     let boot_id = rand::random();
     let identity = Identity { dev: 1, ino: 1, rdev: 7, boot_id, machine_id, local_filesystem: false };
+    mount_as(port, fence, identity, reservations)
+}
+
+fn mount_as(
+    port: Arc<Port>,
+    fence: FenceWish,
+    identity: Identity,
+    reservations: Arc<dyn Reservations>,
+) -> shoal::base::Result<Host> {
+    let options = MountOptions { fence, ..MountOptions::new("simulated".into()) };
     let (device, claim) = (port.clone(), port.clone());
     let reservations = Some(reservations);
-    let backing = Backing { device, claim, identity, reservations, fitness: Fitness::Fit };
+    let fitness = Fitness::Fit;
+    let backing = Backing { device, claim, identity, reservations, fitness, unlocked: false };
     let fs = start_wrapped(backing, &options, Arc::new(NoKernel), &|demoter| demoter)?;
     Ok(Host { fs, port })
+}
+
+/// As in two containers of one machine, the first of which is frozen: what it is about to write would be let through
+/// if the second took its place at the device.
+#[test]
+fn a_mount_of_this_boot_by_another_device_node_is_not_known_to_be_gone() {
+    let disk = volume(64, 3);
+    let identity = |ino| {
+        let (boot_id, machine_id) = ([5; 16], Some([3; 16]));
+        Identity { dev: 1, ino, rdev: 7, boot_id, machine_id, local_filesystem: false }
+    };
+    let port = Port::new(&disk);
+    let nexus = port.reservations();
+    let a = mount_as(port, FenceWish::Auto, identity(1), nexus.clone()).unwrap();
+    let keys = disk.lun.keys();
+    a.port.stall(true);
+    let failed = mount_as(Port::new(&disk), FenceWish::Auto, identity(2), nexus);
+    let why = failed.err().expect("it was mounted").to_string();
+    assert!(why.contains("another device node"), "{why}");
+    assert_eq!(disk.lun.keys(), keys);
+    a.port.stall(false);
+    a.crash();
 }
 
 fn mount_without_identity(disk: &Arc<SimDisk>, fence: FenceWish) -> shoal::base::Result<Host> {

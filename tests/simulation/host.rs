@@ -238,7 +238,8 @@ impl Host {
             _ => Fitness::Fit,
         };
         let reservations = Some(port.reservations());
-        let backing = Backing { device: port.clone(), claim: port.clone(), identity, reservations, fitness };
+        let (device, claim, unlocked) = (port.clone(), port.clone(), false);
+        let backing = Backing { device, claim, identity, reservations, fitness, unlocked };
         let fs = start_wrapped(backing, &options, kernel, wrap)?;
         Ok(Host { fs, port })
     }
