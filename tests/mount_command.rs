@@ -4,12 +4,12 @@
 #![cfg(feature = "fuse")]
 
 use parking_lot::RwLock;
-use shoal::base::{Incarnation, SlotId};
+use shoal::base::{Epoch, Incarnation, SlotId};
 use shoal::cluster::Disk;
 use shoal::device::{Access, FileDevice, local, mountinfo};
 use shoal::format::cluster::heartbeat::{self, Replaying};
-use shoal::format::cluster::{Heartbeat, SlotState, SlotView};
-use shoal::format::superblock;
+use shoal::format::cluster::{Ballot, Heartbeat, SlotState, SlotView, View};
+use shoal::format::superblock::{self, TimingProfile};
 use shoal::fuse::mount::{self, Unmount};
 use std::any::Any;
 use std::fs;
@@ -252,23 +252,83 @@ fn a_mount_that_lives_on_in_another_namespace_is_named_and_not_waited_for() {
     assert!(daemon.wait(LIMIT), "the last unmount is the end of the daemon");
 }
 
-/// Who replays says how far it is; there is nothing but the disk to go by.
-#[test]
-fn a_replay_is_shown_with_its_progress() {
-    let volume = Volume::new();
+/// The cluster's part of a volume; and slot 0's ballot, as `change` makes it.
+fn with_ballot(volume: &Volume, change: impl FnOnce(&mut Ballot)) -> Disk {
     let device = Arc::new(FileDevice::open(volume.image(), Access::Mount).unwrap());
     let (superblock, _) = superblock::load(&*device).unwrap();
     let (format_id, geometry) = (superblock.format_id, superblock.geometry);
     let disk = Disk { device, format_id, geometry };
     let (mut ballot, sequence) = disk.read_ballots().unwrap()[0].clone();
-    let states = [SlotState::Dead { adopter: SlotId(1) }, SlotState::Live { former: None }];
-    for (slot, state) in states.into_iter().enumerate() {
-        ballot.decided.slots[slot] = SlotView { state, incarnation: Incarnation(slot as u64 + 1) };
-    }
-    ballot.decided.epoch.0 += 1;
+    change(&mut ballot);
     for n in 1..=2 {
         disk.write_ballot(SlotId(0), Incarnation(1), sequence + n, &ballot).unwrap();
     }
+    disk
+}
+
+/// It waits for a host that is dead, as it seems.
+#[test]
+fn a_signal_ends_a_mount_that_waits() {
+    let volume = Volume::new();
+    let (image, at) = (volume.image(), volume.mountpoint());
+    let slow = command("shoal", &["tune", image.to_str().unwrap(), "--timing", "default"]);
+    assert!(slow.status.success(), "{}", stderr(&slow));
+    drop(with_ballot(&volume, |ballot| {
+        let newest = ballot.decided.epoch.0;
+        ballot.decided.epoch.0 = newest + 9;
+        ballot.decided.timing = Some(TimingProfile::Default);
+        let state = SlotState::Live { former: None };
+        ballot.decided.slots[0] = SlotView { state, incarnation: Incarnation(1) };
+    }));
+    let mut mount = Command::new(program("shoal"))
+        .args(["mount", "--foreground", image.to_str().unwrap(), at.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(mount.try_wait().unwrap(), None, "it waits for 20 s");
+    let told = Instant::now();
+    // SAFETY: the process that this test started and has not waited for.
+    assert_eq!(unsafe { libc::kill(mount.id() as i32, libc::SIGTERM) }, 0);
+    while mount.try_wait().unwrap().is_none() && told.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (took, output) = (told.elapsed(), mount.wait_with_output().unwrap());
+    assert!(took < Duration::from_secs(10), "it took {took:?}");
+    assert_eq!(output.status.code(), Some(32), "{}", stderr(&output));
+    assert!(stderr(&output).contains("told to end"), "{}", stderr(&output));
+    assert!(!volume.is_mounted());
+}
+
+/// `shoal tune` was killed when the view with the other times had been accepted, but was not known to be decided.
+#[test]
+fn a_mount_that_completes_a_change_of_the_times_goes_by_them() {
+    let volume = Volume::new();
+    drop(with_ballot(&volume, |ballot| {
+        let epoch = Epoch(ballot.decided.epoch.0 + 1);
+        let next = View { epoch, timing: Some(TimingProfile::Default), ..ballot.decided.clone() };
+        (ballot.mbal, ballot.bal, ballot.input) = (64, 64, Some(next));
+    }));
+    let mounted = volume.mount("rw");
+    assert!(mounted.status.success(), "{}", stderr(&mounted));
+    let status = command("shoal", &["status", volume.image().to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("timing default"), "{status:?}");
+    assert_silent_success(&volume.umount());
+}
+
+/// Who replays says how far it is; there is nothing but the disk to go by.
+#[test]
+fn a_replay_is_shown_with_its_progress() {
+    let volume = Volume::new();
+    let disk = with_ballot(&volume, |ballot| {
+        let states = [SlotState::Dead { adopter: SlotId(1) }, SlotState::Live { former: None }];
+        for (slot, state) in states.into_iter().enumerate() {
+            ballot.decided.slots[slot] = SlotView { state, incarnation: Incarnation(slot as u64 + 1) };
+        }
+        ballot.decided.epoch.0 += 1;
+    });
     let shown = |done, total| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         let replaying = Replaying { slot: SlotId(0), since_ms: now - 60_000, done, total };

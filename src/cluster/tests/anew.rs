@@ -1,13 +1,16 @@
 //! Machines that mount again while their last mount is dead: no command is run for them, and none is believed
 //! to be gone that only looks like one.
 
-use super::command::{MACHINE_A, MACHINE_B, MACHINE_C, join_by_fence, join_by_program, recover_at_once};
+use super::command::{
+    MACHINE_A, MACHINE_B, MACHINE_C, join_by_fence, join_by_program, join_with, recover_at_once,
+};
 use super::*;
 use crate::base::{Incarnation, SlotId};
 use crate::cluster::anew::{Again, Look};
 use crate::cluster::fencer::{Cut, Fence, Victim};
-use crate::format::cluster::Claim;
 use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::{Claim, SlotState};
+use crate::format::layout::LOBBY_CELLS;
 
 type Machine = ([u8; 16], [u8; 16]);
 
@@ -47,6 +50,23 @@ fn a_machine_of_another_name_or_identity_is_not_the_one_that_died() {
     }
 }
 
+/// A new name, which is not set yet when it mounts for the first time; or a clone.
+#[test]
+fn a_machine_that_asks_under_another_name_is_told_of_and_not_cut() {
+    let medium = Medium::formatted();
+    let (a, noted) = join_with(&medium.port(), "a", MACHINE_A);
+    let a = Arc::new(a.unwrap());
+    recover_at_once(&a);
+    drop(fails(&medium, "b", MACHINE_B).unwrap());
+    let why = fails(&medium, "other", (MACHINE_B.0, [9; 16])).err().expect("it was let in").to_string();
+    assert!(why.contains("a cannot keep b (slot 1) off the disk"), "{why}");
+    assert!(why.contains("other asks") && why.contains("/etc/machine-id"), "{why}");
+    assert!(!noted.victims.lock().is_empty());
+    // It asks no more: whatever it was, b is dead.
+    let is_clean = || matches!(a.cluster.membership().view.slots[1].state, SlotState::Clean { .. });
+    eventually("b is recovered", is_clean);
+}
+
 /// Nobody is switched off while it mounts.
 #[test]
 fn after_the_death_of_all_those_who_mount_again_get_in() {
@@ -78,6 +98,43 @@ fn who_cannot_keep_a_third_off_is_not_cut_by_the_next_first_mount() {
     all_mount_again(medium, &MACHINES[..2], command.clone());
     let victims = command.victims.lock();
     assert!(victims.len() > 2 && victims.iter().all(|slot| *slot == SlotId(2)), "{victims:?}");
+}
+
+/// Its machine is up and well, but it asks no more.
+#[test]
+fn who_has_given_up_is_not_cut_by_the_next_first_mount() {
+    let medium = &Medium::formatted();
+    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+    let why = |name, host| fails(medium, name, (host, [9; 16])).err().expect("it was mounted").to_string();
+    let of_b = why("b", MACHINE_B.0);
+    assert!(of_b.contains("a (slot 0) cannot be kept off"), "{of_b}");
+    let of_a = why("a", MACHINE_A.0);
+    assert!(of_a.contains("c (slot 2) cannot be kept off"), "{of_a}");
+}
+
+/// The one that was refused says nothing of the one that lived.
+#[test]
+fn a_clone_that_was_refused_leaves_nothing_behind_to_be_believed() {
+    let medium = &Medium::formatted();
+    let [a, b] = [("a", MACHINE_A), ("b", MACHINE_B)].map(|(n, machine)| fails(medium, n, machine).unwrap());
+    let why = fails(medium, "a", (MACHINE_A.0, [9; 16])).err().expect("it was let in").to_string();
+    assert!(why.contains("machine-id"), "{why}");
+    drop((a, b));
+    let why = fails(medium, "c", MACHINE_C).err().expect("it was mounted").to_string();
+    assert!(why.contains("a (slot 0) cannot be kept off"), "{why}");
+}
+
+/// They stand in all the cells that are there for those who wait.
+#[test]
+fn who_mounts_again_is_seen_among_claims_of_mounts_that_were_killed() {
+    let medium = &Medium::formatted();
+    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+    for cell in LOBBY_CELLS / 2..LOBBY_CELLS {
+        let incarnation = Incarnation(1000 + u64::from(cell));
+        let claim = Claim { kind: ClaimKind::Join, incarnation, sequence: 5, ..Claim::default() };
+        medium.disk().write_claim(cell, &claim).unwrap();
+    }
+    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
 }
 
 const MACHINES: [(&str, Machine); 3] = [("a", MACHINE_A), ("b", MACHINE_B), ("c", MACHINE_C)];

@@ -100,7 +100,7 @@ fn dead_hosts_of_this_machine_that_an_adopter_left_are_gone() {
 }
 
 /// A mount of machine B is let in, and dies before its first heartbeat is written.
-fn die_before_the_first_beat(medium: &Arc<Medium>) {
+pub fn die_before_the_first_beat(medium: &Arc<Medium>) {
     let port = medium.port();
     let beats = geometry().heartbeat_cell(SlotId(0))..geometry().heartbeat_cell(SlotId(SLOTS));
     let gone = AtomicBool::new(false);
@@ -170,6 +170,16 @@ fn two_machines_of_one_identity_are_not_let_in() {
     assert!(why.contains("machine-id"), "{why}");
     assert_eq!(a.lease.lost.lock().clone(), None);
     a.cluster.leave().unwrap();
+}
+
+/// By another path to the disk, which tells nobody that it is the same one.
+#[test]
+fn a_second_mount_of_one_machine_is_told_why_it_is_refused() {
+    let medium = Medium::formatted();
+    let a = join_with(&medium.port(), "a", MACHINE_A).0.unwrap();
+    let why = join_with(&medium.port(), "a", MACHINE_A).0.err().expect("it was let in").to_string();
+    assert!(why.contains("a (slot 0)") && why.contains("this machine already"), "{why}");
+    assert_eq!(a.lease.lost.lock().clone(), None);
 }
 
 /// The one that would tell it stands still just then.
@@ -332,16 +342,16 @@ fn protocol_of(host: &Host) -> u16 {
     host.cluster.membership().view.protocol
 }
 
-/// A joiner that speaks the older protocol alone knows of leases only.
+/// It would decide views in which the times do not stand.
 #[test]
-fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
+fn who_speaks_an_older_protocol_is_let_in_nowhere() {
     for class in [FenceClass::Lease, FenceClass::Command] {
         let medium = Medium::formatted();
         let a = match class {
             FenceClass::Lease => super::join(&medium, "a", Where::Elsewhere),
             _ => join_with(&medium.port(), "a", MACHINE_A).0.unwrap(),
         };
-        assert_eq!(protocol_of(&a), if class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL });
+        assert_eq!(protocol_of(&a), PROTOCOL);
         let disk = medium.disk();
         let old = Incarnation(4711);
         for sequence in 1..40 {
@@ -350,7 +360,7 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
                 incarnation: old,
                 sequence,
                 host: [9; 16],
-                protocols: (PROTOCOL_MIN, PROTOCOL_MIN),
+                protocols: (2, 3),
                 name: "old".into(),
                 ..Claim::default()
             };
@@ -359,10 +369,7 @@ fn who_knows_of_leases_only_is_let_in_beside_leases_only() {
         }
         let refused = disk.read_heartbeat(SlotId(0)).unwrap().expect("a heartbeat").refused;
         let is_in = slot_of(&a.cluster.membership().view, old).is_some();
-        match class {
-            FenceClass::Lease => assert!(is_in && refused.is_none()),
-            _ => assert!(!is_in && refused == Some((old, Refusal::Protocol)), "{refused:?}"),
-        }
+        assert!(!is_in && refused == Some((old, Refusal::Protocol)), "{class:?}: {refused:?}");
     }
 }
 

@@ -7,6 +7,7 @@ mod command;
 mod death;
 mod faults;
 mod fencer;
+mod known;
 mod life;
 mod mail;
 mod takeover;
