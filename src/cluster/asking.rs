@@ -1,17 +1,21 @@
 //! Asking living members to be let in: a mount's claim in the lobby.
 
-use crate::base::{Error, Result};
+use crate::base::{Epoch, Error, Result, SlotId};
 use crate::cluster::class::Wanted;
 use crate::cluster::join::Joiner;
 use crate::cluster::view::{bit, live, slots};
 use crate::format::cluster::heartbeat::{FenceTrouble, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
-use crate::format::cluster::{Claim, FenceClass, Heartbeat};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView};
 use crate::format::layout::LOBBY_CELLS;
 use rand::Rng;
 use std::ops::Range;
 use std::time::Duration;
+
+/// How many times the wait for the dead is begun anew, because something moves that is no member's
+/// life, before a mount gives up.
+const WAITS_MAX: u32 = 8;
 
 impl Joiner {
     /// Keep a claim in the lobby.
@@ -98,6 +102,31 @@ impl Joiner {
             protocols: (PROTOCOL_MIN, PROTOCOL),
             name: self.options.name.clone(),
         }
+    }
+
+    /// Nobody answers, and not everybody is known to be gone: say whom we wait for, once per view.
+    pub fn tell_waiting(&self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
+        let now = self.options.clock.now();
+        let waits = |(slot, _): &(SlotId, &SlotView)| {
+            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, Duration::ZERO, now)
+        };
+        let names: Vec<_> = slots(&self.view).filter(waits).map(|(slot, _)| self.name_of(slot)).collect();
+        let names = names.join(", ");
+        if now >= started + self.options.patience + self.options.timing.wait() * WAITS_MAX {
+            return Err(Error::TimedOut(format!(
+                "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
+            )));
+        }
+        // Who lives has beaten by then.
+        let patient = now >= started + self.options.timing.heartbeat * 3;
+        if patient && told.replace(self.view.epoch) != Some(self.view.epoch) {
+            let wait = self.options.timing.wait().as_secs_f32();
+            tracing::info!(
+                "no heartbeat of {names} so far; mounting goes on when one comes, or when whoever it was is \
+                 certainly gone, {wait:.1} s after its last"
+            );
+        }
+        Ok(())
     }
 
     fn look_for_refusal(&mut self) -> Result<()> {

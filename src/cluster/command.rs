@@ -303,8 +303,9 @@ const NEVER: [u8; 16] = [0; 16];
 
 impl Fence for Command {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
-        if victim.never_beat {
-            // It never had a lease: all that can land is its first heartbeat, which renews nothing.
+        if victim.never_beat && [NEVER, self.host].contains(&victim.host) {
+            // It never had a lease: all that can land is its first heartbeat, which renews nothing. It may be in the
+            // way of the next mount of the slot, so whoever can be kept off is.
             return Ok(Cut { how: "it never wrote a heartbeat".into(), settle: self.timing.wait() });
         }
         if victim.host == self.host {

@@ -48,7 +48,7 @@ pub struct Victim {
     /// What it called the device, where that is known, and which file that was.
     pub device: String,
     pub file: DeviceFile,
-    /// For certain: another mount's heartbeat stands in its cell, or none.
+    /// For certain, as far as was seen: another mount's heartbeat stands in its cell, or none.
     pub never_beat: bool,
     /// We saw its heartbeat move: it lived beside us.
     pub lived: bool,

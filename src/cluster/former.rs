@@ -7,6 +7,7 @@ use crate::cluster::disk::Disk;
 use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::join::Joiner;
 use crate::cluster::keys::Former;
+use crate::cluster::known::{Acquaintance, Known};
 use crate::cluster::view::{bit, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
@@ -229,8 +230,8 @@ impl Joiner {
             let incarnation = Some(&member.incarnation);
             let over = self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation;
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
-            let lived = self.watch.has_lived(slot);
-            (others & bit(slot) != 0 && !over).then(|| victim_of(&self.disk, slot, member, cell, lived))
+            let who = || victim_of(&self.disk, slot, member, cell, &self.known);
+            (others & bit(slot) != 0 && !over).then(who)
         };
         slots(&self.view).filter_map(victim).collect()
     }
@@ -288,20 +289,29 @@ fn await_settled(settle: Duration) {
     }
 }
 
-/// What is known of a mount that is to be kept off: from its heartbeat, or its claim in the lobby if it died
-/// before its first one. `lived`: that heartbeat was seen to move.
+/// Who a mount is that is to be kept off: by a heartbeat of its that was read at any time, or by its claim in the
+/// lobby if none was. `cell` is what stands in its slot now.
 pub fn victim_of(
     disk: &Disk,
     slot: SlotId,
     member: &SlotView,
     cell: Option<&Heartbeat>,
-    lived: bool,
+    known: &Known,
 ) -> Victim {
     let incarnation = member.incarnation;
-    if let Some(c) = cell.filter(|c| c.incarnation == incarnation) {
-        let (host, boot, name) = (c.host, c.boot, c.name.clone());
-        let (device, file) = (c.device.clone(), c.file);
-        return Victim { slot, incarnation, host, boot, name, device, file, lived, ..Victim::default() };
+    if let Some(Acquaintance { beat, lived }) = known.of(slot, incarnation) {
+        let Heartbeat { host, boot, file, name, device, .. } = beat.clone();
+        return Victim {
+            slot,
+            incarnation,
+            host,
+            boot,
+            name,
+            device,
+            file,
+            lived: *lived,
+            ..Victim::default()
+        };
     }
     let lobby = disk.read_lobby();
     // What cannot be read may have been its heartbeat, or its claim.

@@ -10,6 +10,7 @@ use crate::cluster::disk::Disk;
 use crate::cluster::former::Failing;
 use crate::cluster::groups::Groups;
 use crate::cluster::keys::Registration;
+use crate::cluster::known::Known;
 use crate::cluster::member::Watch;
 use crate::cluster::node::{HostReport, Node};
 use crate::cluster::paxos::Proposer;
@@ -26,10 +27,6 @@ use rand::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How many times the wait for the dead is begun anew, because something moves that is no member's
-/// life, before a mount gives up.
-const WAITS_MAX: u32 = 8;
 
 /// Who joins, and what it can prove.
 #[derive(Clone)]
@@ -97,6 +94,8 @@ pub(super) struct Joiner {
     pub incarnation: Incarnation,
     pub watch: Watch,
     pub row: Vec<Option<Heartbeat>>,
+    /// Who those are that were seen to beat.
+    pub known: Known,
     pub ballots: Vec<(Ballot, u64)>,
     pub view: View,
     /// Former mounts that are proven gone.
@@ -134,6 +133,7 @@ impl Joiner {
             watch: Watch::new(options.timing, slot_count),
             incarnation: Incarnation(rand::rng().random_range(1..=u64::MAX)),
             row: vec![],
+            known: Known::default(),
             ballots: vec![],
             view: View::initial(slot_count, 0),
             proven: BTreeMap::new(),
@@ -208,6 +208,7 @@ impl Joiner {
     pub fn poll(&mut self) -> Result<()> {
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.options.clock.now(), &self.row);
+        self.known.note(&self.row, &self.watch, &self.view);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         if newest > self.view.epoch {
             self.read_views()?;
@@ -273,31 +274,6 @@ impl Joiner {
         }
     }
 
-    /// Nobody answers, and not everybody is known to be gone: say whom we wait for, once per view.
-    fn tell_waiting(&self, started: Duration, told: &mut Option<Epoch>) -> Result<()> {
-        let now = self.options.clock.now();
-        let waits = |(slot, _): &(SlotId, &SlotView)| {
-            self.others() & bit(*slot) != 0 && !self.watch.is_past_wait(*slot, Duration::ZERO, now)
-        };
-        let names: Vec<_> = slots(&self.view).filter(waits).map(|(slot, _)| self.name_of(slot)).collect();
-        let names = names.join(", ");
-        if now >= started + self.options.patience + self.options.timing.wait() * WAITS_MAX {
-            return Err(Error::TimedOut(format!(
-                "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
-            )));
-        }
-        // Who lives has beaten by then.
-        let patient = now >= started + self.options.timing.heartbeat * 3;
-        if patient && told.replace(self.view.epoch) != Some(self.view.epoch) {
-            let wait = self.options.timing.wait().as_secs_f32();
-            tracing::info!(
-                "no heartbeat of {names} so far; mounting goes on when one comes, or when whoever it was is \
-                 certainly gone, {wait:.1} s after its last"
-            );
-        }
-        Ok(())
-    }
-
     /// A slot with the name of the host that was there last.
     pub fn name_of(&self, slot: SlotId) -> String {
         let beat = self.row[usize::from(slot.0)].as_ref();
@@ -358,6 +334,7 @@ impl Joiner {
             groups: Arc::new(groups),
             watch: self.watch.going_by(timing).expecting_all(live(&view), clock.now()),
             row: self.row.clone(),
+            known: self.known.clone(),
             report: Arc::new(Mutex::new(HostReport::default())),
             positions: Arc::default(),
             beat,

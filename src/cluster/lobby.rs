@@ -81,7 +81,7 @@ fn one_of_each_machine(node: &Node, joiners: Vec<Claim>) -> Vec<Claim> {
     let members = live(&node.view);
     let host = |(slot, member): (SlotId, &SlotView)| {
         let cell = node.row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
-        victim_of(&node.disk, slot, member, cell, false).host
+        victim_of(&node.disk, slot, member, cell, &node.known).host
     };
     let mut taken: Vec<_> = slots(&node.view).filter(|(s, _)| members & bit(*s) != 0).map(host).collect();
     if taken.contains(&[0; 16]) {

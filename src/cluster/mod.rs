@@ -23,6 +23,7 @@ mod former;
 pub mod groups;
 pub mod join;
 pub mod keys;
+mod known;
 mod lease;
 pub mod ledger;
 mod lobby;

@@ -7,6 +7,7 @@ use crate::cluster::disk::{Disk, write_both};
 use crate::cluster::fencer::Fencer;
 use crate::cluster::groups::Groups;
 use crate::cluster::keys::Registration;
+use crate::cluster::known::Known;
 use crate::cluster::member::{OwnBeat, Renewal, Watch};
 use crate::cluster::ownership;
 use crate::cluster::paxos::{Action, Event, Proposer};
@@ -54,6 +55,8 @@ pub struct Node {
     pub groups: Arc<Groups>,
     pub watch: Watch,
     pub row: Vec<Option<Heartbeat>>,
+    /// Who those are that were seen to beat.
+    pub known: Known,
     pub report: Arc<Mutex<HostReport>>,
     /// Set once the journal is open; it is empty before.
     pub positions: Arc<OnceLock<Positions>>,
@@ -94,6 +97,7 @@ impl Node {
         self.row = self.disk.read_heartbeats()?;
         let read = self.clock.now();
         self.watch.observe(read, &self.row);
+        self.known.note(&self.row, &self.watch, &self.view);
         self.takeover.fences.told(self.beat.epoch, self.beat.excluded, read);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         self.catch_up()?;

@@ -227,13 +227,8 @@ impl Node {
         due.retain(|slot| !self.prove_gone(*slot, self.view.slots[usize::from(slot.0)].incarnation));
         let victim = |slot: &SlotId| {
             let at = usize::from(slot.0);
-            victim_of(
-                &self.disk,
-                *slot,
-                &self.view.slots[at],
-                self.row.get(at).and_then(|cell| cell.as_ref()),
-                self.watch.has_lived(*slot),
-            )
+            let cell = self.row.get(at).and_then(|cell| cell.as_ref());
+            victim_of(&self.disk, *slot, &self.view.slots[at], cell, &self.known)
         };
         let mut victims: Vec<_> = due.iter().map(victim).collect();
         if self.view.fence == FenceClass::Command as u8 {

@@ -5,6 +5,7 @@ use crate::base::{Incarnation, SlotId};
 use crate::cluster::command::Command;
 use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::former::victim_of;
+use crate::cluster::known::Known;
 use crate::cluster::view::{bit, live, slot_of};
 use crate::format::cluster::heartbeat::Refusal;
 use crate::format::cluster::lobby::ClaimKind;
@@ -410,7 +411,7 @@ fn whose_claim_cannot_be_read_is_not_known_to_have_never_beaten() {
     port.set_hook(move |_, at| !lobby.contains(&at));
     let member = SlotView { state: SlotState::Live { former: None }, incarnation: Incarnation(4) };
     let other = Heartbeat { incarnation: Incarnation(3), ..Heartbeat::default() };
-    let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other), false);
+    let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other), &Known::default());
     assert!(!victim(port).never_beat, "its claim would tell which machine it was");
     assert!(victim(medium.port()).never_beat);
 }
