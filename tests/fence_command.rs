@@ -262,8 +262,21 @@ fn a_machine_that_mounts_again_is_not_cut() {
     for other in [DeviceFile { ino: 9, ..FILE }, DeviceFile { rdev: 9, ..FILE }] {
         assert!(off.cut(&again(8, other)).is_err(), "it may have both open");
     }
+    assert!(off.cut(&Victim { over: true, ..victim() }).unwrap().settle >= Timing::TEST.write_life);
     let image = DeviceFile { rdev: 0, ..FILE };
     assert!(off.cut(&Victim { file: image, ..again(8, image) }).is_err(), "an image has no presence lock");
+}
+
+#[test]
+fn nothing_is_run_while_a_machine_of_the_same_identity_asks_under_another_name() {
+    let place = Place::new();
+    let ran = place.0.path().join("ran");
+    let off = command(&place.program("off", &format!("touch {}", ran.display()))).unwrap();
+    let alias = Victim { alias: Some("renamed".into()), ..victim() };
+    let why = off.cut(&alias).unwrap_err().to_string();
+    assert!(why.starts_with("renamed asks") && why.contains("-o name=other") && !ran.exists(), "{why}");
+    let again = Some(Again { boot: [7; 16], file: FILE });
+    assert!(off.cut(&Victim { again, ..alias }).is_ok(), "it asks under its own as well");
 }
 
 /// The host that runs it may die: its daemon's threads end.

@@ -266,6 +266,7 @@ fn lobby_records() -> BTreeMap<String, Vec<Field>> {
             dev,
             ino,
             rdev,
+            over,
             zero2
         }
     );

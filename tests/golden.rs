@@ -298,6 +298,7 @@ fn membership() {
         host: [3; 16],
         protocols: (1, 2),
         name: "host-b".into(),
+        over: vec![Incarnation(4), Incarnation(5)],
         ..Claim::default()
     };
     holds("lobby", &claim.to_cell(ID, &g, 5));

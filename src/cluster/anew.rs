@@ -1,17 +1,23 @@
-//! Machines that ask to be let in again while their last mount is dead: it need not be kept off by a command,
+//! Machines of which something is known while their last mount is dead: it need not be kept off by a command,
 //! which would be run against a machine that is well.
 //!
 //! Claims in the lobby tell. One that is written anew while we look, twice, is from a mount that lives now: a
 //! write that was held up on its way shows as one change at most. What counts is what moves after the other
 //! mount was known to be silent, for a machine that lived before it proves nothing.
+//!
+//! And a machine that knows its own last mounts to be over says so, by their incarnations, in each claim, and
+//! when it gives up. That needs no second look: it was written when those had lived, by who knew that they do not
+//! any more, and stays true however late it lands.
 
 use crate::base::{Incarnation, Result, SlotId};
+use crate::cluster::class::Wanted;
 use crate::cluster::fencer::Victim;
 use crate::cluster::join::Joiner;
 use crate::cluster::node::Node;
-use crate::format::cluster::Claim;
-use crate::format::cluster::heartbeat::DeviceFile;
-use crate::format::cluster::lobby::ClaimKind;
+use crate::cluster::view::{bit, slots};
+use crate::format::cluster::heartbeat::{DeviceFile, FenceTrouble};
+use crate::format::cluster::lobby::{ClaimKind, OVER_MAX};
+use crate::format::cluster::{Claim, FenceClass};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,6 +42,9 @@ pub struct Look {
     /// Of each cell: who wrote it, how often, and how many times that changed.
     cells: Vec<(Incarnation, u64, u32)>,
     again: Option<Again>,
+    over: bool,
+    /// Who asks with its machine's identity under another name, and when that last moved.
+    alias: Option<(String, Duration)>,
 }
 
 impl Look {
@@ -43,11 +52,13 @@ impl Look {
     pub fn begin(now: Duration, lobby: &[Option<Claim>]) -> Look {
         let stamp =
             |c: &Option<Claim>| c.as_ref().map_or((Incarnation(0), 0, 0), |c| (c.incarnation, c.sequence, 0));
-        Look { since: now, cells: lobby.iter().map(stamp).collect(), again: None }
+        let cells = lobby.iter().map(stamp).collect();
+        Look { since: now, cells, again: None, over: false, alias: None }
     }
 
-    /// Another one, for `victim`. A cell that cannot be read tells nothing.
-    pub fn see(&mut self, lobby: &[Option<Claim>], victim: &Victim) {
+    /// Another one at `now`, for `victim`. A cell that cannot be read tells nothing.
+    pub fn see(&mut self, now: Duration, lobby: &[Option<Claim>], victim: &Victim) {
+        self.over |= lobby.iter().flatten().any(|claim| claim.over.contains(&victim.incarnation));
         for (cell, claim) in self.cells.iter_mut().zip(lobby) {
             let Some(claim) = claim else { continue };
             let (incarnation, sequence, moves) = *cell;
@@ -57,28 +68,37 @@ impl Look {
                 // Its first write was not seen to be late, nor to be in time.
                 false => (claim.incarnation, claim.sequence, 0),
             };
-            let is_again = claim.kind != ClaimKind::None
-                && claim.incarnation != victim.incarnation
-                && (claim.host, &claim.name) == (victim.host, &victim.name)
-                && ![claim.host, claim.boot].contains(&[0; 16]);
-            if cell.2 >= MOVES && is_again {
-                self.again = Some(Again { boot: claim.boot, file: claim.file });
+            let asks = claim.kind != ClaimKind::None && claim.incarnation != victim.incarnation;
+            let is_its = claim.host == victim.host && ![claim.host, claim.boot].contains(&[0; 16]);
+            if cell.2 < MOVES || !asks || !is_its {
+                continue;
+            }
+            match claim.name == victim.name {
+                true => self.again = Some(Again { boot: claim.boot, file: claim.file }),
+                false => self.alias = Some((claim.name.clone(), now)),
             }
         }
     }
 
-    /// For long enough to see whoever asks.
+    /// For long enough to see whoever asks, or to know enough.
     pub fn is_done(&self, now: Duration, heartbeat: Duration) -> bool {
-        now >= self.since + heartbeat * LOOKS
+        self.over || now >= self.since + heartbeat * LOOKS
     }
 
     /// The machine of the dead mount, if it mounts again.
     pub fn again(&self) -> Option<Again> {
         self.again
     }
+
+    /// `victim`, with what is known of its machine. Who has not asked for `long` may have given up.
+    pub fn tell(&self, now: Duration, long: Duration, victim: Victim) -> Victim {
+        let alias =
+            self.alias.as_ref().filter(|(_, moved)| now < *moved + long).map(|(name, _)| name.clone());
+        Victim { again: self.again, over: self.over, alias, ..victim }
+    }
 }
 
-/// The looks of a member, by the mounts that they are for.
+/// The looks at the lobby, by the mounts that they are for.
 pub type Looks = BTreeMap<(SlotId, Incarnation), Look>;
 
 impl Node {
@@ -87,39 +107,105 @@ impl Node {
         let now = self.clock.now();
         let looks = &mut self.takeover.looks;
         looks.retain(|(slot, inc), _| victims.iter().any(|v| (v.slot, v.incarnation) == (*slot, *inc)));
-        if victims.is_empty() {
-            return victims;
-        }
+        self.takeover.blind = None;
+        let Some(first) = victims.first() else { return victims };
         // While it cannot be read nothing begins; what is under way goes on.
-        let lobby = self.disk.read_lobby().ok();
-        let heartbeat = self.timing.heartbeat;
+        let lobby = self.disk.read_lobby();
+        if let Err(e) = &lobby {
+            let error = format!("who asks cannot be seen, the lobby is unreadable: {e}");
+            self.takeover.blind = Some(FenceTrouble { slot: first.slot, attempts: 1, error });
+        }
+        let (heartbeat, suspicion) = (self.timing.heartbeat, self.timing.suspicion);
         let seen = |victim: Victim| {
             let key = (victim.slot, victim.incarnation);
-            if let Some(lobby) = &lobby {
-                looks.entry(key).or_insert_with(|| Look::begin(now, lobby)).see(lobby, &victim);
+            if let Ok(lobby) = &lobby {
+                looks.entry(key).or_insert_with(|| Look::begin(now, lobby)).see(now, lobby, &victim);
             }
             let look = looks.get(&key).filter(|look| look.is_done(now, heartbeat))?;
-            Some(Victim { again: look.again(), ..victim })
+            Some(look.tell(now, suspicion, victim))
         };
         victims.into_iter().filter_map(seen).collect()
     }
 }
 
 impl Joiner {
-    /// Look at the lobby for as long as it takes, with a claim that does not stand still.
+    /// Look at the lobby for as long as it takes, with a claim that does not stand still; `looks` go on from before.
     pub fn look_for_machines(
         &mut self,
         claimed: SlotId,
         victims: &[Victim],
-    ) -> Result<BTreeMap<SlotId, Again>> {
+        looks: &mut Looks,
+    ) -> Result<()> {
         let begun = self.options.clock.now();
-        let lobby = self.disk.read_lobby()?;
-        let mut looks: Vec<_> = victims.iter().map(|v| (v, Look::begin(begun, &lobby))).collect();
-        while self.options.clock.now() < begun + self.options.timing.heartbeat * LOOKS {
+        let mut lobby = self.disk.read_lobby()?;
+        loop {
+            let now = self.options.clock.now();
+            for victim in victims {
+                let look = looks.entry((victim.slot, victim.incarnation));
+                look.or_insert_with(|| Look::begin(now, &lobby)).see(now, &lobby, victim);
+            }
+            let over = |v: &Victim| looks.get(&(v.slot, v.incarnation)).is_some_and(|look| look.over);
+            if now >= begun + self.options.timing.heartbeat * LOOKS || victims.iter().all(over) {
+                return Ok(());
+            }
             self.stand(claimed, self.options.timing.heartbeat / 2)?;
-            let lobby = self.disk.read_lobby()?;
-            looks.iter_mut().for_each(|(victim, look)| look.see(&lobby, victim));
+            lobby = self.disk.read_lobby()?;
         }
-        Ok(looks.iter().filter_map(|(v, look)| Some((v.slot, look.again()?))).collect())
+    }
+
+    /// C2: mounts in the view that were this very machine's, and are over for certain: their heartbeats stand still,
+    /// and this is another boot of it, or has the device that they had to itself.
+    pub fn over(&self) -> Vec<Incarnation> {
+        let (options, now, others) = (&self.options, self.options.clock.now(), self.others());
+        let mut over: Vec<_> = slots(&self.view)
+            .filter(|(slot, member)| {
+                let known = self.known.of(*slot, member.incarnation).filter(|known| !known.lived);
+                let stands = others & bit(*slot) != 0 && self.watch.is_past_wait(*slot, Duration::ZERO, now);
+                stands
+                    && known.is_some_and(|known| {
+                        let beat = &known.beat;
+                        let again =
+                            ![beat.boot, options.boot].contains(&[0; 16]) && beat.boot != options.boot;
+                        let here = beat.boot == options.boot
+                            && options.prove
+                            && beat.file == options.file
+                            && options.file.rdev != 0;
+                        (beat.host, &beat.name) == (options.host, &options.name) && (again || here)
+                    })
+            })
+            .map(|(_, member)| member.incarnation)
+            .collect();
+        over.truncate(OVER_MAX);
+        over
+    }
+
+    /// May this mount write claims that tell of it, where hosts are kept off by a command? On a device that is
+    /// reserved nobody writes unregistered.
+    pub fn may_tell(&self) -> bool {
+        self.options.fence.wanted == Wanted::Class(FenceClass::Command)
+            && self.others() != 0
+            && (self.view.fence != FenceClass::Reservation as u8 || self.is_device_free())
+    }
+
+    /// We give up and ask no more. The next one that mounts need not have those kept off that are over: the command
+    /// would hit this machine, which is well.
+    pub fn leave_word(&mut self) -> Result<()> {
+        let over = self.over();
+        if over.is_empty() || !self.may_tell() {
+            return Ok(());
+        }
+        let lobby = self.disk.read_lobby()?;
+        let stands = |cell: &u16| {
+            let claim = lobby.get(usize::from(*cell)).and_then(|claim| claim.as_ref());
+            claim.is_some_and(|claim| over.iter().all(|incarnation| claim.over.contains(incarnation)))
+        };
+        if Joiner::CELLS.clone().any(|cell| stands(&cell)) {
+            return Ok(());
+        }
+        let claim = Claim { over, sequence: 1, ..self.new_claim(ClaimKind::None) };
+        match self.free_cell(Joiner::CELLS, &lobby) {
+            Some(cell) => self.disk.write_claim(cell, &claim),
+            None => Ok(()),
+        }
     }
 }

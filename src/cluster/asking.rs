@@ -1,7 +1,6 @@
 //! Asking living members to be let in: a mount's claim in the lobby.
 
-use crate::base::{Epoch, Error, Result, SlotId};
-use crate::cluster::class::Wanted;
+use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::Joiner;
 use crate::cluster::view::{bit, live, slots};
 use crate::format::cluster::heartbeat::{FenceTrouble, Refusal};
@@ -17,7 +16,40 @@ use std::time::Duration;
 /// life, before a mount gives up.
 const WAITS_MAX: u32 = 8;
 
+/// For how long each cell of the lobby was seen to stand still.
+#[derive(Default)]
+pub struct Still {
+    /// Who wrote it, how often, and since when.
+    cells: Vec<(Incarnation, u64, Duration)>,
+    last: Duration,
+}
+
+impl Still {
+    fn see(&mut self, now: Duration, lobby: &[Option<Claim>]) {
+        self.last = now;
+        self.cells.resize(lobby.len(), (Incarnation(0), 0, now));
+        for (cell, claim) in self.cells.iter_mut().zip(lobby) {
+            let stamp = claim.as_ref().map(|c| (c.incarnation, c.sequence));
+            match stamp {
+                Some((incarnation, sequence)) if (cell.0, cell.1) != (incarnation, sequence) => {
+                    *cell = (incarnation, sequence, now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn lasted(&self, cell: u16) -> Duration {
+        self.cells
+            .get(usize::from(cell))
+            .map_or(Duration::ZERO, |(.., since)| self.last.saturating_sub(*since))
+    }
+}
+
 impl Joiner {
+    /// Where those claim who only show that they live: no first mount claims a slot there.
+    pub const CELLS: Range<u16> = LOBBY_CELLS / 2..LOBBY_CELLS;
+
     /// Keep a claim in the lobby.
     pub fn ask(&mut self, started: Duration) -> Result<()> {
         self.look_for_refusal()?;
@@ -37,17 +69,13 @@ impl Joiner {
     /// While nobody lives, and somebody may be about to run a command for those who did: let it see that this
     /// machine is well. Not where a first mount claims a slot.
     pub fn show(&mut self) -> Result<()> {
-        const CELLS: Range<u16> = LOBBY_CELLS / 2..LOBBY_CELLS;
         const COMMAND: FenceClass = FenceClass::Command;
-        let wanted = self.options.fence.wanted == Wanted::Class(COMMAND);
-        let commanded = wanted && self.others() != 0;
         match &self.claim {
             // Also where those who died had another class: the first mount changes it, and keeps them off by the
-            // command. On a device that is reserved nobody writes unregistered.
-            _ if !commanded => return Ok(()),
+            // command.
+            _ if !self.may_tell() => return Ok(()),
             // Whoever lives under another class would let us in: it is seen to live by then.
             _ if self.view.fence != COMMAND as u8 && !self.are_others_quiet() => return Ok(()),
-            _ if self.view.fence == FenceClass::Reservation as u8 && !self.is_device_free() => return Ok(()),
             Some((cell, claim)) if claim.kind == ClaimKind::First => {
                 let stands = self.disk.read_claim(*cell)?;
                 if stands.is_none_or(|c| c.incarnation == self.incarnation) {
@@ -55,12 +83,12 @@ impl Joiner {
                 }
                 self.forget_claim();
             }
-            Some((cell, _)) if !CELLS.contains(cell) => self.withdraw()?,
+            Some((cell, _)) if !Joiner::CELLS.contains(cell) => self.withdraw()?,
             _ => {}
         }
         // Whoever becomes the first member may let us in by this.
         self.class = COMMAND;
-        self.claim_any(CELLS)
+        self.claim_any(Joiner::CELLS)
     }
 
     /// Have all that were members missed a heartbeat, as far as we have looked?
@@ -72,23 +100,43 @@ impl Joiner {
     /// Keep a claim in one of `cells`, or where it is.
     fn claim_any(&mut self, cells: Range<u16>) -> Result<()> {
         let lobby = self.disk.read_lobby()?;
+        self.still.see(self.options.clock.now(), &lobby);
         let ours = |c: &Option<Claim>| c.as_ref().is_some_and(|c| c.incarnation == self.incarnation);
         let (cell, mut claim) = match self.claim.take() {
             Some((cell, claim)) if ours(&lobby[usize::from(cell)]) => (cell, claim),
-            _ => {
-                let free: Vec<u16> = cells
-                    .clone()
-                    .filter(|c| lobby[usize::from(*c)].as_ref().is_none_or(|c| c.kind == ClaimKind::None))
-                    .collect();
-                let pick = rand::rng().random_range(0..free.len().max(1));
-                let cell = free.get(pick).copied().unwrap_or(cells.start);
-                (cell, self.new_claim(ClaimKind::Join))
-            }
+            _ => match self.free_cell(cells, &lobby) {
+                Some(cell) => (cell, self.new_claim(ClaimKind::Join)),
+                // Another look: whoever was killed does not write its claim anew.
+                None => return Ok(()),
+            },
         };
         claim.sequence += 1;
+        claim.over = self.over();
         self.disk.write_claim(cell, &claim)?;
         self.claim = Some((cell, claim));
         Ok(())
+    }
+
+    /// One of `cells` for a claim of ours: one that nobody claims; else of a mount that asks no more; else where
+    /// somebody has left word.
+    pub fn free_cell(&self, cells: Range<u16>, lobby: &[Option<Claim>]) -> Option<u16> {
+        let others = self.others();
+        let is_needed = |i: &Incarnation| {
+            slots(&self.view).any(|(slot, s)| others & bit(slot) != 0 && s.incarnation == *i)
+        };
+        let pick = |test: &dyn Fn(u16, &Claim) -> bool| {
+            let claim = |cell: &u16| lobby.get(usize::from(*cell)).and_then(|claim| claim.as_ref());
+            let fit: Vec<u16> =
+                cells.clone().filter(|c| claim(c).is_none_or(|claim| test(*c, claim))).collect();
+            fit.get(rand::rng().random_range(0..fit.len().max(1))).copied()
+        };
+        let long = self.options.timing.suspicion;
+        let is_free = |claim: &Claim| claim.kind == ClaimKind::None;
+        // A first mount's tells who may have to be kept off.
+        let is_stale = |cell, claim: &Claim| claim.kind == ClaimKind::Join && self.still.lasted(cell) >= long;
+        pick(&|_, claim| is_free(claim) && !claim.over.iter().any(is_needed))
+            .or_else(|| pick(&|cell, claim| is_stale(cell, claim) && !claim.over.iter().any(is_needed)))
+            .or_else(|| pick(&|cell, claim| is_free(claim) || is_stale(cell, claim)))
     }
 
     pub fn new_claim(&self, kind: ClaimKind) -> Claim {
@@ -101,6 +149,7 @@ impl Joiner {
             file: self.options.file,
             protocols: (PROTOCOL_MIN, PROTOCOL),
             name: self.options.name.clone(),
+            over: self.over(),
         }
     }
 

@@ -303,6 +303,9 @@ const NEVER: [u8; 16] = [0; 16];
 
 impl Fence for Command {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
+        if victim.over {
+            return self.gone("its machine has said in the lobby that it is over");
+        }
         if victim.never_beat && [NEVER, self.host].contains(&victim.host) {
             // It never had a lease: all that can land is its first heartbeat, which renews nothing. It may be in the
             // way of the next mount of the slot, so whoever can be kept off is.
@@ -320,6 +323,13 @@ impl Fence for Command {
                     .gone("its process is gone: its machine has the device to itself, and mounts again");
             }
             _ => {}
+        }
+        if let Some(alias) = &victim.alias {
+            return refuse(&format!(
+                "{alias} asks with its /etc/machine-id: renamed (mount it with -o name={}), or a clone (give it an \
+                 identity of its own)?",
+                victim.name
+            ));
         }
         self.run(victim)?;
         self.gone(&format!("{} says that it is off the disk", self.path.display()))

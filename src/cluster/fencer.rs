@@ -54,6 +54,10 @@ pub struct Victim {
     pub lived: bool,
     /// Its machine asks to be let in at this moment.
     pub again: Option<Again>,
+    /// Its machine has said that it is over.
+    pub over: bool,
+    /// Somebody with its machine's identity, but of this name, asks to be let in at this moment.
+    pub alias: Option<String>,
     pub cancel: Cancel,
 }
 

@@ -2,6 +2,7 @@
 //! anything is decided without them.
 
 use crate::base::{Epoch, Error, Result, SlotId};
+use crate::cluster::anew::Looks;
 use crate::cluster::class::Wanted;
 use crate::cluster::disk::Disk;
 use crate::cluster::fencer::{Cut, Fence, Victim};
@@ -12,7 +13,6 @@ use crate::cluster::view::{bit, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
 use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A command that fails is run again after so long at first, then twice that, up to the longest pause.
@@ -156,13 +156,13 @@ impl Joiner {
         victims: &[Victim],
         settle: &mut Duration,
     ) -> Result<bool> {
-        let mut again = BTreeMap::new();
+        let mut looks = Looks::default();
         let mut looked = None;
         for (n, victim) in victims.iter().enumerate() {
             // Machines start and mount while the command runs for others.
             let now = self.options.clock.now();
             if looked.is_none_or(|at| now >= at + self.options.timing.heartbeat) {
-                again.extend(self.look_for_machines(claimed, &victims[n..])?);
+                self.look_for_machines(claimed, &victims[n..], &mut looks)?;
                 looked = Some(self.options.clock.now());
             }
             // Whoever has taken our claim over keeps them off, and they may be back with it.
@@ -171,7 +171,9 @@ impl Joiner {
             }
             let name = self.name_of(victim.slot);
             tracing::info!("keeping {name} off the disk by the command");
-            let victim = Victim { again: again.get(&victim.slot).copied(), ..victim.clone() };
+            let (now, suspicion) = (self.options.clock.now(), self.options.timing.suspicion);
+            let look = looks.get(&(victim.slot, victim.incarnation));
+            let victim = look.map_or(victim.clone(), |look| look.tell(now, suspicion, victim.clone()));
             let done = match self.run_claiming(claimed, command, &victim) {
                 Ok(done) => done,
                 Err(_) if !self.is_still_ours(claimed)? => return Ok(false),

@@ -5,6 +5,7 @@
 //! the whole wait, or it is provably gone - we take a slot and propose ourselves (`first_mount`).
 
 use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
+use crate::cluster::asking::Still;
 use crate::cluster::class::{FenceOptions, SAME_MACHINE, clone_of};
 use crate::cluster::disk::Disk;
 use crate::cluster::former::Failing;
@@ -105,6 +106,8 @@ pub(super) struct Joiner {
     pub lobby_held: bool,
     pub tried: Option<Tried>,
     pub claim: Option<(u16, Claim)>,
+    /// What of the lobby stands still.
+    pub still: Still,
     /// How hosts that die are kept off, as far as is known yet.
     pub class: FenceClass,
     /// Why that is by time, where nobody asked for it.
@@ -141,6 +144,7 @@ impl Joiner {
             lobby_held: false,
             tried: None,
             claim: None,
+            still: Still::default(),
             class: FenceClass::Lease,
             why_leases: None,
             registration: None,
@@ -194,7 +198,7 @@ impl Joiner {
     /// the slot they gave us then.
     fn give_up(&mut self) -> Option<SlotId> {
         let asked = self.claim.is_some();
-        if let Err(e) = self.withdraw() {
+        if let Err(e) = self.withdraw().and_then(|()| self.leave_word()) {
             tracing::warn!("withdrawing the claim: {e}");
         }
         if asked {

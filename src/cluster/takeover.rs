@@ -11,7 +11,7 @@ use crate::cluster::join::JoinOptions;
 use crate::cluster::member::Watch;
 use crate::cluster::node::Node;
 use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};
-use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING};
+use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING, FenceTrouble};
 use crate::format::cluster::{FenceClass, Heartbeat, SlotState, View};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -63,8 +63,9 @@ pub struct Takeover {
     /// How often in a row.
     failures: u32,
     deaths: Vec<Option<Death>>,
-    /// Which machines of dead hosts mount again.
+    /// Which machines of dead hosts mount again; and why that cannot be seen.
     pub looks: Looks,
+    pub blind: Option<FenceTrouble>,
 }
 
 /// Is the heartbeat one of a machine that only looks like this one, because both go on from the same snapshot of
@@ -94,6 +95,7 @@ impl Takeover {
             failures: 0,
             deaths: vec![None; slot_count],
             looks: Looks::default(),
+            blind: None,
         }
     }
 }
@@ -239,7 +241,7 @@ impl Node {
             fencer.permit(lease_end);
         }
         let done = fencer.tend(&victims);
-        self.beat.fencing = fencer.trouble();
+        self.beat.fencing = fencer.trouble().or_else(|| self.takeover.blind.clone());
         match done {
             Ok(done) => done.into_iter().for_each(|(slot, inc)| self.takeover.fences.cut(slot, inc)),
             Err(e) => return Err(self.lost(e.to_string())),

@@ -226,7 +226,8 @@ fn victim() -> Victim {
 fn only_a_claim_that_goes_on_moving_is_from_a_mount_that_lives() {
     let seen = |rows: &[(u64, u64)]| {
         let mut look = Look::begin(now(), &lobby(5, 8));
-        rows.iter().for_each(|(sequence, incarnation)| look.see(&lobby(*sequence, *incarnation), &victim()));
+        let mut see = |(s, i): &(u64, u64)| look.see(now(), &lobby(*s, *i), &victim());
+        rows.iter().for_each(&mut see);
         look.again()
     };
     assert_eq!(seen(&[(5, 8), (5, 8)]), None, "it stands still");
@@ -237,6 +238,41 @@ fn only_a_claim_that_goes_on_moving_is_from_a_mount_that_lives() {
     let again = Some(Again { boot: [9; 16], file: FILE });
     assert_eq!(seen(&[(6, 8), (9, 8)]), again);
     assert_eq!(seen(&[(1, 9), (2, 9), (3, 9), (3, 9)]), again);
+}
+
+#[test]
+fn what_a_machine_says_of_its_last_mount_stands_whoever_wrote_it_when() {
+    let begun = now();
+    let says = |over: u64| {
+        let mut cells = lobby(5, 8);
+        let claim = cells[1].as_mut().unwrap();
+        (claim.kind, claim.name, claim.over) = (ClaimKind::None, String::new(), vec![Incarnation(over)]);
+        let mut look = Look::begin(begun, &cells);
+        look.see(begun, &cells, &victim());
+        let told = look.tell(begun, QUICK.suspicion, victim());
+        assert_eq!(told.over, look.is_done(begun, QUICK.heartbeat));
+        told.over
+    };
+    assert!(says(4) && !says(5));
+}
+
+#[test]
+fn who_asks_under_another_name_is_told_of_as_long_as_it_asks() {
+    let begun = now();
+    let mut look = Look::begin(begun, &lobby(5, 8));
+    let mut seen = |sequence, incarnation, name: &str, later| {
+        let mut cells = lobby(sequence, incarnation);
+        cells[1].as_mut().unwrap().name = name.into();
+        look.see(begun, &cells, &victim());
+        let told = look.tell(begun + later, QUICK.suspicion, victim());
+        (told.alias, told.again)
+    };
+    let soon = QUICK.suspicion / 2;
+    assert_eq!(seen(6, 8, "other", soon), (None, None), "one write that was late");
+    assert_eq!(seen(7, 8, "other", soon), (Some("other".into()), None));
+    assert_eq!(seen(7, 8, "other", QUICK.suspicion), (None, None), "it has given up");
+    let again = Some(Again { boot: [9; 16], file: FILE });
+    assert_eq!(seen(8, 8, "b", QUICK.suspicion), (None, again), "it has its name again");
 }
 
 #[test]

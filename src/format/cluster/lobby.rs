@@ -13,7 +13,8 @@
 //! | 176 | 8 | st_dev of the device file that it has opened |
 //! | 184 | 8 | st_ino |
 //! | 192 | 8 | st_rdev, 0 for an image file |
-//! | 200 | 312 | zero |
+//! | 200 | 32 | incarnations of former mounts of this machine that are over for certain, 0 = none |
+//! | 232 | 280 | zero |
 
 use super::heartbeat::DeviceFile;
 use super::{CELL_SIZE, CellHeader, Stamp, get_name, open_cell, put_name, seal_cell};
@@ -23,6 +24,9 @@ use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 4] = *b"SHLO";
+
+/// Former mounts that a claim can name.
+pub const OVER_MAX: usize = 4;
 
 /// What a claim asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -51,6 +55,9 @@ pub struct Claim {
     /// Oldest and newest protocol spoken.
     pub protocols: (u16, u16),
     pub name: String,
+    /// Former mounts of this machine that are over: another boot of it writes this, or their process is gone. That
+    /// stays true, whoever reads it when. [`OVER_MAX`] at most.
+    pub over: Vec<Incarnation>,
 }
 
 /// The cell as it stands on the disk.
@@ -68,7 +75,8 @@ pub struct RawClaim {
     pub dev: U64,
     pub ino: U64,
     pub rdev: U64,
-    pub zero2: [u8; 312],
+    pub over: [U64; OVER_MAX],
+    pub zero2: [u8; 280],
 }
 
 const _: () = assert!(size_of::<RawClaim>() == CELL_SIZE);
@@ -86,6 +94,9 @@ impl Claim {
         raw.dev = U64::new(self.file.dev);
         raw.ino = U64::new(self.file.ino);
         raw.rdev = U64::new(self.file.rdev);
+        for (to, from) in raw.over.iter_mut().zip(&self.over) {
+            *to = U64::new(from.0);
+        }
         let mut bytes = vec![0; geometry.cell_pitch as usize];
         bytes[..CELL_SIZE].copy_from_slice(raw.as_bytes());
         let stamp = Stamp { slot: SlotId(0), incarnation: self.incarnation, sequence: self.sequence };
@@ -113,6 +124,7 @@ impl Claim {
             file: DeviceFile { dev: raw.dev.get(), ino: raw.ino.get(), rdev: raw.rdev.get() },
             protocols: (raw.protocol_min.get(), raw.protocol_max.get()),
             name: get_name(&raw.name),
+            over: raw.over.iter().map(|i| Incarnation(i.get())).filter(|i| i.0 != 0).collect(),
         })
     }
 }

@@ -140,6 +140,7 @@ fn claims_round_trip() {
     let g = geometry(4096);
     let claim = Claim {
         kind: ClaimKind::Join,
+        over: vec![Incarnation(5), Incarnation(6)],
         incarnation: Incarnation(3),
         sequence: 2,
         boot: [6; 16],
