@@ -198,7 +198,7 @@ fn a_program_can_end_what_it_starts_and_is_ended_with_all_of_it() {
     assert!(command(&place.program("off", "exit 0")).unwrap().cut(&victim()).is_ok());
 }
 
-/// What the daemon was given: the out-of-memory killer passes it over, its files are its own alone.
+/// What the daemon was given: how soon the out-of-memory killer takes it, and whose its files are.
 #[test]
 fn it_runs_as_a_shell_would_have_started_it() {
     let place = Place::new();
@@ -206,7 +206,7 @@ fn it_runs_as_a_shell_would_have_started_it() {
     let body = format!("(cat /proc/self/oom_score_adj; umask) >{}", seen.display());
     let off = command(&place.program("off", &body)).unwrap();
     let score = |adjustment: &str| fs::write("/proc/self/oom_score_adj", adjustment).unwrap();
-    score("-500");
+    score("500");
     // SAFETY: takes numbers only; no other test makes files meanwhile.
     let mask = unsafe { libc::umask(0o077) };
     let cut = off.cut(&victim());

@@ -12,7 +12,8 @@ const LOOKS_MAX: u32 = 300;
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Start `command` in a session of its own, of which it is the leader. What daemons do to themselves is undone:
-/// blocked signals (a program that ends another by SIGTERM would wait for ever), priority, place in write-back.
+/// blocked signals (a program that ends another by SIGTERM would wait for ever), priority, umask, what the
+/// out-of-memory killer thinks of it, place in write-back.
 /// It ends with the thread that started it.
 ///
 /// # Errors
@@ -38,6 +39,13 @@ fn plain(parent: u32) -> io::Result<()> {
             libc::signal(signal, libc::SIG_DFL);
         }
         libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &libc::sched_param { sched_priority: 0 });
+        libc::umask(0o022);
+        let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if score >= 0 {
+            libc::write(score, c"0".as_ptr().cast(), 1);
+            libc::close(score);
+        }
         libc::prctl(PR_SET_IO_FLUSHER, 0, 0, 0, 0);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         // Nobody tells of a parent that ended before.
