@@ -198,8 +198,7 @@ pub fn start_wrapped(
     opened.backing.device = metered.clone();
     let store = Store::new(metered, format_id, geometry, options.cache_bytes);
     let lease = Arc::new(lease::Lease::new(&store, &kernel));
-    let (disk, joining) = joining(&opened, options, lease)?;
-    let (cluster, report) = Cluster::join(disk, joining)?;
+    let (cluster, report) = tune::join(&mut opened, options, lease)?;
     fencing::halt_when_fenced(&sentinel, &store);
     if let Some(warning) = &report.warning {
         tracing::warn!("{warning}");

@@ -1,9 +1,10 @@
 //! Changing what is the same for all hosts of a volume while nobody has it mounted.
 
 use super::Result;
-use super::mount::{Backing, joining, load};
+use super::mount::{Backing, Opened, joining, load};
 use super::types::MountOptions;
-use crate::cluster::{StoreLease, tune};
+use crate::base::Error;
+use crate::cluster::{Cluster, JoinReport, LeaseSink, StoreLease, profile, tune};
 use crate::device::Exclusive;
 use crate::format::superblock::TimingProfile;
 use crate::format::volume;
@@ -45,4 +46,26 @@ pub fn set_timing(device: &Path, to: TimingProfile) -> Result<TimingProfile> {
     };
     tune(disk, join, to, is_stored, &mut store)?;
     Ok(before)
+}
+
+/// Become a member. Somebody may have changed the times since they were read, or been cut off while doing so: then
+/// by those that count now.
+pub(super) fn join(
+    opened: &mut Opened,
+    options: &MountOptions,
+    lease: Arc<dyn LeaseSink>,
+) -> Result<(Cluster, JoinReport)> {
+    let before = opened.volume.timing;
+    let (disk, join) = joining(opened, options, lease.clone())?;
+    let changed = match Cluster::join(disk.clone(), join) {
+        Err(e @ Error::Busy(_)) => e,
+        other => return other,
+    };
+    opened.volume.timing = profile(&disk, before)?;
+    if opened.volume.timing == before {
+        return Err(changed);
+    }
+    tracing::info!("{changed}: going by the profile {}", opened.volume.timing.name());
+    let (disk, join) = joining(opened, options, lease)?;
+    Cluster::join(disk, join)
 }
