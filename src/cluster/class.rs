@@ -9,6 +9,7 @@ use crate::cluster::keys::{Enrolled, Registration, foreign_keys};
 use crate::cluster::member::Watch;
 use crate::cluster::view::{bit, live, slots};
 use crate::device::reservation::{Refused, Reservations};
+use crate::format::cluster::heartbeat::FLAG_LEAVING;
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::{FenceClass, Heartbeat, View};
 use rand::Rng;
@@ -85,6 +86,9 @@ impl Joiner {
         {
             return self.refuse(format_args!("{name} {SAME_MACHINE}"));
         }
+        if class == FenceClass::Command {
+            self.refuse_second()?;
+        }
         if class == FenceClass::Lease {
             self.cut.clear();
         }
@@ -102,6 +106,19 @@ impl Joiner {
             self.compare_keys()?;
         }
         Ok(enrolled)
+    }
+
+    /// Another mount of this boot, by another path to the device: by the same one that would have it to itself.
+    fn refuse_second(&self) -> Result<()> {
+        let same = of_this_identity(&self.view, &self.row, &self.watch, Watch::has_lived, &self.options);
+        match same.filter(|c| c.boot == self.options.boot).find(|c| c.flags & FLAG_LEAVING == 0) {
+            None => Ok(()),
+            Some(c) => self.refuse(format_args!(
+                "{} (slot {}) has it mounted on this machine already, as {}: a command tells machines apart, not \
+                 mounts",
+                c.name, c.slot, c.device
+            )),
+        }
     }
 
     /// Before we ask: whoever lives must be registered where we are, or neither could keep the other off.
@@ -349,8 +366,23 @@ const NO_COMMAND: &str =
 pub const SAME_MACHINE: &str = "has the volume mounted and the same /etc/machine-id as this machine, by which the \
     command tells machines apart: give each one its own";
 
-/// The name of a member on another machine that is known by the same identity as this one, of those that have
-/// `lived`.
+/// The members that are known by the same identity as this machine, of those that have `lived`.
+fn of_this_identity<'a>(
+    view: &'a View,
+    row: &'a [Option<Heartbeat>],
+    watch: &'a Watch,
+    lived: fn(&Watch, SlotId) -> bool,
+    options: &'a JoinOptions,
+) -> impl Iterator<Item = &'a Heartbeat> {
+    let members = live(view);
+    row.iter().flatten().filter(move |c| {
+        let stands = view.slots.get(usize::from(c.slot.0)).is_some_and(|s| s.incarnation == c.incarnation);
+        let lives = members & bit(c.slot) != 0 && lived(watch, c.slot) && !watch.is_silent(c.slot);
+        stands && lives && c.host == options.host
+    })
+}
+
+/// The name of such a member on another machine.
 pub fn clone_of(
     view: &View,
     row: &[Option<Heartbeat>],
@@ -358,11 +390,6 @@ pub fn clone_of(
     lived: fn(&Watch, SlotId) -> bool,
     options: &JoinOptions,
 ) -> Option<String> {
-    let members = live(view);
-    let same = |c: &&Heartbeat| {
-        let stands = view.slots.get(usize::from(c.slot.0)).is_some_and(|s| s.incarnation == c.incarnation);
-        let lives = members & bit(c.slot) != 0 && lived(watch, c.slot) && !watch.is_silent(c.slot);
-        stands && lives && c.host == options.host && c.boot != options.boot
-    };
-    row.iter().flatten().find(same).map(|c| format!("{} (slot {})", c.name, c.slot))
+    let mut same = of_this_identity(view, row, watch, lived, options);
+    same.find(|c| c.boot != options.boot).map(|c| format!("{} (slot {})", c.name, c.slot))
 }
