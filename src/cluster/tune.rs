@@ -14,6 +14,7 @@ use crate::cluster::status::ClusterStatus;
 use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, first_slot, slots};
 use crate::format::cluster::lobby::ClaimKind;
+use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Claim, FenceClass, View};
 use crate::format::superblock::TimingProfile;
 
@@ -111,7 +112,8 @@ impl Joiner {
             return Ok(());
         }
         self.does_nobody_ask(&lobby)?;
-        let next = View { epoch: Epoch(epoch.0 + 1), timing: Some(to), ..self.view.clone() };
+        let epoch = Epoch(epoch.0 + 1);
+        let next = View { epoch, timing: Some(to), protocol: PROTOCOL, ..self.view.clone() };
         let (ballot, mut sequence) = self.ballots[usize::from(slot.0)].clone();
         let mut proposer = Proposer::new(slot, ballot);
         proposer.learn(&self.view);

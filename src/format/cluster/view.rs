@@ -85,11 +85,11 @@ impl FenceClass {
     }
 }
 
-/// The oldest protocol version that this code speaks: file locks are in the registers, and hosts that die are
-/// kept off by time alone.
-pub const PROTOCOL_MIN: u16 = 2;
-/// The newest one: also by the device or a command. A view has it where they are.
-pub const PROTOCOL: u16 = 3;
+/// The oldest protocol version that this code speaks. What came with which: 2 file locks in the registers, 3 hosts
+/// kept off by the device or a command, 4 the timing profile in the view.
+pub const PROTOCOL_MIN: u16 = 4;
+/// The newest one, which each view has that this code proposes as a first mount.
+pub const PROTOCOL: u16 = 4;
 
 impl View {
     /// How hosts that die are kept off. A number that this code does not know is none that it may act by.
@@ -115,7 +115,7 @@ impl View {
         View {
             epoch: Epoch(1),
             features: 0,
-            protocol: PROTOCOL_MIN,
+            protocol: PROTOCOL,
             fence: FenceClass::Lease as u8,
             fenced: false,
             timing: None,
