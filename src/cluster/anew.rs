@@ -14,10 +14,11 @@ use crate::cluster::class::Wanted;
 use crate::cluster::fencer::Victim;
 use crate::cluster::join::Joiner;
 use crate::cluster::node::Node;
+use crate::cluster::timing::Timing;
 use crate::cluster::view::{bit, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FenceTrouble};
 use crate::format::cluster::lobby::{ClaimKind, OVER_MAX};
-use crate::format::cluster::{Claim, FenceClass};
+use crate::format::cluster::{Claim, FenceClass, SlotView};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Look {
     /// Of each cell: who wrote it, how often, and how many times that changed.
     cells: Vec<(Incarnation, u64, u32)>,
     again: Option<Again>,
+    /// When a claim of its machine first changed: it may ask, and be slow.
+    shown: Option<Duration>,
     over: bool,
     /// Who asks with its machine's identity under another name, and when that last moved.
     alias: Option<(String, Duration)>,
@@ -53,7 +56,7 @@ impl Look {
         let stamp =
             |c: &Option<Claim>| c.as_ref().map_or((Incarnation(0), 0, 0), |c| (c.incarnation, c.sequence, 0));
         let cells = lobby.iter().map(stamp).collect();
-        Look { since: now, cells, again: None, over: false, alias: None }
+        Look { since: now, cells, again: None, shown: None, over: false, alias: None }
     }
 
     /// Another one at `now`, for `victim`. A cell that cannot be read tells nothing.
@@ -70,19 +73,21 @@ impl Look {
             };
             let asks = claim.kind != ClaimKind::None && claim.incarnation != victim.incarnation;
             let is_its = claim.host == victim.host && ![claim.host, claim.boot].contains(&[0; 16]);
-            if cell.2 < MOVES || !asks || !is_its {
-                continue;
-            }
-            match claim.name == victim.name {
-                true => self.again = Some(Again { boot: claim.boot, file: claim.file }),
-                false => self.alias = Some((claim.name.clone(), now)),
+            let named = claim.name == victim.name;
+            match cell.2 >= MOVES {
+                _ if !asks || !is_its => {}
+                true if named => self.again = Some(Again { boot: claim.boot, file: claim.file }),
+                true => self.alias = Some((claim.name.clone(), now)),
+                false if named => self.shown = self.shown.or(Some(now)),
+                false => {}
             }
         }
     }
 
-    /// For long enough to see whoever asks, or to know enough.
-    pub fn is_done(&self, now: Duration, heartbeat: Duration) -> bool {
-        self.over || now >= self.since + heartbeat * LOOKS
+    /// For long enough to see whoever asks, or to know enough. A store may be so slow that a claim is rarely written.
+    pub fn is_done(&self, now: Duration, timing: &Timing) -> bool {
+        let may_be_slow = self.again.is_none() && self.shown.is_some_and(|at| now < at + timing.suspicion);
+        self.over || now >= self.since + timing.heartbeat * LOOKS && !may_be_slow
     }
 
     /// The machine of the dead mount, if it mounts again.
@@ -115,14 +120,14 @@ impl Node {
             let error = format!("who asks cannot be seen, the lobby is unreadable: {e}");
             self.takeover.blind = Some(FenceTrouble { slot: first.slot, attempts: 1, error });
         }
-        let (heartbeat, suspicion) = (self.timing.heartbeat, self.timing.suspicion);
+        let timing = self.timing;
         let seen = |victim: Victim| {
             let key = (victim.slot, victim.incarnation);
             if let Ok(lobby) = &lobby {
                 looks.entry(key).or_insert_with(|| Look::begin(now, lobby)).see(now, lobby, &victim);
             }
-            let look = looks.get(&key).filter(|look| look.is_done(now, heartbeat))?;
-            Some(look.tell(now, suspicion, victim))
+            let look = looks.get(&key).filter(|look| look.is_done(now, &timing))?;
+            Some(look.tell(now, timing.suspicion, victim))
         };
         victims.into_iter().filter_map(seen).collect()
     }
@@ -136,7 +141,7 @@ impl Joiner {
         victims: &[Victim],
         looks: &mut Looks,
     ) -> Result<()> {
-        let begun = self.options.clock.now();
+        let (timing, begun) = (self.options.timing, self.options.clock.now());
         let mut lobby = self.disk.read_lobby()?;
         loop {
             let now = self.options.clock.now();
@@ -144,11 +149,13 @@ impl Joiner {
                 let look = looks.entry((victim.slot, victim.incarnation));
                 look.or_insert_with(|| Look::begin(now, &lobby)).see(now, &lobby, victim);
             }
-            let over = |v: &Victim| looks.get(&(v.slot, v.incarnation)).is_some_and(|look| look.over);
-            if now >= begun + self.options.timing.heartbeat * LOOKS || victims.iter().all(over) {
+            // Also those that were looked at before may have begun to ask since.
+            let long = now >= begun + timing.heartbeat * LOOKS;
+            let done = |look: &Look| look.over || long && look.is_done(now, &timing);
+            if victims.iter().all(|v| looks.get(&(v.slot, v.incarnation)).is_some_and(done)) {
                 return Ok(());
             }
-            self.stand(claimed, self.options.timing.heartbeat / 2)?;
+            self.stand(claimed, timing.heartbeat / 2)?;
             lobby = self.disk.read_lobby()?;
         }
     }
@@ -157,26 +164,18 @@ impl Joiner {
     /// and this is another boot of it, or has the device that they had to itself.
     pub fn over(&self) -> Vec<Incarnation> {
         let (options, now, others) = (&self.options, self.options.clock.now(), self.others());
-        let mut over: Vec<_> = slots(&self.view)
-            .filter(|(slot, member)| {
-                let known = self.known.of(*slot, member.incarnation).filter(|known| !known.lived);
-                let stands = others & bit(*slot) != 0 && self.watch.is_past_wait(*slot, Duration::ZERO, now);
-                stands
-                    && known.is_some_and(|known| {
-                        let beat = &known.beat;
-                        let again =
-                            ![beat.boot, options.boot].contains(&[0; 16]) && beat.boot != options.boot;
-                        let here = beat.boot == options.boot
-                            && options.prove
-                            && beat.file == options.file
-                            && options.file.rdev != 0;
-                        (beat.host, &beat.name) == (options.host, &options.name) && (again || here)
-                    })
-            })
-            .map(|(_, member)| member.incarnation)
-            .collect();
-        over.truncate(OVER_MAX);
-        over
+        let is_over = |(slot, member): &(SlotId, &SlotView)| {
+            if others & bit(*slot) == 0 || !self.watch.is_past_wait(*slot, Duration::ZERO, now) {
+                return false;
+            }
+            let known = self.known.of(*slot, member.incarnation).filter(|known| !known.lived);
+            let Some(beat) = known.map(|known| &known.beat) else { return false };
+            let named = (beat.host, &beat.name) == (options.host, &options.name);
+            let anew = beat.boot != options.boot && ![beat.boot, options.boot].contains(&[0; 16]);
+            let alone = beat.boot == options.boot && beat.file == options.file && options.file.rdev != 0;
+            named && (anew || alone && options.prove)
+        };
+        slots(&self.view).filter(is_over).map(|(_, member)| member.incarnation).take(OVER_MAX).collect()
     }
 
     /// May this mount write claims that tell of it, where hosts are kept off by a command? On a device that is

@@ -29,12 +29,10 @@ impl Still {
         self.last = now;
         self.cells.resize(lobby.len(), (Incarnation(0), 0, now));
         for (cell, claim) in self.cells.iter_mut().zip(lobby) {
-            let stamp = claim.as_ref().map(|c| (c.incarnation, c.sequence));
-            match stamp {
-                Some((incarnation, sequence)) if (cell.0, cell.1) != (incarnation, sequence) => {
-                    *cell = (incarnation, sequence, now);
-                }
-                _ => {}
+            if let Some(Claim { incarnation, sequence, .. }) = claim
+                && (cell.0, cell.1) != (*incarnation, *sequence)
+            {
+                *cell = (*incarnation, *sequence, now);
             }
         }
     }

@@ -161,7 +161,7 @@ impl Command {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         if victim.cancel.is_cancelled() {
-            return Err(fails("not run: others see to it now".into()));
+            return Err(fails("not run: it is not this host's to do any more".into()));
         }
         let mut child = child::start(&mut program).map_err(|e| fails(e.to_string()))?;
         let said = Said::listen(&mut child);
@@ -170,7 +170,7 @@ impl Command {
             Ended::By(status) if status.success() => Ok(()),
             Ended::By(status) => Err(fails(format!("{status}{}", said.last()))),
             Ended::Killed if victim.cancel.is_cancelled() => {
-                Err(fails("killed, for others see to it now".into()))
+                Err(fails("killed: it is not this host's to do any more".into()))
             }
             Ended::Killed => {
                 Err(fails(format!("did not end within {:?} and was killed{}", self.timeout, said.last())))

@@ -11,7 +11,7 @@ use crate::cluster::keys::Former;
 use crate::cluster::known::{Acquaintance, Known};
 use crate::cluster::view::{bit, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
+use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
 use std::time::Duration;
 
@@ -251,10 +251,10 @@ impl Joiner {
                 if let Some(slot) = claimed.filter(|_| self.options.clock.now() >= next) {
                     // What cannot be written now may be in a moment; who has taken it over keeps it.
                     claimed = claimed.filter(|_| self.renew_claim(slot).unwrap_or(true));
-                    if claimed.is_none() {
-                        victim.cancel.cancel();
-                    }
                     next = self.options.clock.now() + self.options.timing.heartbeat;
+                }
+                if claimed.is_none() || self.options.lease.is_unwanted() {
+                    victim.cancel.cancel();
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -270,7 +270,7 @@ impl Joiner {
         let fenced = self.view.fenced || self.kept_off || slots(&self.view).any(|s| unproven(&s));
         View {
             fence: self.class as u8,
-            protocol: if self.class == FenceClass::Lease { PROTOCOL_MIN } else { PROTOCOL },
+            protocol: PROTOCOL,
             fenced: self.class == FenceClass::Reservation && fenced,
             timing: self.options.profile.or(self.view.timing),
             ..first(&self.view, slot, self.incarnation)

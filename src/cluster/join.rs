@@ -21,7 +21,7 @@ use crate::cluster::view::{bit, dead_of, live, mask, slot_of, slots};
 use crate::cluster::{LeaseSink, SlotClaim};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_RECOVERING};
 use crate::format::cluster::view::PROTOCOL;
-use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, SlotView, View};
+use crate::format::cluster::{Ballot, Claim, FenceClass, Heartbeat, SlotState, View};
 use crate::format::superblock::TimingProfile;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -210,6 +210,9 @@ impl Joiner {
 
     /// Read the row, and the ballots too if some cell knows a newer view.
     pub fn poll(&mut self) -> Result<()> {
+        if self.options.lease.is_unwanted() {
+            return self.refuse("told to end before it was mounted");
+        }
         self.row = self.disk.read_heartbeats()?;
         self.watch.observe(self.options.clock.now(), &self.row);
         self.known.note(&self.row, &self.watch, &self.view);

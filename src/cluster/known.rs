@@ -65,7 +65,7 @@ mod tests {
         let mut watch = Watch::new(Timing::TEST, 1);
         let mut known = Known::default();
         let mut see = |cell: Option<Heartbeat>, member| {
-            watch.observe(Duration::ZERO, &[cell.clone()]);
+            watch.observe(Duration::ZERO, std::slice::from_ref(&cell));
             known.note(&[cell], &watch, &view(member));
             [7, 8].map(|n| known.of(SLOT, Incarnation(n)).map(|a| (a.beat.counter, a.lived)))
         };

@@ -85,6 +85,10 @@ pub trait LeaseSink: Send + Sync {
     fn confirm(&self) -> Result<()> {
         Ok(())
     }
+    /// Is nobody to have this mount any more? Asked as long as it is on its way in: it gives up then.
+    fn is_unwanted(&self) -> bool {
+        false
+    }
     /// Called on the thread that renews from now on, which must not wait behind others for a processor.
     fn renewed_here(&self) {}
     /// This mount is no member any more, for ever.

@@ -20,6 +20,10 @@ impl LeaseSink for Lease {
         self.store.confirm()
     }
 
+    fn is_unwanted(&self) -> bool {
+        self.kernel.is_unwanted()
+    }
+
     fn renewed_here(&self) {
         // SAFETY: a system call about the calling thread with numbers. Without the privilege it stays as
         // it was: on a busy machine this host is then taken for dead a little sooner.

@@ -228,6 +228,10 @@ pub trait KernelCache: Send + Sync {
     /// The lease was renewed: what the kernel has cached is true until then (time since boot), and no
     /// write starts in the guard time before.
     fn trusted_until(&self, _lease_end: Duration, _guard: Duration) {}
+    /// Has somebody told the mount to end before it has begun?
+    fn is_unwanted(&self) -> bool {
+        false
+    }
 }
 
 /// How hosts that die are to be kept off the disk.

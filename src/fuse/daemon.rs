@@ -260,6 +260,9 @@ fn trim_heaps() {
     }
 }
 
+/// What ends a daemon.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
 /// The signals that end a daemon, blocked in every thread and waited for in one.
 pub struct Signals(libc::sigset_t);
 
@@ -271,11 +274,20 @@ impl Signals {
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            for signal in ENDING {
                 libc::sigaddset(&mut set, signal);
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
             Signals(set)
+        }
+    }
+
+    /// Is one of them waiting to be taken?
+    pub fn are_pending() -> bool {
+        // SAFETY: as above; sigpending fills the set in.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigpending(&mut set) == 0 && ENDING.iter().any(|s| libc::sigismember(&set, *s) == 1)
         }
     }
 

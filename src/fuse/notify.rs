@@ -5,6 +5,7 @@
 
 use crate::fs::types::{KernelCache, NodeId};
 use crate::fuse::channel::Channel;
+use crate::fuse::daemon::Signals;
 use crate::fuse::guardian::Lease;
 use crate::fuse::wire::{FuseNotifyInvalEntryOut, FuseNotifyInvalInodeOut, NotifyCode};
 use std::io;
@@ -103,6 +104,10 @@ impl KernelCache for Notifier {
             0 => Err(io::ErrorKind::NotConnected.into()),
             connection => super::mount::abort(connection),
         }
+    }
+
+    fn is_unwanted(&self) -> bool {
+        Signals::are_pending()
     }
 
     fn trusted_until(&self, lease_end: Duration, guard: Duration) {

@@ -9,7 +9,7 @@ use crate::base::{Incarnation, SlotId};
 use crate::cluster::anew::{Again, Look};
 use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::{Claim, SlotState};
+use crate::format::cluster::{Claim, FenceClass, SlotState};
 use crate::format::layout::LOBBY_CELLS;
 
 type Machine = ([u8; 16], [u8; 16]);
@@ -148,7 +148,7 @@ struct Fails {
 
 impl Fence for Fails {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
-        if victim.again.is_some() {
+        if victim.again.is_some() || victim.over {
             return Ok(Cut { how: "it mounts again".into(), settle: QUICK.claim_wait() });
         }
         let mut victims = self.victims.lock();
@@ -250,7 +250,7 @@ fn what_a_machine_says_of_its_last_mount_stands_whoever_wrote_it_when() {
         let mut look = Look::begin(begun, &cells);
         look.see(begun, &cells, &victim());
         let told = look.tell(begun, QUICK.suspicion, victim());
-        assert_eq!(told.over, look.is_done(begun, QUICK.heartbeat));
+        assert_eq!(told.over, look.is_done(begun, &QUICK));
         told.over
     };
     assert!(says(4) && !says(5));
@@ -279,8 +279,56 @@ fn who_asks_under_another_name_is_told_of_as_long_as_it_asks() {
 fn the_lobby_is_looked_at_for_some_heartbeats() {
     let begun = now();
     let look = Look::begin(begun, &lobby(1, 8));
-    assert!(!look.is_done(begun + QUICK.heartbeat * 3, QUICK.heartbeat));
-    assert!(look.is_done(begun + QUICK.heartbeat * 4, QUICK.heartbeat));
+    assert!(!look.is_done(begun + QUICK.heartbeat * 3, &QUICK));
+    assert!(look.is_done(begun + QUICK.heartbeat * 4, &QUICK));
+}
+
+/// On a slow store it is some seconds from one claim to the next.
+#[test]
+fn who_may_be_slow_is_looked_for_as_long_as_a_host_is_not_suspected() {
+    let begun = now();
+    let mut look = Look::begin(begun, &lobby(5, 8));
+    let soon = begun + QUICK.heartbeat * 4;
+    look.see(begun, &lobby(6, 8), &victim());
+    assert!(!look.is_done(soon, &QUICK) && look.is_done(begun + QUICK.suspicion, &QUICK));
+    look.see(soon, &lobby(7, 8), &victim());
+    assert!(look.is_done(soon, &QUICK) && look.again().is_some());
+}
+
+/// Runs until it is killed.
+#[derive(Default)]
+struct Endless(AtomicBool);
+
+impl Fence for Endless {
+    fn cut(&self, victim: &Victim) -> Result<Cut> {
+        self.0.store(true, Ordering::Relaxed);
+        eventually("it is killed", || victim.cancel.is_cancelled());
+        Err(Error::Device("killed".into()))
+    }
+}
+
+/// By whatever started it, which would kill it next: its claim would stand then, and keep others waiting.
+#[test]
+fn a_mount_that_is_told_to_end_ends_its_command_and_withdraws_its_claim() {
+    let medium = &Medium::formatted();
+    drop(fails(medium, "a", MACHINE_A).unwrap());
+    let (port, lease) = (medium.port(), Arc::new(Lease::default()));
+    let endless = Arc::new(Endless::default());
+    let mut options = options("b", Where::Elsewhere, &port, &lease);
+    (options.host, options.boot) = MACHINE_B;
+    options.fence.wanted = Wanted::Class(FenceClass::Command);
+    options.fence.command = Some(endless.clone());
+    std::thread::scope(|scope| {
+        let join = scope.spawn(move || Cluster::join(disk_of(port), options));
+        eventually("it runs", || endless.0.load(Ordering::Relaxed));
+        let told = now();
+        lease.unwanted.store(true, Ordering::Relaxed);
+        let why = join.join().unwrap().err().expect("it was mounted").to_string();
+        assert!(why.contains("told to end"), "{why}");
+        assert!(now() - told < Duration::from_secs(5), "{:?}", now() - told);
+    });
+    let lobby = medium.disk().read_lobby().unwrap();
+    assert!(lobby.iter().flatten().all(|claim| claim.kind == ClaimKind::None), "{lobby:?}");
 }
 
 /// What it has cut may land for so long.

@@ -10,6 +10,7 @@ mod fencer;
 mod known;
 mod life;
 mod mail;
+mod starved;
 mod takeover;
 mod tune;
 
@@ -193,6 +194,8 @@ pub struct Lease {
     pub lost: Mutex<Option<String>>,
     /// Another volume was made on the device.
     pub replaced: AtomicBool,
+    /// The mount is told to end.
+    pub unwanted: AtomicBool,
 }
 
 impl LeaseSink for Lease {
@@ -207,6 +210,9 @@ impl LeaseSink for Lease {
             false => Ok(()),
             true => Err(Error::Device("another volume".into())),
         }
+    }
+    fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Relaxed)
     }
     fn lost(&self, reason: &str) {
         *self.lost.lock() = Some(reason.into());

@@ -1,5 +1,6 @@
 //! Hosts that die while others live: suspicion, exclusion, fence, and who recovers whom.
 
+use super::starved::unless_starved;
 use super::*;
 use crate::base::SlotId;
 use crate::cluster::view::{bit, dead, is_member};
@@ -63,6 +64,10 @@ fn a_dead_host_is_fenced_recovered_and_its_groups_are_taken() {
 
 #[test]
 fn whose_process_is_gone_from_this_machine_is_not_waited_for() {
+    unless_starved(the_process_of_a_member_is_gone);
+}
+
+fn the_process_of_a_member_is_gone() {
     let medium = Medium::formatted();
     let [a, b] = ["a", "b"].map(|name| member(&medium, name, Where::Here));
     heir(&a, Duration::ZERO);
