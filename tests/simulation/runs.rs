@@ -10,7 +10,7 @@
 use crate::cluster::Sim;
 use parking_lot::Mutex;
 use shoal::cluster::Timing;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -116,6 +116,32 @@ impl Pauses {
 
     fn since(&self, time: Instant) -> bool {
         self.0.lock().iter().any(|(began, late)| *began + *late >= time)
+    }
+}
+
+/// Run `test` until it passes, or fails while the machine did not stand still.
+pub fn unless_paused(test: impl Fn()) {
+    let (pauses, done) = (Pauses::default(), AtomicBool::new(false));
+    let failed = std::thread::scope(|scope| {
+        scope.spawn(|| pauses.watch(&done));
+        let failed = (0..TRIES).find_map(|_| {
+            let began = Instant::now();
+            match catch_unwind(AssertUnwindSafe(&test)) {
+                Ok(()) => Some(Ok(())),
+                // It notices a pause at its end.
+                Err(why) => {
+                    std::thread::sleep(Pauses::LOOK * 2);
+                    (!pauses.since(began)).then_some(Err(why))
+                }
+            }
+        });
+        done.store(true, Ordering::Release);
+        failed
+    });
+    match failed {
+        Some(Ok(())) => {}
+        Some(Err(why)) => resume_unwind(why),
+        None => panic!("every run was void, the machine stood still: nothing was tested"),
     }
 }
 
