@@ -173,7 +173,7 @@ impl Joiner {
             let named = (beat.host, &beat.name) == (options.host, &options.name);
             let anew = beat.boot != options.boot && ![beat.boot, options.boot].contains(&[0; 16]);
             let alone = beat.boot == options.boot && beat.file == options.file && options.file.rdev != 0;
-            named && (anew || alone && options.prove)
+            named && (anew || alone && options.prove && self.watch.is_as_found(*slot))
         };
         slots(&self.view).filter(is_over).map(|(_, member)| member.incarnation).take(OVER_MAX).collect()
     }
