@@ -66,9 +66,10 @@ def cut(*places):
         for line in reversed(open("/proc/self/mountinfo").read().splitlines()):
             fields = line.split()
             if fields[4] == place:
-                minor = fields[2].split(":")[1]
+                major, minor = map(int, fields[2].split(":"))
+                # The kernel's dev_t; a mount of a block device has that device's.
                 try:
-                    with open(f"/sys/fs/fuse/connections/{minor}/abort", "w") as control:
+                    with open(f"/sys/fs/fuse/connections/{major << 20 | minor}/abort", "w") as control:
                         control.write("1")
                 except OSError:
                     pass
