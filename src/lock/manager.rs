@@ -32,6 +32,9 @@ const _: () = assert!(AHEAD_MAX < REQUESTS_MAX && AHEAD_MAX <= CAPS_MAX);
 const _: () =
     assert!(ASKS_MAX + REQUESTS_MAX + CAPS_MAX + DECLARED_MAX + REQUESTS_MAX + WINDOW < REGISTER_ENTRIES_MAX);
 
+/// Contended inodes of which it is remembered how they are used.
+const HABITS_MAX: usize = 1024;
+
 /// Settings of the lock manager.
 #[derive(Clone)]
 pub struct LockConfig {
@@ -171,6 +174,7 @@ impl LockManager {
             requests_max: REQUESTS_MAX,
             caps_max: CAPS_MAX,
             files_max: WINDOW,
+            habits_max: HABITS_MAX,
         };
         let table = Arc::new(PinTable::default());
         let desk = Desk::new(geometry, slot, times, table.clone());

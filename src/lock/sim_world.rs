@@ -124,6 +124,7 @@ impl World {
             hold_max: Duration::from_millis(200),
             idle: Duration::from_millis(2),
             busy_retry: Duration::from_millis(7),
+            habits_max: [0, 2, 64][self.rng.random_range(0..3)],
         };
         let membership = self.membership(slot, incarnation);
         let mut desk = Desk::new(GEOMETRY, slot, times, table.clone());

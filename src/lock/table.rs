@@ -27,6 +27,8 @@ pub struct Held {
     pub late_pins: u32,
     pins_s: u32,
     pins_x: u32,
+    /// Pinned exclusively since it was last given up entirely.
+    pub written: bool,
     /// Somebody at the desk waits for pins to go.
     attention: bool,
     /// Shard time of the last pin, for the least recently used.
@@ -52,7 +54,7 @@ impl Held {
 
     fn add_pin(&mut self, mode: Mode) {
         match mode {
-            Mode::X => self.pins_x += 1,
+            Mode::X => (self.pins_x, self.written) = (self.pins_x + 1, true),
             _ => self.pins_s += 1,
         }
     }

@@ -3,8 +3,8 @@
 
 use crate::rig::Cluster;
 use crate::rig_xattr;
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,6 +68,41 @@ fn work_in_an_own_directory_costs_no_words_after_remounts_either() {
             assert!(words <= 20, "host {host}, remounted {remounted:?}: {words} words");
         }
     }
+    (0..2).for_each(|host| cluster.umount(host));
+    cluster.check();
+}
+
+/// Read, then written, by one host after the other: after a few such turns whoever reads asks for what it takes to
+/// write. One who only reads ends that.
+#[test]
+fn a_counter_that_hosts_increment_in_turn_changes_hands_once_a_turn() {
+    let cluster = Cluster::new("256M", 2, LIMIT);
+    fs::write(cluster.at(0).join("counter"), [0]).unwrap();
+    let both =
+        |how: &dyn Fn() -> OpenOptions| [0, 1].map(|h| how().open(cluster.at(h).join("counter")).unwrap());
+    let read = |file: &File| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        byte[0]
+    };
+    let files = both(&|| OpenOptions::new().read(true).write(true).to_owned());
+    let increment = |turn: usize| {
+        let file = &files[turn % 2];
+        let count = read(file);
+        file.write_all_at(&[count + 1], 0).unwrap();
+        assert_eq!(usize::from(count), turn);
+    };
+    (0..10).for_each(increment);
+    let words = cost(&cluster, || (10..110).for_each(increment));
+    // Shared first, then exclusively, it takes six a turn.
+    assert!(words <= 500, "{words} words for 100 turns");
+    drop(files);
+    let files = both(&|| OpenOptions::new().read(true).to_owned());
+    (0..10).for_each(|turn| assert_eq!(read(&files[turn % 2]), 110));
+    settle();
+    let words = cost(&cluster, || (0..100).for_each(|turn| assert_eq!(read(&files[turn % 2]), 110)));
+    assert!(words <= 4, "{words} words for 100 reads");
+    drop(files);
     (0..2).for_each(|host| cluster.umount(host));
     cluster.check();
 }

@@ -40,6 +40,8 @@ pub(super) struct Case {
     pub idle_mark: Option<u64>,
     /// Since when we ask for a stronger mode.
     pub asked_at: Option<Duration>,
+    /// Whoever waits to read it: it will be written (`habits`).
+    pub to_write: bool,
 }
 
 impl Default for Case {
@@ -56,6 +58,7 @@ impl Default for Case {
             timer: None,
             idle_mark: None,
             asked_at: None,
+            to_write: false,
         }
     }
 }
@@ -78,7 +81,10 @@ impl Case {
         if matches!(name, LockName::IOpen(_)) && modes().any(|m| m == Mode::S) && !held.covers(Mode::S) {
             return Mode::S;
         }
-        modes().fold(Mode::N, |a, mode| if a.covers(mode) { a } else { mode })
+        match modes().fold(Mode::N, |a, mode| if a.covers(mode) { a } else { mode }) {
+            Mode::S if self.to_write => Mode::X,
+            wanted => wanted,
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -151,8 +157,15 @@ impl Desk {
             return true;
         }
         let used = self.table.used(name);
-        if held.pins() == 0 && case.idle_mark == Some(used) {
-            return true;
+        if held.pins() == 0 {
+            match case.idle_mark {
+                Some(mark) => self.habits.waited(name, mark != used),
+                None if self.habits.is_brief(now, name) => return true,
+                None => {}
+            }
+            if case.idle_mark == Some(used) {
+                return true;
+            }
         }
         case.idle_mark = (held.pins() == 0).then_some(used);
         self.set_timer(name, held.hold_until.min(now + self.times.idle));
@@ -174,6 +187,9 @@ impl Desk {
             (case.demoting, case.idle_mark) = (Some((goal, held.late_pins)), None);
             // Wanted elsewhere: no operation of ours has shown to need it.
             case.ahead = Mode::N;
+            if goal == Mode::N && !held.written {
+                self.habits.only_read(name);
+            }
             self.tell_lowering(name);
             if matches!(name, LockName::FileLocks(_)) {
                 // Nothing of it is cached outside this room.
@@ -263,11 +279,16 @@ impl Desk {
             true => Duration::ZERO,
             false => (waited * 2).clamp(self.times.hold_min, self.times.hold_max),
         };
-        case.telling += 1;
-        self.table.change(name, |held| {
+        (case.telling, case.to_write) = (case.telling + 1, false);
+        let upgraded = self.table.change(name, |held| {
+            let upgraded = held.mode == Mode::S && mode == Mode::X && !waited.is_zero();
             held.mode = mode;
             held.hold_until = now + hold;
+            upgraded
         });
+        if upgraded {
+            self.habits.upgraded(name);
+        }
         self.effects.push_back(Effect::Tell { name, mode });
     }
 

@@ -22,6 +22,6 @@ impl Hash for Desk {
         (&self.learned, &self.routed, &self.registers, &self.adopting).hash(state);
         (&self.cases, &self.tickets, self.last_ticket, &self.timers).hash(state);
         (&self.work, self.effects.len(), &self.dirty, self.closing, &self.halted).hash(state);
-        (&self.files, &self.file_work).hash(state);
+        (&self.files, &self.file_work, &self.habits).hash(state);
     }
 }

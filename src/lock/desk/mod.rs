@@ -18,6 +18,7 @@ mod ahead;
 mod case;
 mod files;
 mod fork;
+mod habits;
 mod routes;
 
 use crate::base::{AgNo, Error, LockName, Mode, Result, SlotId, Token};
@@ -33,6 +34,7 @@ pub use ahead::AHEAD_MAX;
 use case::Case;
 pub use case::Shed;
 use files::FileWork;
+use habits::Habits;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +75,8 @@ pub struct DeskConfig {
     pub caps_max: usize,
     /// Most messages about file locks in one register.
     pub files_max: usize,
+    /// Most inodes of which it is remembered how they were used; 0: all are used as if for the first time.
+    pub habits_max: usize,
 }
 
 /// A class of locks that is not given out any more because the host leaves.
@@ -125,6 +129,7 @@ pub struct Desk {
     complained: Duration,
     files: Files,
     file_work: FileWork,
+    habits: Habits,
 }
 
 impl Desk {
@@ -154,6 +159,7 @@ impl Desk {
             complained: Duration::ZERO,
             files: Files::new(me, times.files_max),
             file_work: FileWork::default(),
+            habits: Habits::new(times.habits_max, times.idle),
         }
     }
 

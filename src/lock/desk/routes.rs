@@ -108,12 +108,15 @@ impl Desk {
         if case.telling > 0 || case.demoting.is_some() {
             return; // said when that is over
         }
-        let (want, held) = (case.wanted(name, self.table.mode(name)), self.table.mode(name));
-        if held.covers(want) {
-            case.asked_at = None;
+        let held = self.table.mode(name);
+        if held.covers(case.wanted(name, held)) {
+            (case.asked_at, case.to_write) = (None, false);
         } else if case.asked_at.is_none() {
+            self.habits.asked(now, name);
             case.asked_at = Some(now);
+            case.to_write = held == Mode::N && !case.waiters.is_empty() && self.habits.migrates(name);
         }
+        let want = case.wanted(name, held);
         if matches!(name, LockName::Slot(_)) {
             if !held.covers(want) {
                 self.arrive(now, name, Mode::X); // by membership, without a word

@@ -156,6 +156,7 @@ impl Files {
             requests_max: 4,
             caps_max: 3,
             files_max: self.window,
+            habits_max: 0,
         };
         let program = |(n, ops): (usize, &Vec<Op>)| Program {
             id: n as u64 + 1,

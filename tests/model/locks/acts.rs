@@ -118,6 +118,7 @@ impl Locks {
                 requests_max: 4,
                 caps_max: 3,
                 files_max: 2,
+                habits_max: 0,
             };
             let host = Host {
                 incarnation: Incarnation(1 + slot),
