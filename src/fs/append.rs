@@ -45,7 +45,7 @@ impl Core {
         let (node, id) = (self.nodes.get(ino), self.id());
         let before = node.append.lock().replace(Held { pins, fh, next, id });
         drop(before);
-        invalidation::spawn("append", move || {
+        spawn::spawn("append", move || {
             std::thread::sleep(WAIT);
             let over = node.append.lock().take_if(|held| held.id == id);
             drop(over);

@@ -11,7 +11,8 @@
 use super::*;
 use crate::alloc::DemoteReady;
 use crate::lock::{DemoteAnswer, DemoteJob, Demoter};
-use invalidation::{Invalidation, spawn};
+use invalidation::Invalidation;
+use spawn::spawn;
 use std::collections::BTreeSet;
 use std::time::Instant;
 

@@ -12,6 +12,7 @@
 use super::*;
 use crossbeam::channel;
 use node::{Pages, ParkedRange};
+use spawn::try_spawn;
 use std::time::Instant;
 
 const PAGE: u64 = 4096;
@@ -19,44 +20,6 @@ const PAGE: u64 = 4096;
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long the page of a waiting WRITE is given to turn out not to be locked.
 const UNLOCKED_AFTER: Duration = Duration::from_millis(100);
-/// How long to try to get a thread.
-const THREAD_MAX: Duration = Duration::from_secs(1);
-
-/// Run `work` on a thread of its own. Without threads for long it runs here: what it has to answer is
-/// answered.
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    let deadline = Instant::now() + THREAD_MAX;
-    let mut work = Some(work);
-    while let Some(todo) = work.take() {
-        work = try_spawn(name, todo);
-        if Instant::now() > deadline
-            && let Some(todo) = work.take()
-        {
-            todo();
-        } else if work.is_some() {
-            std::thread::sleep(LOOK_AGAIN);
-        }
-    }
-}
-
-/// Run `work` on a thread of its own, or give it back.
-fn try_spawn<W: FnOnce() + Send + 'static>(name: &str, work: W) -> Option<W> {
-    let shared = Arc::new(Mutex::new(Some(work)));
-    let taken = shared.clone();
-    let run = move || {
-        let work = taken.lock().take();
-        if let Some(work) = work {
-            work();
-        }
-    };
-    match std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(run) {
-        Ok(_) => None,
-        Err(e) => {
-            tracing::error!("cannot start a thread: {e}");
-            shared.lock().take()
-        }
-    }
-}
 
 /// What the threads tell: this is done.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -214,15 +177,5 @@ mod tests {
         assert_eq!(gaps(0, vec![(8192, 12288), (4096, 8192)]), [(0, 4096), (12288, 0)]);
         assert_eq!(gaps(0, vec![(5000, 5001), (20000, 30000)]), [(0, 4096), (8192, 8192), (32768, 0)]);
         assert_eq!(gaps(8192, vec![(0, 4096), (12288, 16384)]), [(8192, 4096), (16384, 0)]);
-    }
-
-    #[test]
-    fn what_found_no_thread_is_not_lost() {
-        let (sender, done) = channel::unbounded();
-        let again = sender.clone();
-        spawn("test", move || again.send(1).unwrap());
-        assert_eq!(done.recv(), Ok(1));
-        assert!(try_spawn("test", move || sender.send(2).unwrap()).is_none());
-        assert_eq!(done.recv(), Ok(2));
     }
 }

@@ -12,7 +12,7 @@
 
 use super::*;
 use crossbeam::channel;
-use invalidation::spawn;
+use spawn::spawn;
 
 /// How long one inode's pages hold up the next one's.
 const ONE_MAX: Duration = Duration::from_millis(20);

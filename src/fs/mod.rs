@@ -55,6 +55,7 @@ mod rename;
 mod serve;
 mod serving;
 mod space;
+mod spawn;
 mod statfs;
 mod sync;
 mod takeover;

@@ -10,7 +10,7 @@ impl Fs {
     pub fn syncfs(&self, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let core = self.core.clone();
         // It takes as long as there is dirty data, and no thread that serves requests may.
-        invalidation::spawn("syncfs", move || reply(core.sync_all()));
+        spawn::spawn("syncfs", move || reply(core.sync_all()));
     }
 }
 

@@ -342,7 +342,7 @@ impl Core {
         if !std::mem::replace(&mut throttled.looked_after, true) {
             drop(throttled);
             let core = self.clone();
-            invalidation::spawn("throttle", move || core.run_throttled());
+            spawn::spawn("throttle", move || core.run_throttled());
         }
     }
 

@@ -1,0 +1,141 @@
+//! Threads for what may block, for a while or for good: calls to the kernel, waiting for peers.
+//!
+//! No work waits behind other work. A thread that has ended its own waits a little for more, because starting one
+//! can take longer than what it is started for: on one CPU the kernel lets a new thread wait for its first turn behind
+//! all that run, but not one that is woken up.
+
+use super::*;
+use crossbeam::channel;
+use std::time::Instant;
+
+/// How long a thread waits for more to do.
+const IDLE_MAX: Duration = Duration::from_secs(2);
+/// How long to try to get a thread, and how long to wait between attempts.
+const THREAD_MAX: Duration = Duration::from_secs(1);
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread without work: its number, and the way to it.
+type Idle = (u64, channel::Sender<Work>);
+
+/// All of them. The last one to come is the first to go, so that those there are too many of wait in vain, and end.
+static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+/// Run `work` on a thread that does nothing else meanwhile. Without threads for long it runs here: what it has to
+/// answer is answered.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    let deadline = Instant::now() + THREAD_MAX;
+    let mut work = Some(work);
+    while let Some(todo) = work.take() {
+        work = try_spawn(name, todo);
+        if Instant::now() > deadline
+            && let Some(todo) = work.take()
+        {
+            todo();
+        } else if work.is_some() {
+            std::thread::sleep(TRY_AGAIN);
+        }
+    }
+}
+
+/// Run `work` on a thread that does nothing else meanwhile, or give it back. `name` is for the thread, if it is new.
+pub(super) fn try_spawn<W: FnOnce() + Send + 'static>(name: &str, work: W) -> Option<W> {
+    let shared = Arc::new(Mutex::new(Some(work)));
+    let taken = shared.clone();
+    let run: Work = Box::new(move || {
+        let work = taken.lock().take();
+        if let Some(work) = work {
+            work();
+        }
+    });
+    let idle = IDLE.lock().pop();
+    let run = match idle {
+        None => run,
+        Some((_, thread)) => match thread.send(run) {
+            Ok(()) => return None,
+            Err(unsent) => unsent.into_inner(),
+        },
+    };
+    let serve = move || {
+        run();
+        while let Some(work) = next() {
+            work();
+        }
+    };
+    match std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(serve) {
+        Ok(_) => None,
+        Err(e) => {
+            tracing::error!("cannot start a thread: {e}");
+            shared.lock().take()
+        }
+    }
+}
+
+/// Wait for more work, for a while.
+fn next() -> Option<Work> {
+    let (sender, work) = channel::bounded(1);
+    let number = LAST.fetch_add(1, Ordering::Relaxed);
+    IDLE.lock().push((number, sender));
+    work.recv_timeout(IDLE_MAX).ok().or_else(|| {
+        let mut idle = IDLE.lock();
+        match idle.iter().position(|(n, _)| *n == number) {
+            Some(at) => {
+                idle.remove(at);
+                None
+            }
+            // Somebody has chosen it, and has sent by now, or is about to.
+            None => {
+                drop(idle);
+                work.recv().ok()
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn what_found_no_thread_is_not_lost() {
+        let (sender, done) = channel::unbounded();
+        let again = sender.clone();
+        spawn("test", move || again.send(1).unwrap());
+        assert_eq!(done.recv(), Ok(1));
+        assert!(try_spawn("test", move || sender.send(2).unwrap()).is_none());
+        assert_eq!(done.recv(), Ok(2));
+    }
+
+    #[test]
+    fn no_work_waits_for_other_work() {
+        let (sender, done) = channel::unbounded();
+        let (stuck, release) = channel::bounded::<()>(0);
+        for round in 0..20 {
+            let (sender, release) = (sender.clone(), release.clone());
+            spawn("test", move || {
+                sender.send(round).unwrap();
+                let _ = release.recv();
+            });
+            assert_eq!(done.recv_timeout(Duration::from_secs(20)), Ok(round));
+        }
+        drop(stuck);
+    }
+
+    #[test]
+    fn a_thread_that_is_done_takes_more() {
+        let (sender, done) = channel::unbounded();
+        let ran_on = |_| {
+            let sender = sender.clone();
+            spawn("test", move || sender.send(std::thread::current().id()).unwrap());
+            // It is back where it waits by then, unless the machine is very busy: then try again.
+            let id = done.recv().unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            id
+        };
+        let ids: HashSet<_> = (0..50).map(ran_on).collect();
+        assert!(ids.len() < 40, "{} threads", ids.len());
+    }
+}
