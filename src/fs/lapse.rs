@@ -12,7 +12,7 @@
 
 use super::*;
 use crossbeam::channel;
-use spawn::spawn;
+use spawn::spawn_alone;
 
 /// How long one inode's pages hold up the next one's.
 const ONE_MAX: Duration = Duration::from_millis(20);
@@ -53,7 +53,7 @@ impl Core {
         let mut stuck = 0;
         for node in open {
             let (kernel, nodeid, sender) = (self.kernel.clone(), self.nodeid(node.ino), sender.clone());
-            spawn("lapse", move || {
+            spawn_alone("lapse", move || {
                 let _ = kernel.inval_inode(nodeid, 0, 0);
                 let _ = sender.send(());
             });

@@ -26,10 +26,19 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 /// Run `work` on a thread that does nothing else meanwhile. Without threads for long it runs here: what it has to
 /// answer is answered.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    insist(work, |work| try_spawn(name, work));
+}
+
+/// As [`spawn`], but on a new thread, with the priority of this one, that takes nothing else.
+pub(super) fn spawn_alone(name: &str, work: impl FnOnce() + Send + 'static) {
+    insist(work, |work| try_with(work, |run| start(name, run)));
+}
+
+fn insist<W: FnOnce()>(work: W, attempt: impl Fn(W) -> Option<W>) {
     let deadline = Instant::now() + THREAD_MAX;
     let mut work = Some(work);
     while let Some(todo) = work.take() {
-        work = try_spawn(name, todo);
+        work = attempt(todo);
         if Instant::now() > deadline
             && let Some(todo) = work.take()
         {
@@ -42,35 +51,41 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
 
 /// Run `work` on a thread that does nothing else meanwhile, or give it back. `name` is for the thread, if it is new.
 pub(super) fn try_spawn<W: FnOnce() + Send + 'static>(name: &str, work: W) -> Option<W> {
+    try_with(work, |run| {
+        let idle = IDLE.lock().pop();
+        let run = match idle {
+            None => run,
+            Some((_, thread)) => match thread.send(run) {
+                Ok(()) => return true,
+                Err(unsent) => unsent.into_inner(),
+            },
+        };
+        let serve = move || {
+            run();
+            while let Some(work) = next() {
+                work();
+            }
+        };
+        start(name, Box::new(serve))
+    })
+}
+
+/// Give `work` to `attempt`, or back if that comes to nothing.
+fn try_with<W: FnOnce() + Send + 'static>(work: W, attempt: impl FnOnce(Work) -> bool) -> Option<W> {
     let shared = Arc::new(Mutex::new(Some(work)));
     let taken = shared.clone();
-    let run: Work = Box::new(move || {
+    let run = move || {
         let work = taken.lock().take();
         if let Some(work) = work {
             work();
         }
-    });
-    let idle = IDLE.lock().pop();
-    let run = match idle {
-        None => run,
-        Some((_, thread)) => match thread.send(run) {
-            Ok(()) => return None,
-            Err(unsent) => unsent.into_inner(),
-        },
     };
-    let serve = move || {
-        run();
-        while let Some(work) = next() {
-            work();
-        }
-    };
-    match std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(serve) {
-        Ok(_) => None,
-        Err(e) => {
-            tracing::error!("cannot start a thread: {e}");
-            shared.lock().take()
-        }
-    }
+    if attempt(Box::new(run)) { None } else { shared.lock().take() }
+}
+
+fn start(name: &str, run: Work) -> bool {
+    let thread = std::thread::Builder::new().name(format!("shoal-{name}")).stack_size(128 << 10).spawn(run);
+    thread.inspect_err(|e| tracing::error!("cannot start a thread: {e}")).is_ok()
 }
 
 /// Wait for more work, for a while.
@@ -107,6 +122,21 @@ mod tests {
         assert_eq!(done.recv(), Ok(1));
         assert!(try_spawn("test", move || sender.send(2).unwrap()).is_none());
         assert_eq!(done.recv(), Ok(2));
+    }
+
+    #[test]
+    fn what_is_to_be_alone_gets_a_thread_that_ends_with_it() {
+        let (sender, done) = channel::unbounded();
+        for _ in 0..20 {
+            let sender = sender.clone();
+            spawn_alone("alone", move || {
+                let name = std::thread::current().name().map(str::to_owned);
+                sender.send((name, std::thread::current().id())).unwrap();
+            });
+        }
+        drop(sender);
+        let (names, ids): (Vec<_>, HashSet<_>) = done.iter().unzip();
+        assert!(names.iter().all(|name| name.as_deref() == Some("shoal-alone")) && ids.len() == 20);
     }
 
     #[test]

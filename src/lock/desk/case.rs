@@ -156,18 +156,25 @@ impl Desk {
         if case.shed != Shed::No || case.busy || now >= held.hold_until {
             return true;
         }
-        let used = self.table.used(name);
-        if held.pins() == 0 {
-            match case.idle_mark {
-                Some(mark) => self.habits.waited(name, mark != used),
-                None if self.habits.is_brief(now, name) => return true,
-                None => {}
+        let mark = (held.pins() == 0).then(|| self.table.used(name));
+        match case.idle_mark {
+            Some(_) if case.timer.is_some() && case.idle_mark == mark => return false,
+            Some(before) => {
+                let idle = mark == Some(before);
+                self.habits.waited(name, !idle);
+                if idle {
+                    return true;
+                }
             }
-            if case.idle_mark == Some(used) {
-                return true;
+            None => {
+                // One that was asked for to be written is kept until it is.
+                let may = mark.is_some() && (held.mode != Mode::X || held.written);
+                if may && self.habits.is_brief(now, name) {
+                    return true;
+                }
             }
         }
-        case.idle_mark = (held.pins() == 0).then_some(used);
+        case.idle_mark = mark;
         self.set_timer(name, held.hold_until.min(now + self.times.idle));
         false
     }
@@ -187,7 +194,7 @@ impl Desk {
             (case.demoting, case.idle_mark) = (Some((goal, held.late_pins)), None);
             // Wanted elsewhere: no operation of ours has shown to need it.
             case.ahead = Mode::N;
-            if goal == Mode::N && !held.written {
+            if !held.written && (goal == Mode::N || held.mode == Mode::X) {
                 self.habits.only_read(name);
             }
             self.tell_lowering(name);
@@ -300,7 +307,7 @@ impl Desk {
         self.evaluate_soon(name);
     }
 
-    fn set_timer(&mut self, name: LockName, at: Duration) {
+    pub(super) fn set_timer(&mut self, name: LockName, at: Duration) {
         let case = self.cases.get_mut(&name).expect("timers belong to cases");
         if let Some(old) = case.timer.replace(at) {
             self.timers.remove(&(old, name));

@@ -58,8 +58,17 @@ impl Habits {
     /// It is wanted here, and must be asked for.
     pub fn asked(&mut self, now: Duration, name: LockName) {
         let Some(habit) = self.of.get_mut(&name) else { return };
-        if habit.cut_at.take().is_some_and(|at| now < at + self.idle / 2) {
+        if habit.cut_at.take().is_some_and(|at| now < at + self.idle / 4) {
             (habit.in_vain, habit.cut) = (0, 0);
+        }
+    }
+
+    /// It is wanted here while it is being given up: nobody else can have had it meanwhile.
+    pub fn asked_too_late(&mut self, name: LockName) {
+        if let Some(habit) = self.of.get_mut(&name)
+            && habit.cut_at.is_some()
+        {
+            (habit.in_vain, habit.cut, habit.cut_at) = (0, 0, None);
         }
     }
 
@@ -137,6 +146,11 @@ mod tests {
         assert!(habits.is_brief(at(30), FILE), "asked for when it would have been idle");
         habits.asked(at(30), FILE);
         assert!(!habits.is_brief(at(40), FILE), "it was asked for at once");
+        (0..2).for_each(|_| habits.waited(FILE, false));
+        habits.asked_too_late(FILE);
+        assert!(habits.is_brief(at(50), FILE), "nothing was cut short before");
+        habits.asked_too_late(FILE);
+        assert!(!habits.is_brief(at(60), FILE), "it was wanted while it was being given up");
     }
 
     #[test]

@@ -393,7 +393,11 @@ impl Desk {
         let Some(ticket) = self.tickets.get_mut(&number) else { return };
         while let Some((name, mode)) = ticket.set.as_slice().get(ticket.next).copied() {
             if !self.table.pin(name, mode) {
-                self.cases.entry(name).or_default().waiters.push_back((number, mode));
+                let case = self.cases.entry(name).or_default();
+                case.waiters.push_back((number, mode));
+                if case.demoting.is_some() {
+                    self.habits.asked_too_late(name);
+                }
                 self.evaluate_soon(name);
                 return;
             }

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// For so long a reader's lock is asked for as a writer's: hosts that only keep it to read may not answer.
+const GUESS_MAX: Duration = Duration::from_millis(50);
 /// How often it is logged that a host's declaration is awaited.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -115,6 +117,13 @@ impl Desk {
             self.habits.asked(now, name);
             case.asked_at = Some(now);
             case.to_write = held == Mode::N && !case.waiters.is_empty() && self.habits.migrates(name);
+            if case.to_write {
+                self.set_timer(name, now + GUESS_MAX);
+            }
+        }
+        let case = self.cases.get_mut(&name).expect("just seen");
+        if case.to_write && case.asked_at.is_some_and(|at| now >= at + GUESS_MAX) {
+            case.to_write = false;
         }
         let want = case.wanted(name, held);
         if matches!(name, LockName::Slot(_)) {
