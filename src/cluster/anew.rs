@@ -15,10 +15,10 @@ use crate::cluster::fencer::Victim;
 use crate::cluster::join::Joiner;
 use crate::cluster::node::Node;
 use crate::cluster::timing::Timing;
-use crate::cluster::view::{bit, slots};
+use crate::cluster::view::{bit, live, slot_of, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FenceTrouble};
 use crate::format::cluster::lobby::{ClaimKind, OVER_MAX};
-use crate::format::cluster::{Claim, FenceClass, SlotView};
+use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -133,6 +133,52 @@ impl Node {
     }
 }
 
+/// Members that the lobby says to be over, with the beat that each had written when that was first read. Who said so
+/// was mistaken, or is another machine with the identity of theirs; nobody may believe it when they die.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubts(BTreeMap<Incarnation, u64>);
+
+impl Doubts {
+    /// Those of `said` that live: `me`, and who has beaten twice since; a late write shows as one beat at most.
+    fn refuted(
+        &mut self,
+        said: &[Incarnation],
+        view: &View,
+        me: SlotId,
+        row: &[Option<Heartbeat>],
+    ) -> Vec<Incarnation> {
+        let doubts = &mut self.0;
+        doubts.retain(|incarnation, _| said.contains(incarnation));
+        let members = live(view);
+        let mut lives = |incarnation: &Incarnation| {
+            let slot = slot_of(view, *incarnation).filter(|slot| members & bit(*slot) != 0);
+            let cell = slot.and_then(|slot| row.get(usize::from(slot.0))?.as_ref());
+            let Some(beat) = cell.filter(|beat| beat.incarnation == *incarnation) else { return false };
+            slot == Some(me) || beat.counter >= *doubts.entry(*incarnation).or_insert(beat.counter) + 2
+        };
+        said.iter().copied().filter(|incarnation| lives(incarnation)).collect()
+    }
+
+    /// Empty the cells in which something is said that is not so. Whoever asks there writes its claim again.
+    pub fn clear_refuted(&mut self, node: &Node, lobby: &[Option<Claim>]) -> Result<()> {
+        let said: Vec<_> = lobby.iter().flatten().flat_map(|claim| claim.over.iter().copied()).collect();
+        let refuted = self.refuted(&said, &node.view, node.slot, &node.row);
+        let is_wrong = |claim: &Claim| claim.over.iter().any(|incarnation| refuted.contains(incarnation));
+        for (cell, claim) in (0..).zip(lobby) {
+            let Some(claim) = claim.clone().filter(is_wrong) else { continue };
+            tracing::error!(
+                "{} says in the lobby that a mount is over that lives: two machines have its name and one \
+                 /etc/machine-id, by which the command tells machines apart: give each one its own",
+                claim.name
+            );
+            let over = claim.over.iter().copied().filter(|incarnation| !refuted.contains(incarnation));
+            let (kind, sequence) = (ClaimKind::None, claim.sequence + 1);
+            node.disk.write_claim(cell, &Claim { over: over.collect(), kind, sequence, ..claim })?;
+        }
+        Ok(())
+    }
+}
+
 impl Joiner {
     /// Look at the lobby for as long as it takes, with a claim that does not stand still; `looks` go on from before.
     pub fn look_for_machines(
@@ -163,9 +209,10 @@ impl Joiner {
     /// C2: mounts in the view that were this very machine's, and are over for certain: their heartbeats stand still,
     /// and this is another boot of it, or has the device that they had to itself.
     pub fn over(&self) -> Vec<Incarnation> {
-        let (options, now, others) = (&self.options, self.options.clock.now(), self.others());
+        let (options, others) = (&self.options, self.others());
         let is_over = |(slot, member): &(SlotId, &SlotView)| {
-            if others & bit(*slot) == 0 || !self.watch.is_past_wait(*slot, Duration::ZERO, now) {
+            // To the last poll: a read that hangs shows nobody's silence.
+            if others & bit(*slot) == 0 || self.watch.silence(*slot) < options.timing.wait() {
                 return false;
             }
             let known = self.known.of(*slot, member.incarnation).filter(|known| !known.lived);
@@ -186,19 +233,19 @@ impl Joiner {
             && (self.view.fence != FenceClass::Reservation as u8 || self.is_device_free())
     }
 
-    /// We give up and ask no more. The next one that mounts need not have those kept off that are over: the command
-    /// would hit this machine, which is well.
-    pub fn leave_word(&mut self) -> Result<()> {
-        let over = self.over();
+    /// Say of `over` that they are, now that we ask no more. The next one that mounts need not have them kept off: the
+    /// command would hit this machine, which is well.
+    pub fn leave_word(&self, mut over: Vec<Incarnation>) -> Result<()> {
         if over.is_empty() || !self.may_tell() {
             return Ok(());
         }
         let lobby = self.disk.read_lobby()?;
-        let stands = |cell: &u16| {
-            let claim = lobby.get(usize::from(*cell)).and_then(|claim| claim.as_ref());
-            claim.is_some_and(|claim| over.iter().all(|incarnation| claim.over.contains(incarnation)))
+        let stands = |incarnation: &Incarnation| {
+            let mut cells = lobby.iter().skip(usize::from(Joiner::CELLS.start)).flatten();
+            cells.any(|claim| claim.over.contains(incarnation))
         };
-        if Joiner::CELLS.clone().any(|cell| stands(&cell)) {
+        over.retain(|incarnation| !stands(incarnation));
+        if over.is_empty() {
             return Ok(());
         }
         let claim = Claim { over, sequence: 1, ..self.new_claim(ClaimKind::None) };

@@ -2,7 +2,7 @@
 
 use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::Joiner;
-use crate::cluster::view::{bit, live, slots};
+use crate::cluster::view::{bit, live, slot_of, slots};
 use crate::format::cluster::heartbeat::{FenceTrouble, Refusal};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::{PROTOCOL, PROTOCOL_MIN};
@@ -110,30 +110,32 @@ impl Joiner {
         };
         claim.sequence += 1;
         claim.over = self.over();
-        self.disk.write_claim(cell, &claim)?;
-        self.claim = Some((cell, claim));
-        Ok(())
+        // Before it is written: what fails may stand there all the same.
+        self.set_claim(cell, claim.clone());
+        self.disk.write_claim(cell, &claim)
     }
 
-    /// One of `cells` for a claim of ours: one that nobody claims; else of a mount that asks no more; else where
-    /// somebody has left word.
+    /// One of `cells` for a claim of ours: one that nobody claims; else of a mount that asks no more, or that has been
+    /// unreadable for as long; else where somebody has left word.
     pub fn free_cell(&self, cells: Range<u16>, lobby: &[Option<Claim>]) -> Option<u16> {
         let others = self.others();
         let is_needed = |i: &Incarnation| {
             slots(&self.view).any(|(slot, s)| others & bit(slot) != 0 && s.incarnation == *i)
         };
-        let pick = |test: &dyn Fn(u16, &Claim) -> bool| {
+        let pick = |test: &dyn Fn(u16, Option<&Claim>) -> bool| {
             let claim = |cell: &u16| lobby.get(usize::from(*cell)).and_then(|claim| claim.as_ref());
-            let fit: Vec<u16> =
-                cells.clone().filter(|c| claim(c).is_none_or(|claim| test(*c, claim))).collect();
+            let fit: Vec<u16> = cells.clone().filter(|cell| test(*cell, claim(cell))).collect();
             fit.get(rand::rng().random_range(0..fit.len().max(1))).copied()
         };
         let long = self.options.timing.suspicion;
-        let is_free = |claim: &Claim| claim.kind == ClaimKind::None;
-        // A first mount's tells who may have to be kept off.
-        let is_stale = |cell, claim: &Claim| claim.kind == ClaimKind::Join && self.still.lasted(cell) >= long;
-        pick(&|_, claim| is_free(claim) && !claim.over.iter().any(is_needed))
-            .or_else(|| pick(&|cell, claim| is_stale(cell, claim) && !claim.over.iter().any(is_needed)))
+        let is_free = |claim: Option<&Claim>| claim.is_some_and(|claim| claim.kind == ClaimKind::None);
+        // A first mount's tells who may have to be kept off; one that cannot be read is being written.
+        let is_stale = |cell, claim: Option<&Claim>| {
+            claim.is_none_or(|claim| claim.kind == ClaimKind::Join) && self.still.lasted(cell) >= long
+        };
+        let says = |claim: Option<&Claim>| claim.is_some_and(|claim| claim.over.iter().any(is_needed));
+        pick(&|_, claim| is_free(claim) && !says(claim))
+            .or_else(|| pick(&|cell, claim| is_stale(cell, claim) && !says(claim)))
             .or_else(|| pick(&|cell, claim| is_free(claim) || is_stale(cell, claim)))
     }
 
@@ -220,14 +222,41 @@ impl Joiner {
         if self.disk.read_claim(cell)?.is_some_and(|c| c.incarnation == self.incarnation) {
             claim.kind = ClaimKind::None;
             claim.sequence += 1;
+            // Who was silent when it was written may have gone on.
+            claim.over = self.over();
             self.disk.write_claim(cell, &claim)?;
         }
         Ok(())
     }
 
-    /// Remember a claim made as first mount, to be withdrawn.
+    /// We give up asking. Members that read our claim before it was withdrawn may still let us in: the slot they gave
+    /// us then.
+    pub fn give_up(&mut self) -> Option<SlotId> {
+        let withdrawn = self.withdraw();
+        self.tell_left(withdrawn.and(self.leave_word(self.over())));
+        if self.asked {
+            std::thread::sleep(self.options.timing.heartbeat * 2);
+        }
+        let read = self.read_patiently();
+        let slot = slot_of(&self.view, self.incarnation).filter(|_| read.is_ok());
+        // Whoever lets us in later than that finds a mount that never says a word, on a machine that is well. A ballot of
+        // ours may still be on its way.
+        if slot.is_none() && self.asked && self.tried.is_none() {
+            self.tell_left(self.leave_word(vec![self.incarnation]));
+        }
+        slot
+    }
+
+    fn tell_left(&self, left: Result<()>) {
+        if let Err(e) = left {
+            tracing::warn!("withdrawing the claim: {e}");
+        }
+    }
+
+    /// Remember a claim, to be withdrawn.
     pub fn set_claim(&mut self, cell: u16, claim: Claim) {
         self.claim = Some((cell, claim));
+        self.asked = true;
     }
 
     /// Ours is another mount's now, which asks for itself.

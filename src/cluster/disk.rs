@@ -227,11 +227,22 @@ impl Disk {
         self.device.write(self.geometry.inbox_cell(to, stamp.slot), &image.cell)
     }
 
-    /// All lobby cells; `None` for unreadable ones.
+    /// All lobby cells; `None` for those that stay unreadable.
     pub fn read_lobby(&self) -> Result<Vec<Option<Claim>>> {
-        let bytes = self.read(self.geometry.lobby_cell(0), usize::from(LOBBY_CELLS) * self.pitch())?;
-        let claim = |(i, cell)| Claim::from_cell(cell, self.format_id, &self.geometry, i as u16).ok();
-        Ok(bytes.chunks_exact(self.pitch()).enumerate().map(claim).collect())
+        let mut lobby = vec![None; usize::from(LOBBY_CELLS)];
+        for attempt in 1..=ATTEMPTS {
+            let bytes = self.read(self.geometry.lobby_cell(0), lobby.len() * self.pitch())?;
+            for (i, cell) in bytes.chunks_exact(self.pitch()).enumerate() {
+                if let Ok(claim) = Claim::from_cell(cell, self.format_id, &self.geometry, i as u16) {
+                    lobby[i] = Some(claim);
+                }
+            }
+            if attempt == ATTEMPTS || lobby.iter().all(Option::is_some) {
+                break;
+            }
+            std::thread::sleep(RETRY);
+        }
+        Ok(lobby)
     }
 
     /// One lobby cell.

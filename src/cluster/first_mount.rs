@@ -249,7 +249,7 @@ impl Joiner {
         if !self.is_claim_ours(slot)? {
             return Ok(false);
         }
-        let claim = Claim { sequence: claim.sequence + 1, ..claim };
+        let claim = Claim { sequence: claim.sequence + 1, over: self.over(), ..claim };
         self.disk.write_claim(slot.0, &claim)?;
         self.set_claim(slot.0, claim);
         Ok(true)

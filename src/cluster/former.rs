@@ -1,7 +1,7 @@
 //! What a first mount does about those that were there before: whoever may still write is kept off before
 //! anything is decided without them.
 
-use crate::base::{Epoch, Error, Result, SlotId};
+use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::anew::Looks;
 use crate::cluster::class::Wanted;
 use crate::cluster::disk::Disk;
@@ -9,7 +9,7 @@ use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::join::Joiner;
 use crate::cluster::keys::Former;
 use crate::cluster::known::{Acquaintance, Known};
-use crate::cluster::view::{bit, first, slots};
+use crate::cluster::view::{bit, dead, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL;
 use crate::format::cluster::{Claim, FenceClass, Heartbeat, SlotView, View};
@@ -277,6 +277,34 @@ impl Joiner {
         }
     }
 
+    /// Whoever has beaten since it was kept off was not, or not for long: `before` is the row that was read before
+    /// this one.
+    pub fn forget_cut(&mut self, before: &[Option<Heartbeat>]) {
+        let stamp = |row: &[Option<Heartbeat>], slot: SlotId| {
+            let beat = row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
+            beat.map(|beat| (beat.incarnation, beat.counter))
+        };
+        let row = &self.row;
+        self.cut.retain(|slot, incarnation| {
+            let goes_on = match (stamp(before, *slot), stamp(row, *slot)) {
+                (Some(before), Some(now)) => before != now && now.0 == *incarnation,
+                _ => false,
+            };
+            if goes_on {
+                tracing::warn!("slot {slot} was kept off, but beats: it counts no more");
+            }
+            !goes_on
+        });
+    }
+
+    /// The dead of `view` that are kept off for certain. Who lives under it may have been let through again since.
+    pub fn cut_in(&self, view: &View) -> Vec<(SlotId, Incarnation)> {
+        let is_cut = |(slot, member): &(SlotId, &SlotView)| {
+            dead(view) & bit(*slot) != 0 && self.cut.get(slot) == Some(&member.incarnation)
+        };
+        slots(view).filter(is_cut).map(|(slot, member)| (slot, member.incarnation)).collect()
+    }
+
     fn note_cut(&mut self) {
         let others = self.others();
         let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
@@ -316,9 +344,10 @@ pub fn victim_of(
         };
     }
     let lobby = disk.read_lobby();
-    // What cannot be read may have been its heartbeat, or its claim.
-    let never_beat = cell.is_some() && lobby.is_ok();
+    let is_whole = lobby.as_ref().is_ok_and(|lobby| lobby.iter().all(Option::is_some));
     let claim = lobby.into_iter().flatten().flatten().find(|c| c.incarnation == incarnation);
+    // What cannot be read may have been its heartbeat, or its claim.
+    let never_beat = cell.is_some() && (is_whole || claim.is_some());
     let Some(Claim { host, boot, file, name, .. }) = claim else {
         return Victim { slot, incarnation, name: format!("slot {slot}"), never_beat, ..Victim::default() };
     };

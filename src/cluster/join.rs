@@ -106,6 +106,8 @@ pub(super) struct Joiner {
     pub lobby_held: bool,
     pub tried: Option<Tried>,
     pub claim: Option<(u16, Claim)>,
+    /// A claim of this mount may have been read.
+    pub asked: bool,
     /// What of the lobby stands still.
     pub still: Still,
     /// How hosts that die are kept off, as far as is known yet.
@@ -144,6 +146,7 @@ impl Joiner {
             lobby_held: false,
             tried: None,
             claim: None,
+            asked: false,
             still: Still::default(),
             class: FenceClass::Lease,
             why_leases: None,
@@ -182,7 +185,7 @@ impl Joiner {
 
     /// As [`Joiner::read_views`] once a view may contain us: giving up then leaves a member behind that
     /// never says a word, so a device that fails for a moment is asked again.
-    fn read_patiently(&mut self) -> Result<()> {
+    pub fn read_patiently(&mut self) -> Result<()> {
         let limit = self.options.clock.now() + self.options.timing.suspicion;
         loop {
             match self.read_views() {
@@ -194,26 +197,14 @@ impl Joiner {
         }
     }
 
-    /// We give up asking. Members that read our claim before it was withdrawn may still let us in:
-    /// the slot they gave us then.
-    fn give_up(&mut self) -> Option<SlotId> {
-        let asked = self.claim.is_some();
-        if let Err(e) = self.withdraw().and_then(|()| self.leave_word()) {
-            tracing::warn!("withdrawing the claim: {e}");
-        }
-        if asked {
-            std::thread::sleep(self.options.timing.heartbeat * 2);
-        }
-        self.read_patiently().ok()?;
-        slot_of(&self.view, self.incarnation)
-    }
-
     /// Read the row, and the ballots too if some cell knows a newer view.
     pub fn poll(&mut self) -> Result<()> {
         if self.options.lease.is_unwanted() {
             return self.refuse("told to end before it was mounted");
         }
-        self.row = self.disk.read_heartbeats()?;
+        let row = self.disk.read_heartbeats()?;
+        let before = std::mem::replace(&mut self.row, row);
+        self.forget_cut(&before);
         self.watch.observe(self.options.clock.now(), &self.row);
         self.known.note(&self.row, &self.watch, &self.view);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
@@ -370,12 +361,14 @@ impl Joiner {
         self.check_profile()?;
         self.hold_own(slot)?;
         // Before the first beat: what it tells of would be kept off once more.
-        let cut = if self.class == FenceClass::Lease { BTreeMap::new() } else { self.cut.clone() };
+        if self.class == FenceClass::Lease {
+            self.cut.clear();
+        }
         for (slot, incarnation) in self.proven.iter().filter(|(s, _)| **s != slot) {
             node.takeover.fences.prove(*slot, *incarnation);
         }
-        for (slot, incarnation) in cut.iter().filter(|(s, _)| **s != slot) {
-            node.takeover.fences.cut(*slot, *incarnation);
+        for (slot, incarnation) in self.cut_in(&node.view) {
+            node.takeover.fences.cut(slot, incarnation);
         }
         beat_until(node, |node| node.lease_end.is_some())?;
         // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
@@ -384,7 +377,7 @@ impl Joiner {
         // complete is invisible now, so the wait counts from here.
         let unproven = self.is_own_dirty() && !self.proven.contains_key(&slot);
         // Whoever is kept off writes nothing any more, but may tell what it has in memory as long as its lease.
-        let wait = match cut.contains_key(&slot) {
+        let wait = match self.cut.contains_key(&slot) {
             true => node.timing.lease_wait(),
             false => node.timing.wait(),
         };

@@ -1,6 +1,7 @@
 //! A member's look at the lobby: letting joiners in.
 
 use crate::base::{Incarnation, Result, SlotId};
+use crate::cluster::anew::Doubts;
 use crate::cluster::former::victim_of;
 use crate::cluster::node::Node;
 use crate::cluster::view::{admit, bit, dead, inherit, live, slot_of, slots};
@@ -13,6 +14,7 @@ use crate::format::cluster::{Claim, FenceClass, SlotView, View};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lobby {
     seen: Option<Vec<(Incarnation, u64)>>,
+    doubts: Doubts,
 }
 
 impl Lobby {
@@ -46,7 +48,9 @@ impl Lobby {
         }
         let me = node.slot;
         node.propose(&mut |view| inherit(view, me))?;
-        let claims = self.fresh(node.disk.read_lobby()?);
+        let cells = node.disk.read_lobby()?;
+        self.doubts.clear_refuted(node, &cells)?;
+        let claims = self.fresh(cells);
         // Nobody may read the volume before the dead hosts' journals are replayed.
         if node.is_recovering() || dead(&node.view) != 0 {
             return Ok(());

@@ -70,9 +70,11 @@ fn a_machine_that_asks_under_another_name_is_told_of_and_not_cut() {
 /// Nobody is switched off while it mounts.
 #[test]
 fn after_the_death_of_all_those_who_mount_again_get_in() {
-    let medium = &Medium::formatted();
-    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
-    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
+    for sign in [Sign::Asks, Sign::Says] {
+        let medium = &Medium::formatted();
+        drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+        all_mount_again(medium, &MACHINES, Fails::but_for(sign));
+    }
 }
 
 /// The class that they had before promised no command, nor do they need one.
@@ -86,18 +88,20 @@ fn those_who_died_under_leases_get_in_too() {
         Cluster::join(disk_of(port), options).unwrap()
     };
     drop(MACHINES.map(under_leases));
-    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
+    all_mount_again(medium, &MACHINES, Fails::but_for(Sign::Asks));
 }
 
 /// One of them has the claim when its command fails, and then another one.
 #[test]
 fn who_cannot_keep_a_third_off_is_not_cut_by_the_next_first_mount() {
-    let medium = &Medium::formatted();
-    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
-    let command = Arc::new(Fails { succeeds_after: 2, ..Fails::default() });
-    all_mount_again(medium, &MACHINES[..2], command.clone());
-    let victims = command.victims.lock();
-    assert!(victims.len() > 2 && victims.iter().all(|slot| *slot == SlotId(2)), "{victims:?}");
+    for sign in [Sign::Asks, Sign::Says] {
+        let medium = &Medium::formatted();
+        drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+        let command = Arc::new(Fails { sign, succeeds_after: 2, victims: Mutex::default() });
+        all_mount_again(medium, &MACHINES[..2], command.clone());
+        let victims = command.victims.lock();
+        assert!(victims.len() > 2 && victims.iter().all(|slot| *slot == SlotId(2)), "{victims:?}");
+    }
 }
 
 /// Its machine is up and well, but it asks no more.
@@ -127,29 +131,50 @@ fn a_clone_that_was_refused_leaves_nothing_behind_to_be_believed() {
 /// They stand in all the cells that are there for those who wait.
 #[test]
 fn who_mounts_again_is_seen_among_claims_of_mounts_that_were_killed() {
-    let medium = &Medium::formatted();
-    drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
-    for cell in LOBBY_CELLS / 2..LOBBY_CELLS {
-        let incarnation = Incarnation(1000 + u64::from(cell));
-        let claim = Claim { kind: ClaimKind::Join, incarnation, sequence: 5, ..Claim::default() };
-        medium.disk().write_claim(cell, &claim).unwrap();
+    for sign in [Sign::Asks, Sign::Says] {
+        let medium = &Medium::formatted();
+        drop(MACHINES.map(|(name, machine)| fails(medium, name, machine).unwrap()));
+        for cell in LOBBY_CELLS / 2..LOBBY_CELLS {
+            let incarnation = Incarnation(1000 + u64::from(cell));
+            let claim = Claim { kind: ClaimKind::Join, incarnation, sequence: 5, ..Claim::default() };
+            medium.disk().write_claim(cell, &claim).unwrap();
+        }
+        all_mount_again(medium, &MACHINES, Fails::but_for(sign));
     }
-    all_mount_again(medium, &MACHINES, Arc::new(Fails::default()));
 }
 
 const MACHINES: [(&str, Machine); 3] = [("a", MACHINE_A), ("b", MACHINE_B), ("c", MACHINE_C)];
 
-/// A program that fails for so long, or for ever.
-#[derive(Default)]
+/// By what a machine that mounts again is known.
+#[derive(Clone, Copy, PartialEq)]
+enum Sign {
+    Asks,
+    /// Which of its mounts are over.
+    Says,
+}
+
+/// A program that fails for so long, or for ever, but for whom is known by one sign alone.
 struct Fails {
+    sign: Sign,
     succeeds_after: usize,
     victims: Mutex<Vec<SlotId>>,
 }
 
+impl Fails {
+    fn but_for(sign: Sign) -> Arc<Fails> {
+        Arc::new(Fails { sign, succeeds_after: 0, victims: Mutex::default() })
+    }
+}
+
 impl Fence for Fails {
     fn cut(&self, victim: &Victim) -> Result<Cut> {
-        if victim.again.is_some() || victim.over {
-            return Ok(Cut { how: "it mounts again".into(), settle: QUICK.claim_wait() });
+        match (self.sign, victim.again.is_some(), victim.over) {
+            (Sign::Asks, true, _) | (Sign::Says, _, true) => {
+                return Ok(Cut { how: "it mounts again".into(), settle: QUICK.claim_wait() });
+            }
+            // The other one shows later.
+            (Sign::Says, true, false) => return Err(Error::Device("it has not said so yet".into())),
+            _ => {}
         }
         let mut victims = self.victims.lock();
         victims.push(victim.slot);
@@ -163,6 +188,7 @@ impl Fence for Fails {
 }
 
 fn all_mount_again(medium: &Arc<Medium>, machines: &[(&'static str, Machine)], command: Arc<Fails>) {
+    medium.wordless.store(command.sign == Sign::Asks, Ordering::Relaxed);
     let again: Vec<_> = std::thread::scope(|scope| {
         let mount = |(name, (host, _)): &(&'static str, Machine)| {
             let (name, machine, command) = (*name, (*host, [9; 16]), command.clone());

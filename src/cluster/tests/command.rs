@@ -414,6 +414,11 @@ fn whose_claim_cannot_be_read_is_not_known_to_have_never_beaten() {
     let victim = |port| victim_of(&disk_of(port), SlotId(1), &member, Some(&other), &Known::default());
     assert!(!victim(port).never_beat, "its claim would tell which machine it was");
     assert!(victim(medium.port()).never_beat);
+    medium.sectors[geometry().lobby_cell(9) as usize / 512].write()[100..].fill(0xff);
+    assert!(!victim(medium.port()).never_beat, "that may be its claim");
+    let claim = Claim { incarnation: Incarnation(4), host: MACHINE_B.0, ..Claim::default() };
+    medium.disk().write_claim(8, &claim).unwrap();
+    assert!(victim(medium.port()).never_beat && victim(medium.port()).host == MACHINE_B.0);
 }
 
 /// Whoever looked after a joiner's slot dies before it has acknowledged the joiner. The one that sees to it is at

@@ -13,13 +13,14 @@ mod mail;
 mod starved;
 mod takeover;
 mod tune;
+mod words;
 
 use super::*;
 use crate::base::{AgNo, Clock, Error, SystemClock, Token};
 use crate::device::BlockDevice;
 use crate::format::cluster::heartbeat::DeviceFile;
-use crate::format::cluster::initial_regions;
-use crate::format::layout::Geometry;
+use crate::format::cluster::{Claim, initial_regions};
+use crate::format::layout::{Geometry, LOBBY_CELLS};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub struct Medium {
     /// Byte ranges held, and by which mount.
     ranges: Mutex<BTreeMap<(u64, u64), u64>>,
     next_mount: AtomicU64,
+    /// Claims are from a release that does not say which mounts are over.
+    pub wordless: AtomicBool,
 }
 
 impl Medium {
@@ -64,6 +67,7 @@ impl Medium {
             sectors: (0..bytes / 512).map(|_| RwLock::new([0; 512])).collect(),
             ranges: Mutex::default(),
             next_mount: AtomicU64::new(1),
+            wordless: AtomicBool::new(false),
         });
         let port = medium.port();
         initial_regions(FORMAT, &geometry(), SLOTS, &mut |at, bytes| port.write(at, bytes)).unwrap();
@@ -85,6 +89,14 @@ impl Medium {
 
     pub fn disk(self: &Arc<Medium>) -> Disk {
         disk_of(self.port())
+    }
+
+    fn wordless(&self, offset: u64, data: &[u8]) -> Option<Vec<u8>> {
+        let cells = 0..LOBBY_CELLS;
+        let cell = cells.into_iter().find(|cell| geometry().lobby_cell(*cell) == offset)?;
+        let claim = Claim::from_cell(data, FORMAT, &geometry(), cell).ok()?;
+        let wordless = self.wordless.load(Ordering::Relaxed);
+        wordless.then(|| Claim { over: vec![], ..claim }.to_cell(FORMAT, &geometry(), cell))
     }
 }
 
@@ -137,7 +149,8 @@ impl BlockDevice for Port {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.enter("write", offset)?;
         assert_eq!((offset % 512, data.len() % 512), (0, 0));
-        for (i, piece) in data.chunks(512).enumerate() {
+        let wordless = self.medium.wordless(offset, data);
+        for (i, piece) in wordless.as_deref().unwrap_or(data).chunks(512).enumerate() {
             self.medium.sectors[offset as usize / 512 + i].write().copy_from_slice(piece);
             if i % 3 == 1 {
                 std::thread::yield_now();
