@@ -18,9 +18,10 @@ use std::time::Duration;
 /// Most that two clocks may differ in rate.
 pub const DRIFT: f64 = 1e-3;
 
-/// How long umount(2) waits for a host that leaves: longer than others take over from one that died (62 s at most, and
-/// what a command takes), shorter than what the kernel takes for a hung task. It leaves all the same afterwards.
-pub const LEAVE_MAX: Duration = Duration::from_secs(90);
+/// How long umount(2) waits for a host that leaves once nothing it has written can be lost any more: longer than others
+/// take over from one that died (62 s at most, and what a command takes), shorter than what systemd gives a unit to
+/// stop, and than what the kernel takes for a hung task. It leaves all the same afterwards.
+pub const LEAVE_MAX: Duration = Duration::from_secs(75);
 
 /// A timing profile. All members of a volume use the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

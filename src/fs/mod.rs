@@ -110,6 +110,7 @@ pub struct Core {
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,
+    safe: sync::Safe,
     /// How the lock room reaches us.
     hook: Arc<coherence::Hook>,
     /// What the administrator is told at the mount: on a terminal, and in the log.

@@ -287,6 +287,7 @@ fn assemble(
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),
+        safe: sync::Safe::default(),
         hook: hook.clone(),
         warning: report.warning.clone(),
     });
@@ -414,6 +415,7 @@ impl Core {
                 self.flush_waiting(&node, || self.locks.acquire_wait(inode(node.ino, Mode::X)).map(Some))?;
             }
         }
+        self.make_safe()?;
         let deadline = self.clock.now() + REAP_PATIENCE;
         while !self.read_only && self.has_leftovers()? && self.clock.now() < deadline {
             if let Err(e) = self.reap_now() {

@@ -1,11 +1,43 @@
 //! syncfs: everything that this host has changed, durable.
 
 use super::*;
+use std::sync::atomic::AtomicBool;
 
 /// How long to wait for an inode whose lock is being given up: that flushes it too.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// Who wants to know that nothing can be lost here any more.
+#[derive(Default)]
+pub struct Safe {
+    tell: Mutex<Vec<Arc<Tell>>>,
+    told: AtomicBool,
+}
+
+type Tell = dyn Fn() + Send + Sync;
+
+impl Safe {
+    fn set(&self) {
+        let tell = self.tell.lock();
+        self.told.store(true, Ordering::Release);
+        tell.iter().for_each(|tell| tell());
+    }
+}
+
 impl Fs {
+    /// Calls `tell` once a host that leaves has all that was written here on the disk, so that nothing is lost
+    /// whatever becomes of it; or once it halts, and can do nothing about it any more. Perhaps twice.
+    pub fn when_safe(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let safe = &self.core.safe;
+        let tell: Arc<Tell> = Arc::new(tell);
+        let mut all = safe.tell.lock();
+        match safe.told.load(Ordering::Acquire) {
+            true => tell(),
+            false => all.push(tell.clone()),
+        }
+        drop(all);
+        self.on_halt(move |_| tell());
+    }
+
     /// Make durable all that was changed on this host before this call.
     pub fn syncfs(&self, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let core = self.core.clone();
@@ -26,10 +58,23 @@ impl Core {
             let flushed = self.sync_inode(ino);
             written = written.and(flushed);
         }
+        self.commit_all()?;
+        written
+    }
+
+    /// All is flushed, and nothing is written any more: commits it.
+    pub(super) fn make_safe(&self) -> Result<()> {
+        if !self.read_only {
+            self.commit_all()?;
+        }
+        self.safe.set();
+        Ok(())
+    }
+
+    fn commit_all(&self) -> Result<()> {
         self.journal.commit(self.journal.running())?;
         // Data that replaced a file's own blocks may have needed no commit.
-        self.store.flush_since(self.store.flush_mark())?;
-        written
+        self.store.flush_since(self.store.flush_mark())
     }
 
     /// Have the kernel write what was stored through shared mappings: newer kernels do not wait for that before they

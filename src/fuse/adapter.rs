@@ -13,7 +13,7 @@ use crate::fuse::convert::{caller, lock_request, rename_flags, set_attr};
 use crate::fuse::directory::Entries;
 use crate::fuse::ioctl;
 use crate::fuse::notify::Notifier;
-use crate::fuse::reply::Reply;
+use crate::fuse::reply::{Reply, Safe};
 use crate::fuse::session::Handler;
 use crate::fuse::wire::flags::{self, Bits, init, setattr};
 use crate::fuse::wire::init::{Offer, Wanted};
@@ -62,14 +62,21 @@ const WANTED: &[Bits] = &[
     init::FLOCK_LOCKS,
 ];
 
+/// Leaves the volume when its mount ends.
+pub trait Leave: Send + Sync + 'static {
+    /// Comes back when that is done; calls `safe` once all that was written is durable, or lost.
+    fn leave(&self, safe: Safe);
+    /// The kernel is about to let go of the device, although that is not done.
+    fn overdue(&self);
+}
+
 /// The operations as the kernel's counterpart.
 pub struct Adapter<O> {
     fs: Arc<O>,
     notifier: Arc<Notifier>,
     /// May the attributes in a SETATTR reply be cached?
     setattr_cached: bool,
-    /// Leaves the volume.
-    leave: Option<Arc<dyn Fn() + Send + Sync>>,
+    leave: Option<Arc<dyn Leave>>,
 }
 
 impl<O: Operations> Adapter<O> {
@@ -78,10 +85,10 @@ impl<O: Operations> Adapter<O> {
         Adapter { fs, notifier, setattr_cached: false, leave: None }
     }
 
-    /// `leave` is called before the kernel hears that a mount is over for which umount(2) waits; it may go on when the
-    /// kernel has heard of it, should it take very long.
-    pub fn leaving(self, leave: impl Fn() + Send + Sync + 'static) -> Adapter<O> {
-        Adapter { leave: Some(Arc::new(leave)), ..self }
+    /// `leave` is done before the kernel hears that a mount is over for which umount(2) waits; when all is safe, it may
+    /// go on after that, should it take very long.
+    pub fn leaving(self, leave: Arc<dyn Leave>) -> Adapter<O> {
+        Adapter { leave: Some(leave), ..self }
     }
 }
 
@@ -102,7 +109,8 @@ impl<O: Operations> Handler for Adapter<O> {
     fn leave(&self, reply: Reply) {
         let Some(leave) = self.leave.clone() else { return reply.done() };
         // It takes its time, and the requests before it may not be answered yet.
-        if let Err(e) = reply.done_after(move || leave(), LEAVE_MAX) {
+        let late = leave.clone();
+        if let Err(e) = reply.done_after(move |safe| leave.leave(safe), LEAVE_MAX, move || late.overdue()) {
             tracing::warn!("umount does not wait: no thread to leave by: {e}");
         }
     }

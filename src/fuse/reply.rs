@@ -6,8 +6,8 @@ use crate::fuse::interrupt::Requests;
 use crate::fuse::wire::{Errno, Opcode};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 use zerocopy::{Immutable, IntoBytes};
 
 /// What answers need of the session.
@@ -51,23 +51,34 @@ impl Reply {
         self.send(0, &[]);
     }
 
-    /// Done when `work`, on a thread of its own, is; after `limit` at the latest, while it goes on: the kernel holds up
-    /// every sync(2) of the machine until it hears that a mount is over.
+    /// Done when `work`, on a thread of its own, is; but `limit` after `work` has called what it is given at the
+    /// latest, while it goes on: from then on nothing can be lost, and the kernel holds up every sync(2) of the
+    /// machine until it hears that a mount is over. `overdue` is called before that.
     ///
     /// # Errors
     /// If there can be no thread; it is answered all the same, perhaps with an error.
-    pub fn done_after(self, work: impl FnOnce() + Send + 'static, limit: Duration) -> io::Result<()> {
-        let (tell, told) = channel::<()>();
+    pub fn done_after(
+        self,
+        work: impl FnOnce(Safe) + Send + 'static,
+        limit: Duration,
+        overdue: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let (tell, told) = channel();
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         thread("answer").spawn(move || {
-            if told.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            if is_overdue(&told, limit) {
                 tracing::warn!(operation = ?self.opcode, "not done after {limit:?}: it goes on unwatched");
+                overdue();
             }
             self.done();
         })?;
         let work = move || {
-            work();
-            drop(tell);
+            let safe = tell.clone();
+            // Who has answered hears nothing any more.
+            work(Box::new(move || {
+                let _ = safe.send(Stage::Safe);
+            }));
+            let _ = tell.send(Stage::Done);
         };
         thread("leave").spawn(work).map(drop)
     }
@@ -93,6 +104,31 @@ impl Reply {
         // If the request still waits, it must not for ever.
         let _ = line.channel.send(-libc::EIO, self.unique, &[]);
     }
+}
+
+/// To be called once what takes long may go on without anybody who waits for it.
+pub type Safe = Box<dyn Fn() + Send + Sync>;
+
+/// How far it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Safe,
+    Done,
+}
+
+/// Waits until it is done, or for `limit` since it was safe: then true.
+fn is_overdue(told: &Receiver<Stage>, limit: Duration) -> bool {
+    // One that has nobody to tell it any more is done.
+    let mut stage = told.recv().unwrap_or(Stage::Done);
+    let safe = Instant::now();
+    while stage == Stage::Safe {
+        stage = match told.recv_timeout(limit.saturating_sub(safe.elapsed())) {
+            Ok(stage) => stage,
+            Err(RecvTimeoutError::Disconnected) => Stage::Done,
+            Err(RecvTimeoutError::Timeout) => return true,
+        };
+    }
+    false
 }
 
 /// By which one that waits for long hears that its process has got a signal.
@@ -131,7 +167,6 @@ mod tests {
     use super::*;
     use crate::fuse::wire::{FuseOutHeader, FuseWriteOut};
     use std::io::Read;
-    use std::time::Instant;
 
     /// All that was sent while `work` had a reply to request 8.
     fn sent(work: impl FnOnce(Reply)) -> Vec<u8> {
@@ -157,32 +192,51 @@ mod tests {
         assert_eq!(sent(|r| r.record(&record)), [&header(24, 0)[..], &[5, 0, 0, 0, 0, 0, 0, 0]].concat());
     }
 
+    /// With a limit, work that is safe after one time, if at all, and done after another: was it done when it was
+    /// answered, was that told to be overdue, and how long did it take?
+    fn answered(limit: Duration, safe: Option<Duration>, takes: Duration) -> (bool, bool, Duration) {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let line = Arc::new(Line { channel: Channel::new(writer.into()), requests: Requests::default() });
+        let reply = Reply::new(&line, 8, Opcode::Destroy);
+        let begun = Instant::now();
+        let ((tell, over), (warn, late)) = (channel(), channel());
+        let work = move |is_safe: Safe| {
+            if let Some(after) = safe {
+                std::thread::sleep(after);
+                is_safe();
+                is_safe();
+            }
+            std::thread::sleep(takes);
+            tell.send(()).unwrap();
+        };
+        reply.done_after(work, limit, move || warn.send(()).unwrap()).unwrap();
+        let mut bytes = vec![0; 16];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, header(16, 0));
+        let (is_done, is_late) = (over.try_recv().is_ok(), late.try_recv().is_ok());
+        let after = begun.elapsed();
+        assert!(is_done || over.recv().is_ok(), "the work goes on");
+        (is_done, is_late, after)
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
     fn what_takes_long_is_answered_when_it_is_done_or_after_the_limit() {
-        let answered = |limit, takes| {
-            let (mut reader, writer) = io::pipe().unwrap();
-            let line = Arc::new(Line { channel: Channel::new(writer.into()), requests: Requests::default() });
-            let reply = Reply::new(&line, 8, Opcode::Destroy);
-            let begun = Instant::now();
-            let (tell, over) = channel();
-            let work = move || {
-                std::thread::sleep(takes);
-                tell.send(Instant::now()).unwrap();
-            };
-            reply.done_after(work, limit).unwrap();
-            let mut bytes = vec![0; 16];
-            reader.read_exact(&mut bytes).unwrap();
-            assert_eq!(bytes, header(16, 0));
-            let is_done = over.try_recv().is_ok();
-            let after = begun.elapsed();
-            assert!(is_done || over.recv().is_ok(), "the work goes on");
-            (is_done, after)
-        };
-        let ms = Duration::from_millis;
-        let (is_done, after) = answered(Duration::from_secs(60), ms(50));
-        assert!(is_done && after < Duration::from_secs(30), "{after:?}");
-        let (is_done, after) = answered(ms(50), ms(1500));
-        assert!(!is_done && after >= ms(50), "{after:?}");
+        for safe in [None, Some(MS)] {
+            let (is_done, is_late, after) = answered(MS * 60_000, safe, MS * 50);
+            assert!(is_done && !is_late && after < MS * 30_000, "{after:?}");
+        }
+        let (is_done, is_late, after) = answered(MS * 50, Some(Duration::ZERO), MS * 1500);
+        assert!(!is_done && is_late && after >= MS * 50, "{after:?}");
+    }
+
+    #[test]
+    fn as_long_as_something_can_be_lost_there_is_no_limit() {
+        let (is_done, is_late, _) = answered(MS * 50, None, MS * 300);
+        assert!(is_done && !is_late);
+        let (is_done, is_late, after) = answered(MS * 50, Some(MS * 300), MS * 1500);
+        assert!(!is_done && is_late && after >= MS * 350, "{after:?}");
     }
 
     #[test]

@@ -55,3 +55,35 @@ fn opens_on_their_way_do_not_keep_a_host() {
     a.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
+
+/// Who waits for a host that leaves may go when nothing can be lost any more, whatever becomes of the host then: not
+/// while its data is on the way to a store that stands still.
+#[test]
+fn a_host_that_leaves_is_safe_when_all_it_has_written_is_on_the_disk() {
+    let disk = volume(64, 2);
+    let a = Host::mount_with(&disk, "a", Duration::from_secs(60)).expect("mount");
+    a.create("/f").expect("create");
+    a.fsync("/f").expect("fsync");
+    let data: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+    a.write("/f", 0, &data, How::Buffered).expect("write");
+    let (tell, told) = mpsc::channel();
+    let port = a.port.clone();
+    a.fs.when_safe(move || {
+        // From then on nothing of it gets through.
+        port.cut();
+        let _ = tell.send(());
+    });
+    a.port.stall(true);
+    let (fs, port) = (a.fs.clone(), a.port.clone());
+    let leaving = std::thread::spawn(move || fs.stop());
+    let early = told.recv_timeout(Duration::from_millis(800)).is_ok();
+    port.stall(false);
+    assert!(!early, "it was said to be safe while nothing of it could be written");
+    told.recv_timeout(TIME).expect("it is never safe");
+    leaving.join().unwrap().expect_err("its device was cut off");
+    a.crash();
+    let b = Host::mount(&disk, "b").expect("mount");
+    assert!(b.read("/f").expect("read") == data, "data is lost that was said to be safe");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}

@@ -5,13 +5,14 @@ use crate::device::local::{self, DeviceIdentity, Registration};
 use crate::device::mountinfo;
 use crate::fs::Fs;
 use crate::fs::mount::start;
-use crate::fuse::adapter::Adapter;
+use crate::fuse::adapter::{Adapter, Leave};
 use crate::fuse::cli::{FAILED, USAGE, complain};
 use crate::fuse::daemon::{self, Readiness, Role, Served, Signals};
 use crate::fuse::guardian::{self, Guardian, Lease, Side};
 use crate::fuse::mount::Place;
 use crate::fuse::notify::Notifier;
 use crate::fuse::options::Request;
+use crate::fuse::reply::Safe;
 use crate::fuse::{log, mount};
 use parking_lot::Mutex;
 use std::io::IsTerminal;
@@ -262,11 +263,7 @@ fn begin(
     claim: &Exclusive,
     signals: Signals,
 ) -> std::io::Result<Served<Adapter<Fs>>> {
-    let leaver = member.clone();
-    let adapter = Adapter::new(member.fs.clone(), notifier.clone()).leaving(move || {
-        // The log has it.
-        let _ = leaver.leave();
-    });
+    let adapter = Adapter::new(member.fs.clone(), notifier.clone()).leaving(member.clone());
     let place = Place {
         source: task.source.as_os_str(),
         mountpoint: &task.mountpoint,
@@ -307,6 +304,16 @@ impl Member {
             left.map_err(drop)
         })
     }
+}
+
+impl Leave for Member {
+    fn leave(&self, safe: Safe) {
+        self.fs.when_safe(safe);
+        // The log has it.
+        let _ = Member::leave(self);
+    }
+
+    fn overdue(&self) {}
 }
 
 /// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late, and nobody but
