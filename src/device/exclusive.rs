@@ -82,7 +82,7 @@ impl Exclusive {
         *held = None;
         let claimed = claim();
         match (&claimed, self.lent.get()) {
-            (Err(_), _) => *held = Some(open(&self.path)?),
+            (Err(_), _) => *held = Some(claim_again(&self.path, self.number)?),
             (Ok(_), Some(tell)) => tell(self.number),
             (Ok(_), None) => {}
         }
@@ -100,7 +100,7 @@ impl Exclusive {
         let own = Arc::clone(self);
         std::thread::Builder::new().name("claim".into()).spawn(move || {
             loop {
-                match open(&own.path) {
+                match claim_again(&own.path, own.number) {
                     Ok(file) => return *own.held.lock() = Some(file),
                     Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(PAUSE),
                     // A device that is gone.
@@ -112,6 +112,39 @@ impl Exclusive {
     }
 }
 
+/// The block device with this number, with a claim on it, by its own name or, should that lead elsewhere by now, by
+/// the one that it has of its number.
+///
+/// # Errors
+/// `EBUSY` if somebody has it.
+pub fn claim_again(path: &Path, number: u64) -> io::Result<File> {
+    let of_number = format!("/dev/block/{}:{}", libc::major(number), libc::minor(number));
+    let leads_there = std::fs::metadata(path).is_ok_and(|found| found.rdev() == number);
+    let path = if leads_there { path } else { Path::new(&of_number) };
+    let file = open(path)?;
+    match file.metadata()?.rdev() == number {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is another device", path.display()))),
+    }
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name may lead to another device by now.
+    #[test]
+    fn a_claim_is_taken_again_on_the_same_device_only() {
+        let null = libc::makedev(1, 3);
+        let by_name =
+            |path: &str, number| claim_again(Path::new(path), number).map(|f| f.metadata().unwrap().rdev());
+        assert_eq!(by_name("/dev/null", null).unwrap(), null);
+        // Of character devices there are no names by number there.
+        assert!(by_name("/dev/zero", null).is_err());
+        assert!(by_name("/dev/null", libc::makedev(4095, 77)).is_err());
+    }
 }

@@ -17,7 +17,7 @@ pub mod reservation;
 mod sentinel;
 
 pub use crate::base::{BlockDevice, IoCounts};
-pub use exclusive::Exclusive;
+pub use exclusive::{Exclusive, claim_again};
 pub use file::{Access, FileDevice, Medium};
 pub use fitness::{Fitness, fitness};
 pub use meter::{Meter, Region};

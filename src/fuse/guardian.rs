@@ -191,6 +191,11 @@ impl Lease {
         self.page.0.lent.set_device(device);
     }
 
+    /// The mount lets go of the device before the daemon has left.
+    pub fn set_soon(&self) {
+        self.page.0.lent.set_soon();
+    }
+
     /// The daemon has left in order: the device is nobody's when the mount lets go of it.
     pub fn set_over(&self) {
         self.page.0.lent.set_over();

@@ -299,7 +299,10 @@ impl Member {
                     self.lease.set_over();
                     tracing::info!("{} left", self.shown);
                 }
-                Err(e) => tracing::error!("leaving {}: {e}", self.shown),
+                Err(e) => {
+                    self.lease.set_soon();
+                    tracing::error!("leaving {}: {e}", self.shown);
+                }
             }
             left.map_err(drop)
         })
@@ -313,7 +316,9 @@ impl Leave for Member {
         let _ = Member::leave(self);
     }
 
-    fn overdue(&self) {}
+    fn overdue(&self) {
+        self.lease.set_soon();
+    }
 }
 
 /// What to do when the guardian is gone: without it nothing keeps a stopped daemon from writing late, and nobody but
