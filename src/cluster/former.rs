@@ -142,7 +142,8 @@ impl Joiner {
         if all && !victims.is_empty() {
             // The claim was written again: it counts as when it was new.
             self.pause(self.options.timing.claim_hold())?;
-            return self.is_still_ours(claimed);
+            // Who has beaten since is to be kept off once more.
+            return Ok(self.is_still_ours(claimed)? && self.victims().is_empty());
         }
         Ok(all)
     }

@@ -190,3 +190,36 @@ fn what_cannot_be_read_is_not_written_over_at_once() {
     }
     assert_eq!(joiner.free_cell(40..50, &lobby), None);
 }
+
+/// Notes for whom it is run. With the first run its machine goes on, and writes one heartbeat.
+struct Leaks {
+    stage: Arc<AtomicU64>,
+    runs: AtomicU64,
+}
+
+impl Fence for Leaks {
+    fn cut(&self, _: &Victim) -> Result<Cut> {
+        if self.runs.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.stage.store(2, Ordering::Relaxed);
+        }
+        Ok(Cut { how: "off".into(), settle: QUICK.suspicion * 2 })
+    }
+}
+
+#[test]
+fn who_beats_after_it_was_kept_off_is_kept_off_once_more() {
+    let medium = &Medium::formatted();
+    let a = member(medium, "a", MACHINE_A);
+    let stage = Arc::new(AtomicU64::new(1));
+    let (at_a, cell) = (stage.clone(), geometry().heartbeat_cell(a.report.slot));
+    a.port.set_hook(move |op, at| {
+        eventually("it goes on", || at_a.load(Ordering::Relaxed) > 1);
+        let goes_on = at_a.load(Ordering::Relaxed) == 2;
+        at_a.fetch_add(u64::from(goes_on && op == "write" && at == cell), Ordering::Relaxed);
+        goes_on
+    });
+    let leaks = Arc::new(Leaks { stage, runs: AtomicU64::new(0) });
+    let b = join_by_fence(&medium.port(), "b", MACHINE_B, leaks.clone()).unwrap();
+    assert!(b.report.first);
+    assert_eq!(leaks.runs.load(Ordering::Relaxed), 2);
+}
