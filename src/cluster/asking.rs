@@ -166,9 +166,10 @@ impl Joiner {
                 "waiting for {names} to answer, or to be gone for certain: unmount there, or try again"
             )));
         }
-        // Who lives has beaten by then.
+        // Who lives has beaten by then, and who is gone from this machine is known.
         let patient = now >= started + self.options.timing.heartbeat * 3;
-        if patient && told.replace(self.view.epoch) != Some(self.view.epoch) {
+        let proven_soon = self.awaits_proof() && now < started + self.options.timing.suspicion;
+        if patient && !proven_soon && told.replace(self.view.epoch) != Some(self.view.epoch) {
             let wait = self.options.timing.wait().as_secs_f32();
             tracing::info!(
                 "no heartbeat of {names} so far; mounting goes on when one comes, or when whoever it was is \

@@ -7,6 +7,7 @@ use crate::cluster::fencer::{Fence, Fencer};
 use crate::cluster::join::{JoinOptions, Joiner};
 use crate::cluster::keys::{Enrolled, Registration, foreign_keys};
 use crate::cluster::member::Watch;
+use crate::cluster::proof::Proof;
 use crate::cluster::view::{bit, live, slots};
 use crate::device::reservation::{Refused, Reservations};
 use crate::format::cluster::heartbeat::FLAG_LEAVING;
@@ -275,13 +276,15 @@ impl Joiner {
     fn may_succeed(&self, slot: SlotId, former: Incarnation, first: bool) -> Result<bool> {
         let cell = self.row.get(usize::from(slot.0)).cloned().flatten();
         let cell = cell.filter(|cell| cell.incarnation == former);
-        let file = self.options.file;
         // A process of this boot that has let go of the device, or we would not have its presence lock.
-        let same_boot = cell.as_ref().filter(|c| c.boot == self.options.boot);
-        let here = same_boot.is_some_and(|c| c.file == file && self.watch.is_as_found(slot));
-        if here && file.rdev != 0 && self.options.prove {
-            return Ok(true);
+        match self.proof_by_device(slot, former) {
+            Proof::Gone => return Ok(true),
+            // Neither its key is taken nor is it said to live.
+            Proof::Later => return Ok(false),
+            Proof::None => {}
         }
+        let same_boot = cell.as_ref().filter(|c| c.boot == self.options.boot);
+        let here = same_boot.is_some_and(|c| c.file == self.options.file && self.watch.is_as_found(slot));
         let name = self.name_of(slot);
         if self.watch.has_moved(slot) && !self.watch.is_silent(slot) {
             return self.refuse(format_args!(

@@ -1,8 +1,8 @@
 //! The first mount of a volume without living members.
 //!
 //! Who is provably gone needs no waiting: same boot of this machine and, for a block device, the
-//! same device file (whose presence lock we could take); for an image, the same file on a filesystem of this
-//! machine alone, and the byte-range lock that each mount holds could be taken.
+//! same device file (whose presence lock we could take), and a few heartbeats missed ([`proof`]); for an image, the
+//! same file on a filesystem of this machine alone, and the byte-range lock that each mount holds could be taken.
 //!
 //! Two first mounts at once must not write from one slot. On one machine the lobby's byte range is
 //! the lock. Between machines it is a delta lease (Chockler and Malkhi) on the lobby cell with the
@@ -16,10 +16,10 @@ use crate::base::{Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::join::{Joiner, Tried};
 use crate::cluster::node::{back_off, run_ballot};
 use crate::cluster::paxos::Proposer;
-use crate::cluster::takeover::{COPY, is_of_a_copy};
+use crate::cluster::proof::{self, COPY, Proof, is_of_a_copy};
 use crate::cluster::view::{bit, first_slot, slot_of, slots};
 use crate::format::cluster::lobby::ClaimKind;
-use crate::format::cluster::{Claim, SlotState};
+use crate::format::cluster::{Claim, Heartbeat, SlotState, SlotView};
 use std::time::Duration;
 
 /// Lost ballots after which a first mount looks afresh at who is there.
@@ -36,42 +36,66 @@ impl Joiner {
         if slots(&self.view).all(|(s, _)| others & bit(s) == 0 || gone(s)) {
             return Ok(true);
         }
-        self.prove_gone(others)
+        Ok(self.prove_gone(others)? == Proof::Gone)
     }
 
-    fn prove_gone(&mut self, others: u64) -> Result<bool> {
+    fn prove_gone(&mut self, others: u64) -> Result<Proof> {
         if !self.options.prove || self.options.local && !self.hold_lobby()? {
-            return Ok(false);
+            return Ok(Proof::None);
         }
         for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
-            if !self.is_gone_here(slot, member.incarnation)? {
+            let proof = self.is_gone_here(slot, member.incarnation)?;
+            if proof != Proof::Gone {
                 self.release_proofs()?;
-                return Ok(false);
+                return Ok(proof);
             }
         }
-        Ok(true)
+        Ok(Proof::Gone)
+    }
+
+    /// The last heartbeat of this mount of `slot`, if it was one of this boot.
+    fn beat_of_this_boot(&self, slot: SlotId, incarnation: Incarnation) -> Option<&Heartbeat> {
+        let cell = self.row.get(usize::from(slot.0))?.as_ref();
+        cell.filter(|h| h.incarnation == incarnation && h.boot == self.options.boot)
+    }
+
+    /// Was this mount of `slot` a process of this boot, on this very block device, that has let go of it? Of an
+    /// image that shows only by its byte range.
+    pub fn proof_by_device(&self, slot: SlotId, incarnation: Incarnation) -> Proof {
+        match self.beat_of_this_boot(slot, incarnation) {
+            Some(cell) if self.options.prove => proof::of_device(cell, &self.options.file, &self.watch),
+            _ => Proof::None,
+        }
     }
 
     /// Was this mount of `slot` a process of this boot, on this very file, that has let go of it?
-    pub fn is_gone_here(&mut self, slot: SlotId, incarnation: Incarnation) -> Result<bool> {
-        let options = &self.options;
-        let file = options.file;
-        let cell = self.row[usize::from(slot.0)].as_ref();
-        let ours = cell.filter(|h| h.incarnation == incarnation && h.boot == options.boot);
-        if options.prove && ours.is_some_and(|h| is_of_a_copy(h, &file, &self.watch)) {
+    pub fn is_gone_here(&mut self, slot: SlotId, incarnation: Incarnation) -> Result<Proof> {
+        let (options, file) = (&self.options, self.options.file);
+        let ours = self.beat_of_this_boot(slot, incarnation).filter(|_| options.prove);
+        if ours.is_some_and(|h| is_of_a_copy(h, &file, &self.watch)) {
             tracing::warn!("{} {COPY}", self.name_of(slot));
             self.options.prove = false;
-            return Ok(false);
+            return Ok(Proof::None);
         }
-        let here = ours.is_some_and(|h| match file.rdev {
-            0 => options.local && (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0),
-            _ => h.file == file,
-        });
-        if !options.prove || !here || (file.rdev == 0 && !self.hold(slot)?) {
-            return Ok(false);
+        let of_image = |h: &Heartbeat| (h.file.dev, h.file.ino, h.file.rdev) == (file.dev, file.ino, 0);
+        let proof = match file.rdev {
+            0 if options.local && ours.is_some_and(of_image) && self.hold(slot)? => Proof::Gone,
+            0 => Proof::None,
+            _ => self.proof_by_device(slot, incarnation),
+        };
+        if proof == Proof::Gone {
+            self.proven.insert(slot, incarnation);
         }
-        self.proven.insert(slot, incarnation);
-        Ok(true)
+        Ok(proof)
+    }
+
+    /// May a few more polls show that former members are gone?
+    pub fn awaits_proof(&self) -> bool {
+        let others = self.others();
+        let later = |(slot, member): (SlotId, &SlotView)| {
+            others & bit(slot) != 0 && self.proof_by_device(slot, member.incarnation) == Proof::Later
+        };
+        slots(&self.view).any(later)
     }
 
     fn hold(&mut self, slot: SlotId) -> Result<bool> {

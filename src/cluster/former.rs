@@ -9,6 +9,7 @@ use crate::cluster::fencer::{Cut, Fence, Victim};
 use crate::cluster::join::Joiner;
 use crate::cluster::keys::Former;
 use crate::cluster::known::{Acquaintance, Known};
+use crate::cluster::proof::Proof;
 use crate::cluster::view::{bit, dead, first, slots};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::view::PROTOCOL;
@@ -30,13 +31,15 @@ pub struct Failing {
 
 impl Joiner {
     /// Nobody lives: keep those off that were members, before anything is decided without them, in `slot`.
-    /// `false`: somebody was faster.
+    /// `false`: somebody was faster, or more polls are to show first who is gone.
     pub fn fence_former(&mut self, slot: SlotId) -> Result<bool> {
         if self.class != FenceClass::Lease {
             // Whoever is gone from this machine is in nobody's way, whatever became of the others.
             let others = self.others();
             for (slot, member) in slots(&self.view.clone()).filter(|(s, _)| others & bit(*s) != 0) {
-                self.is_gone_here(slot, member.incarnation)?;
+                if self.is_gone_here(slot, member.incarnation)? == Proof::Later {
+                    return Ok(false);
+                }
             }
         }
         match (self.class, self.options.fence.command.clone()) {

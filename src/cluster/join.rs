@@ -202,10 +202,11 @@ impl Joiner {
         if self.options.lease.is_unwanted() {
             return self.refuse("told to end before it was mounted");
         }
+        let begun = self.options.clock.now();
         let row = self.disk.read_heartbeats()?;
         let before = std::mem::replace(&mut self.row, row);
         self.forget_cut(&before);
-        self.watch.observe(self.options.clock.now(), &self.row);
+        self.watch.look(begun, self.options.clock.now(), &self.row);
         self.known.note(&self.row, &self.watch, &self.view);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         if newest > self.view.epoch {

@@ -51,6 +51,8 @@ pub struct Watch {
     timing: Timing,
     beats: Vec<Option<Beat>>,
     last_poll: Option<Duration>,
+    /// When the last one began.
+    last_begun: Duration,
     /// Since when polling has had no gap.
     gap_free_since: Duration,
 }
@@ -62,19 +64,25 @@ impl Watch {
             timing,
             beats: vec![None; usize::from(slots)],
             last_poll: None,
+            last_begun: Duration::ZERO,
             gap_free_since: Duration::ZERO,
         }
     }
 
-    /// A read of the row completed at `now`. Cells that could not be read are `None`: nothing is
-    /// learnt of them, but that they stand still like any other as long as that is all we ever saw.
-    /// A host that lives writes its cell anew with every beat, and gets no lease while it cannot read it.
+    /// As [`Watch::look`], for a read that took no time.
     pub fn observe(&mut self, now: Duration, row: &[Option<Heartbeat>]) {
+        self.look(now, now, row);
+    }
+
+    /// A read of the row that was begun at `begun` completed at `now`. Cells that could not be read are `None`:
+    /// nothing is learnt of them, but that they stand still like any other as long as that is all we ever saw.
+    /// A host that lives writes its cell anew with every beat, and gets no lease while it cannot read it.
+    pub fn look(&mut self, begun: Duration, now: Duration, row: &[Option<Heartbeat>]) {
         let gap = self.last_poll.is_none_or(|last| now.saturating_sub(last) > self.timing.gap_max());
         if gap {
             self.gap_free_since = now;
         }
-        self.last_poll = Some(now);
+        (self.last_poll, self.last_begun) = (Some(now), begun);
         for (known, cell) in self.beats.iter_mut().zip(row) {
             let Some(cell) = cell else {
                 known.get_or_insert(Beat { first_seen: now, ..Beat::default() }).readable = false;
@@ -153,9 +161,18 @@ impl Watch {
     /// R4: how long the cell of `slot` has stood still, counted to the last poll: our own pause makes
     /// nobody silent.
     pub fn silence(&self, slot: SlotId) -> Duration {
-        let Some(last) = self.last_poll else { return Duration::ZERO };
+        self.last_poll.map_or(Duration::ZERO, |last| self.still_until(slot, last))
+    }
+
+    fn still_until(&self, slot: SlotId, end: Duration) -> Duration {
         let since = self.beat(slot).map_or(Duration::ZERO, |b| b.first_seen.max(b.expected));
-        last.saturating_sub(since.max(self.gap_free_since))
+        end.saturating_sub(since.max(self.gap_free_since))
+    }
+
+    /// F1: has the cell of `slot` stood still under gap-free polling for so many heartbeats? Counted to when the last
+    /// poll began: what it shows may be as old as that.
+    pub fn has_missed(&self, slot: SlotId, beats: u32) -> bool {
+        self.last_poll.is_some() && self.still_until(slot, self.last_begun) >= self.timing.heartbeat * beats
     }
 
     /// R4: for as long as makes it suspect?

@@ -2,7 +2,7 @@
 //! all on the shared device. Level 3.
 //!
 //! Pure machines (no clock, thread or I/O): [`view`] (what may follow a view), [`paxos`] (Disk
-//! Paxos), [`member`] (renewal, suspicion), [`fence`] (when the dead may be acted upon), [`ledger`] and [`ownership`] (who owns which group),
+//! Paxos), [`member`] (renewal, suspicion), [`proof`] (who is gone from this machine), [`fence`] (when the dead may be acted upon), [`ledger`] and [`ownership`] (who owns which group),
 //! [`mailbox`] (what is new in a register). [`driver`] feeds them from one protocol thread per mount; [`disk`] reads and writes
 //! the cells.
 //!
@@ -33,6 +33,7 @@ pub mod membership;
 pub mod node;
 pub mod ownership;
 pub mod paxos;
+pub mod proof;
 mod registers;
 pub mod status;
 pub mod takeover;

@@ -94,9 +94,10 @@ impl Node {
                 e => e,
             });
         }
+        let begun = self.clock.now();
         self.row = self.disk.read_heartbeats()?;
         let read = self.clock.now();
-        self.watch.observe(read, &self.row);
+        self.watch.look(begun, read, &self.row);
         self.known.note(&self.row, &self.watch, &self.view);
         self.takeover.fences.told(self.beat.epoch, self.beat.excluded, read);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();

@@ -8,11 +8,11 @@ use crate::cluster::fence::Fences;
 use crate::cluster::fencer::Fencer;
 use crate::cluster::former::victim_of;
 use crate::cluster::join::JoinOptions;
-use crate::cluster::member::Watch;
 use crate::cluster::node::Node;
+use crate::cluster::proof::{self, COPY, MISSED, Proof, is_of_a_copy};
 use crate::cluster::view::{bit, dead, dead_of, exclude, hand_on, is_member, live, slots};
 use crate::format::cluster::heartbeat::{DeviceFile, FLAG_FENCING, FLAG_REPLAYING, FenceTrouble};
-use crate::format::cluster::{FenceClass, Heartbeat, SlotState, View};
+use crate::format::cluster::{FenceClass, SlotState, View};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -68,20 +68,8 @@ pub struct Takeover {
     pub blind: Option<FenceTrouble>,
 }
 
-/// Is the heartbeat one of a machine that only looks like this one, because both go on from the same snapshot of
-/// memory? Nobody else here has the device file as long as we have its presence lock: what moves is not from here.
-pub fn is_of_a_copy(cell: &Heartbeat, own: &DeviceFile, watch: &Watch) -> bool {
-    own.rdev != 0 && cell.file == *own && !watch.is_as_found(cell.slot)
-}
-
-/// What is said of it.
-pub const COPY: &str = "bears the boot and the device of this machine, which has no other mount of it: another machine \
-    was resumed from the same snapshot. Nobody is taken for gone from here any more";
-
 /// Failed recoveries in a row after which another member is to try.
 const FAILURES_MAX: u32 = 2;
-/// Heartbeats missed before a proof of death is looked for.
-const MISSED: u32 = 3;
 
 impl Takeover {
     /// Nobody is dead yet.
@@ -140,8 +128,8 @@ impl Node {
                 continue;
             }
             let silence = self.watch.silence(slot);
-            let proven =
-                silence >= self.timing.heartbeat * MISSED && self.prove_gone(slot, member.incarnation);
+            let proven = silence >= self.timing.heartbeat * MISSED
+                && self.prove_gone(slot, member.incarnation) == Proof::Gone;
             if proven || silence >= patience {
                 suspects.push((slot, member.incarnation));
             }
@@ -173,36 +161,37 @@ impl Node {
     }
 
     /// F1: was the last mount of `slot` a process of this boot, on this very file, that has let go of it?
-    fn prove_gone(&mut self, slot: SlotId, incarnation: Incarnation) -> bool {
+    fn prove_gone(&mut self, slot: SlotId, incarnation: Incarnation) -> Proof {
         if self.takeover.fences.proven(slot) == Some(incarnation) {
-            return true;
+            return Proof::Gone;
         }
-        let Some(cell) = self.row[usize::from(slot.0)].as_ref() else { return false };
+        let Some(cell) = self.row[usize::from(slot.0)].as_ref() else { return Proof::None };
         let proofs = &self.takeover.proofs;
         if !proofs.wanted || cell.incarnation != incarnation || cell.boot != proofs.boot {
-            return false;
+            return Proof::None;
         }
         if is_of_a_copy(cell, &proofs.file, &self.watch) {
             tracing::warn!("{} {COPY}", self.name_of(slot));
             self.takeover.proofs.wanted = false;
-            return false;
+            return Proof::None;
         }
-        let gone = match proofs.file.rdev {
-            // We have had the presence lock of this device file since before we first looked, so nobody else here has
-            // opened it by this name.
-            1.. => cell.file == proofs.file,
+        let proof = match proofs.file.rdev {
+            1.. => proof::of_device(cell, &proofs.file, &self.watch),
             0 => {
                 let same =
                     (cell.file.dev, cell.file.ino, cell.file.rdev) == (proofs.file.dev, proofs.file.ino, 0);
                 let (offset, length) = self.disk.slot_range(slot);
                 let claim = proofs.claim.as_ref().filter(|_| proofs.local && same);
-                claim.is_some_and(|claim| claim.try_hold(offset, length).unwrap_or(false))
+                match claim.is_some_and(|claim| claim.try_hold(offset, length).unwrap_or(false)) {
+                    true => Proof::Gone,
+                    false => Proof::None,
+                }
             }
         };
-        if gone {
+        if proof == Proof::Gone {
             self.takeover.fences.prove(slot, incarnation);
         }
-        gone
+        proof
     }
 
     /// F8: have those kept off that we see to, by whatever does it beside time; and whoever looked after our slot
@@ -225,8 +214,12 @@ impl Node {
         {
             due.push(former);
         }
-        // Nothing need be done about who is gone from this machine, and a command could not.
-        due.retain(|slot| !self.prove_gone(*slot, self.view.slots[usize::from(slot.0)].incarnation));
+        // Nothing need be done about who is gone from this machine, and a command could not; nor, yet, about whom
+        // a few more beats may show to be.
+        due.retain(|slot| {
+            let incarnation = self.view.slots[usize::from(slot.0)].incarnation;
+            self.prove_gone(*slot, incarnation) == Proof::None
+        });
         let victim = |slot: &SlotId| {
             let at = usize::from(slot.0);
             let cell = self.row.get(at).and_then(|cell| cell.as_ref());

@@ -56,9 +56,18 @@ impl Port {
     /// A port of its own; requests pass at once.
     pub fn new(disk: &Arc<SimDisk>) -> Arc<Port> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        Port::of_nexus(disk, NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// For another process of this machine, or one that the device takes for it.
+    pub fn again(&self) -> Arc<Port> {
+        Port::of_nexus(&self.disk, self.id)
+    }
+
+    fn of_nexus(disk: &Arc<SimDisk>, id: u64) -> Arc<Port> {
         Arc::new(Port {
             disk: disk.clone(),
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id,
             cut: AtomicBool::new(false),
             weather: Mutex::default(),
             failed: AtomicU64::new(0),

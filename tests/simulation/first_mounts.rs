@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 const OTHER: Incarnation = Incarnation(77);
 const NEXUS: u64 = 99_999;
 
-fn raw(disk: &Arc<SimDisk>) -> Disk {
+pub fn raw(disk: &Arc<SimDisk>) -> Disk {
     let (superblock, _) = superblock::load(&**disk).unwrap();
     Disk { device: disk.clone(), format_id: superblock.format_id, geometry: superblock.geometry }
 }
@@ -225,7 +225,7 @@ fn mount_by(
     mount_as(port, fence, identity, reservations)
 }
 
-fn mount_as(
+pub fn mount_as(
     port: Arc<Port>,
     fence: FenceWish,
     identity: Identity,

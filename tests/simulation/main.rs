@@ -8,6 +8,7 @@ mod common;
 mod canary;
 mod chaos;
 mod cluster;
+mod copies;
 mod deaths;
 mod demotion;
 mod draw;

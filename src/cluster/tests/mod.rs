@@ -10,6 +10,7 @@ mod fencer;
 mod known;
 mod life;
 mod mail;
+mod proof;
 mod starved;
 mod takeover;
 mod tune;

@@ -39,7 +39,7 @@ fn is_clean(host: &Host, slot: u16) -> bool {
 }
 
 /// What the host that dies has to be: nobody else holds it.
-fn die(host: Arc<Host>) {
+pub fn die(host: Arc<Host>) {
     assert_eq!(Arc::strong_count(&host), 1);
     drop(Arc::try_unwrap(host).ok().unwrap().cluster);
 }
@@ -87,7 +87,7 @@ fn the_process_of_a_member_is_gone() {
 }
 
 /// On a block device, as which it has the device node of this machine to itself.
-fn member_of_boot(medium: &Arc<Medium>, name: &str) -> Result<Arc<Host>> {
+pub fn member_of_boot(medium: &Arc<Medium>, name: &str) -> Result<Arc<Host>> {
     let (port, lease) = (medium.port(), Arc::new(Lease::default()));
     let mut options = options(name, Where::Elsewhere, &port, &lease);
     (options.boot, options.file.rdev) = ([2; 16], 7);
