@@ -266,11 +266,47 @@ fn with_ballot(volume: &Volume, change: impl FnOnce(&mut Ballot)) -> Disk {
     disk
 }
 
+/// A mount that waits for what takes long is told to end.
+fn end(volume: &Volume, arguments: &[&str], signal: i32) {
+    let (image, at) = (volume.image(), volume.mountpoint());
+    let mut mount = Command::new(program("shoal"))
+        .arg("mount")
+        .args(arguments)
+        .args([&image, &at])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(mount.try_wait().unwrap(), None, "it waits for longer");
+    let told = Instant::now();
+    // SAFETY: the process that this test started and has not waited for.
+    assert_eq!(unsafe { libc::kill(mount.id() as i32, signal) }, 0);
+    while mount.try_wait().unwrap().is_none() && told.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (took, output) = (told.elapsed(), mount.wait_with_output().unwrap());
+    assert!(took < Duration::from_secs(10), "it took {took:?}");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(32), "{arguments:?}: {said}");
+    // In the foreground the log is there, too.
+    let told: Vec<_> = said.lines().filter(|line| line.contains("told to end")).collect();
+    assert!(matches!(&told[..], [one] if one.contains(image.to_str().unwrap())), "{arguments:?}: {said}");
+    assert!(arguments == ["--foreground"] || said.lines().count() == 1, "{said}");
+    let deadline = Instant::now() + LIMIT;
+    while volume.daemon().is_some() {
+        assert!(Instant::now() < deadline, "its daemon goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!volume.is_mounted());
+}
+
 /// It waits for a host that is dead, as it seems.
 #[test]
 fn a_signal_ends_a_mount_that_waits() {
     let volume = Volume::new();
-    let (image, at) = (volume.image(), volume.mountpoint());
+    let image = volume.image();
     let slow = command("shoal", &["tune", image.to_str().unwrap(), "--timing", "default"]);
     assert!(slow.status.success(), "{}", stderr(&slow));
     drop(with_ballot(&volume, |ballot| {
@@ -280,26 +316,24 @@ fn a_signal_ends_a_mount_that_waits() {
         let state = SlotState::Live { former: None };
         ballot.decided.slots[0] = SlotView { state, incarnation: Incarnation(1) };
     }));
-    let mut mount = Command::new(program("shoal"))
-        .args(["mount", "--foreground", image.to_str().unwrap(), at.to_str().unwrap()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_secs(4));
-    assert_eq!(mount.try_wait().unwrap(), None, "it waits for 20 s");
-    let told = Instant::now();
-    // SAFETY: the process that this test started and has not waited for.
-    assert_eq!(unsafe { libc::kill(mount.id() as i32, libc::SIGTERM) }, 0);
-    while mount.try_wait().unwrap().is_none() && told.elapsed() < LIMIT {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let (took, output) = (told.elapsed(), mount.wait_with_output().unwrap());
-    assert!(took < Duration::from_secs(10), "it took {took:?}");
-    assert_eq!(output.status.code(), Some(32), "{}", stderr(&output));
-    assert!(stderr(&output).contains("told to end"), "{}", stderr(&output));
-    assert!(!volume.is_mounted());
+    end(&volume, &["--foreground"], libc::SIGTERM);
+    // Whoever presses Ctrl-C reaches the command alone: its daemon is in a session of its own.
+    let log = format!("log={}", volume.directory.path().join("log").display());
+    end(&volume, &["-o", &log], libc::SIGINT);
+}
+
+/// The daemon of the last mount here is not done. It is this very process, as its record says.
+#[test]
+fn a_signal_ends_a_mount_that_waits_for_a_daemon_to_leave() {
+    let volume = Volume::new();
+    let mut record = local::Registration::new(&volume.image(), Path::new("/nowhere")).unwrap();
+    record.set_mounted(u64::MAX, false).unwrap();
+    record.set_leaving().unwrap();
+    let log = format!("log={}", volume.directory.path().join("log").display());
+    end(&volume, &["-o", &log], libc::SIGINT);
+    drop(record);
+    assert_silent_success(&volume.mount("rw"));
+    assert_silent_success(&volume.umount());
 }
 
 /// `shoal tune` was killed when the view with the other times had been accepted, but was not known to be decided.

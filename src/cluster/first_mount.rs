@@ -122,6 +122,7 @@ impl Joiner {
         }
         let limit = self.options.clock.now() + self.options.timing.suspicion;
         while !self.hold(slot)? {
+            self.check_wanted()?;
             if self.options.clock.now() > limit {
                 return Err(Error::Busy(format!("a process on this machine still holds slot {slot}")));
             }

@@ -80,9 +80,22 @@ impl Joiner {
         let taken = registration.take(&former);
         // Also if it failed half-way: whoever is kept off may be forgotten by everything but the reservation.
         self.kept_off |= registration.has_kept_off();
-        await_settled(taken?);
+        self.await_settled(taken?)?;
         self.note_cut();
         Ok(true)
+    }
+
+    fn await_settled(&self, settle: Duration) -> Result<()> {
+        if !settle.is_zero() {
+            tracing::info!("waiting {settle:?} for what the device has of hosts that are kept off now");
+        }
+        let end = self.options.clock.now() + settle;
+        while self.options.clock.now() < end {
+            self.check_wanted()?;
+            let left = end.saturating_sub(self.options.clock.now());
+            std::thread::sleep(left.min(self.options.timing.heartbeat / 4));
+        }
+        Ok(())
     }
 
     /// Nobody asked for reservations, and the device has none to give.
@@ -313,13 +326,6 @@ impl Joiner {
         let others = self.others();
         let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
         self.cut = members.map(|(slot, member)| (slot, member.incarnation)).collect();
-    }
-}
-
-fn await_settled(settle: Duration) {
-    if !settle.is_zero() {
-        tracing::info!("waiting {settle:?} for what the device has of hosts that are kept off now");
-        std::thread::sleep(settle);
     }
 }
 

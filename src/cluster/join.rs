@@ -88,6 +88,9 @@ pub(super) struct Tried {
     pub former: Incarnation,
 }
 
+/// Why a mount ends that somebody has told to.
+pub const UNWANTED: &str = "told to end before it was mounted";
+
 /// A mount on its way in.
 pub(super) struct Joiner {
     pub disk: Disk,
@@ -199,9 +202,7 @@ impl Joiner {
 
     /// Read the row, and the ballots too if some cell knows a newer view.
     pub fn poll(&mut self) -> Result<()> {
-        if self.options.lease.is_unwanted() {
-            return self.refuse("told to end before it was mounted");
-        }
+        self.check_wanted()?;
         let begun = self.options.clock.now();
         let row = self.disk.read_heartbeats()?;
         let before = std::mem::replace(&mut self.row, row);
@@ -213,6 +214,14 @@ impl Joiner {
             self.read_views()?;
         }
         Ok(())
+    }
+
+    /// An error once somebody has told the mount to end.
+    pub fn check_wanted(&self) -> Result<()> {
+        match self.options.lease.is_unwanted() {
+            true => self.refuse(UNWANTED),
+            false => Ok(()),
+        }
     }
 
     /// Mask of the slots whose last mount may still be there.
@@ -371,7 +380,7 @@ impl Joiner {
         for (slot, incarnation) in self.cut_in(&node.view) {
             node.takeover.fences.cut(slot, incarnation);
         }
-        beat_until(node, |node| node.lease_end.is_some())?;
+        self.beat_until(node, |node| node.lease_end.is_some())?;
         // From now on our heartbeat keeps others from making the volume anew; before, nothing did.
         self.options.lease.confirm().map_err(|e| node.lost(e.to_string()))?;
         // Our cell was the last mount's: a renewal of its that read the row before our beat was
@@ -386,7 +395,7 @@ impl Joiner {
         self.withdraw()?;
         self.release_others(slot)?;
         let done = |node: &Node| own_fence.is_none_or(|end| node.clock.now() >= end) && node.may_replay();
-        beat_until(node, |node| done(node) && node.is_barrier_passed())?;
+        self.beat_until(node, |node| done(node) && node.is_barrier_passed())?;
         if self.class == FenceClass::Command
             && let Some(name) = clone_of(&node.view, &node.row, &node.watch, Watch::has_moved, &self.options)
         {
@@ -396,6 +405,12 @@ impl Joiner {
         node.groups.load()?;
         node.ledgers_loaded(&row);
         Ok(())
+    }
+
+    /// As [`beat_until`], unless the mount is told to end.
+    fn beat_until(&self, node: &mut Node, done: impl Fn(&Node) -> bool) -> Result<()> {
+        beat_until(node, |node| done(node) || self.options.lease.is_unwanted())?;
+        self.check_wanted()
     }
 }
 

@@ -45,7 +45,7 @@ pub use crate::format::cluster::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
 pub use class::{FenceOptions, Wanted};
 pub use disk::Disk;
 pub use driver::Cluster;
-pub use join::{JoinOptions, JoinReport};
+pub use join::{JoinOptions, JoinReport, UNWANTED};
 pub use lease::StoreLease;
 pub use membership::{Membership, Owner};
 pub use node::{HostReport, Positions};

@@ -182,12 +182,17 @@ pub struct Running {
 impl Running {
     /// Waits until the daemon has ended; false if it has not within `limit`.
     pub fn wait(&self, limit: Duration) -> bool {
+        self.wait_unless(limit, &|| false)
+    }
+
+    /// The same, for no longer than until `given_up` says so.
+    fn wait_unless(&self, limit: Duration, given_up: &dyn Fn() -> bool) -> bool {
         let deadline = Instant::now() + limit;
         loop {
             if !is_locked(&self.file) {
                 return true;
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || given_up() {
                 return false;
             }
             std::thread::sleep(POLL);
@@ -248,10 +253,29 @@ pub fn daemon_of(mount: &MountEntry) -> Option<Running> {
 /// # Errors
 /// `TimedOut`, naming the daemon, after `limit`.
 pub fn wait_for_leaving(device: &Path, limit: Duration) -> io::Result<()> {
+    wait_for_leaving_unless(device, limit, &|| false)
+}
+
+/// The same, for no longer than until `given_up` says so.
+///
+/// # Errors
+/// `TimedOut` as above; `Interrupted` if it was given up.
+pub fn wait_for_leaving_unless(
+    device: &Path,
+    limit: Duration,
+    given_up: &dyn Fn() -> bool,
+) -> io::Result<()> {
     let identity = DeviceIdentity::of(device)?;
     for other in running()? {
-        if other.stage == Stage::Leaving && other.daemon.identity == identity && !other.wait(limit) {
+        if other.stage == Stage::Leaving
+            && other.daemon.identity == identity
+            && !other.wait_unless(limit, given_up)
+        {
             let pid = other.daemon.pid;
+            if given_up() {
+                let what = format!("told to end while its last daemon here (process {pid}) was leaving");
+                return Err(io::Error::new(io::ErrorKind::Interrupted, what));
+            }
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("was unmounted here, but its daemon (process {pid}) is not done after {limit:?}"),

@@ -63,6 +63,7 @@ mod threads;
 mod tmpfile;
 pub mod tune;
 pub mod types;
+mod unwanted;
 mod walk;
 mod writeback;
 mod xattrs;

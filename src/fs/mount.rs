@@ -215,7 +215,7 @@ pub fn start_wrapped(
     match fs.core.begin(&report.replay) {
         Ok(()) => Ok(Arc::new(fs)),
         Err(e) => {
-            tell_left(fs.end_with(Core::withdraw));
+            tell_left(unwanted::in_time(&fs.core, || fs.end_with(Core::withdraw)));
             Err(e)
         }
     }
@@ -246,7 +246,8 @@ fn assemble(
     let able = opened.superblock.check_features(true).is_ok();
     let recovery = takeover::Recovery::new(&opened.volume, Timing::of(opened.volume.timing), able);
     // There is no other member, or there would be nothing to replay yet: no torn block is in anybody's hands.
-    recovery.replay_all(&store, &cluster, &report.replay, Duration::ZERO)?;
+    let wanted = || unwanted::check_wanted(&*kernel);
+    recovery.replay_all(&store, &cluster, &report.replay, Duration::ZERO, &wanted)?;
     let slot = report.slot;
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
     let journal = Journal::open(store.clone(), recovery.journal(slot)?, slot, config)?;
@@ -356,6 +357,7 @@ impl Core {
     /// The root must be there before anybody is told that the mount is. While the lease is renewed, others
     /// are waited for; they may be taking over from somebody. Without a device that would be for ever.
     fn look_at_root(self: &Arc<Self>) -> Result<()> {
+        unwanted::check_wanted(&*self.kernel)?;
         let (sender, granted) = std::sync::mpsc::channel();
         self.locks.acquire(inode(self.root, Mode::S), Box::new(move |pins| drop(sender.send(pins))));
         let _pins = loop {
@@ -364,7 +366,10 @@ impl Core {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::Halted("the lock manager is gone".into()));
                 }
-                Err(RecvTimeoutError::Timeout) => self.is_hopeless()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.is_hopeless()?;
+                    unwanted::check_wanted(&*self.kernel)?;
+                }
             }
         };
         let node = self.nodes.get(self.root);

@@ -11,7 +11,7 @@ use crate::base::SystemClock;
 use crate::cluster::Timing;
 use crate::format::cluster::heartbeat::Replaying;
 use crate::format::volume::{SlotExtents, Volume};
-use crate::journal::{DeviceSink, replay};
+use crate::journal::{DeviceSink, Wanted, replay};
 use parking_lot::Condvar;
 use std::collections::BTreeSet;
 
@@ -92,16 +92,18 @@ impl Recovery {
         self.extents(slot).map(|e| Tree { ino: e.inode, cover: LockName::Slot(slot) })
     }
 
-    /// Replay the journals of `slots`, all of them gone; `settle`: how long a torn block may be under the
-    /// hands of a host that lives.
+    /// Replay the journals of `slots`, all of them gone, while that is `wanted`; `settle`: how long a torn block may
+    /// be under the hands of a host that lives.
     pub fn replay_all(
         &self,
         store: &Store,
         cluster: &Cluster,
         slots: &[SlotId],
         settle: Duration,
+        wanted: Wanted<'_>,
     ) -> Result<()> {
         for slot in slots {
+            wanted()?;
             let begun = std::time::Instant::now();
             let since_ms = SystemClock.wall().as_millis() as u64;
             let tell = |done: u64, total: u64| {
@@ -110,7 +112,7 @@ impl Recovery {
                 cluster.set_replaying(Some(Replaying { slot: *slot, since_ms, done, total }));
             };
             tell(0, 0);
-            let mut sink = DeviceSink::new(store, settle).telling(&tell);
+            let mut sink = DeviceSink::new(store, settle).telling(&tell).while_wanted(wanted);
             let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
             tracing::info!(
                 "slot {slot}: replayed {} transactions of its journal in {:.2} s, {} of {} blocks written",
@@ -157,7 +159,7 @@ impl Core {
     }
 
     fn take_over(self: &Arc<Self>, slots: &[SlotId]) -> Result<()> {
-        self.recovery.replay_all(&self.store, &self.cluster, slots, self.recovery.settle)?;
+        self.recovery.replay_all(&self.store, &self.cluster, slots, self.recovery.settle, &|| Ok(()))?;
         self.adopt_slots(slots)?;
         self.cluster.recovered(slots)?;
         self.reaper.look_soon();

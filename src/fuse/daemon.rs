@@ -10,7 +10,8 @@ use crate::fs::types::KernelCache;
 use crate::fuse::mount::{self, Place, Unmount};
 use crate::fuse::notify::Notifier;
 use crate::fuse::session::{Handler, Session};
-use std::io::{self, PipeWriter, Read, Write};
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -53,7 +54,7 @@ impl Readiness {
     /// The mount is usable: lets go of the terminal, then of the command.
     pub fn ready(self) {
         if let Some(mut pipe) = self.0 {
-            if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+            if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
                 for fd in 0..=2 {
                     // SAFETY: dup2 of an open descriptor onto the standard ones, which Rust owns no object of.
                     unsafe { libc::dup2(null.as_raw_fd(), fd) };
@@ -72,29 +73,70 @@ impl Readiness {
     }
 }
 
-/// Forks. The command's side returns when the daemon is ready, has failed or has died.
+/// Forks. The command's side returns when the daemon is ready, has failed or has died. Told to end meanwhile by one
+/// of `signals`, it tells the daemon, which is in a session of its own, and waits for its word; told again, it does
+/// not wait for it.
 ///
 /// # Errors
 /// If there can be no pipe or process.
-pub fn detach() -> io::Result<Role> {
-    let (mut reader, writer) = io::pipe()?;
+pub fn detach(signals: &Signals) -> io::Result<Role> {
+    let (reader, writer) = io::pipe()?;
+    let told = signals.listen()?;
     // SAFETY: the process has one thread (commands start none before this), so the child may go on
     // like any process.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            drop(reader);
+            drop((reader, told));
             Ok(Role::Daemon(Readiness(Some(leave_session(writer)?))))
         }
-        _ => {
+        daemon => {
             drop(writer);
-            let mut word = Vec::new();
-            reader.read_to_end(&mut word)?;
+            let word = await_word(reader, told, daemon)?;
             Ok(Role::Command(match word.first() {
                 Some(&READY) => Ok(()),
                 Some(_) => Err(String::from_utf8_lossy(&word).into_owned()),
                 None => Err("the daemon died before the mount was complete; see its log".into()),
             }))
+        }
+    }
+}
+
+/// All that the daemon says, which is nobody's but ours to wait for.
+fn await_word(mut reader: PipeReader, mut told: File, daemon: libc::pid_t) -> io::Result<Vec<u8>> {
+    let mut word = Vec::new();
+    for times in 0.. {
+        if !wait_for_first(&reader, &told)? {
+            reader.read_to_end(&mut word)?;
+            break;
+        }
+        if times > 0 {
+            let process =
+                format!("the daemon (process {daemon}) has been told to end, and is not waited for");
+            return Ok(process.into_bytes());
+        }
+        // SAFETY: a signalfd gives whole records of plain data; the child was not waited for, so its number is its own.
+        unsafe {
+            let mut record: libc::signalfd_siginfo = std::mem::zeroed();
+            let bytes = std::slice::from_raw_parts_mut((&raw mut record).cast::<u8>(), size_of_val(&record));
+            told.read_exact(bytes)?;
+            libc::kill(daemon, record.ssi_signo as i32);
+        }
+    }
+    Ok(word)
+}
+
+/// Waits until there is something to read. Is it a signal?
+fn wait_for_first(word: &PipeReader, told: &File) -> io::Result<bool> {
+    let look = |fd: &dyn AsRawFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut ready = [look(word), look(told)];
+    loop {
+        // SAFETY: a pointer to live values, as many as said.
+        match unsafe { libc::poll(ready.as_mut_ptr(), ready.len() as libc::nfds_t, -1) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()),
+            // What the daemon says counts, also if a signal came with it.
+            _ => return Ok(ready[0].revents == 0),
         }
     }
 }
@@ -288,6 +330,16 @@ impl Signals {
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigpending(&mut set) == 0 && ENDING.iter().any(|s| libc::sigismember(&set, *s) == 1)
+        }
+    }
+
+    /// A file that can be read when one of them is waiting to be taken.
+    fn listen(&self) -> io::Result<File> {
+        // SAFETY: the set is initialised.
+        match unsafe { libc::signalfd(-1, &self.0, libc::SFD_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: a descriptor that the kernel has just given.
+            fd => Ok(unsafe { File::from_raw_fd(fd) }),
         }
     }
 

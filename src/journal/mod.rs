@@ -26,7 +26,7 @@ mod threads;
 
 pub use handle::Handle;
 pub use replay::{
-    Decision, DeviceSink, OverlaySink, ReplayReport, ReplaySink, decide, journal_is_clean, replay,
+    Decision, DeviceSink, OverlaySink, ReplayReport, ReplaySink, Wanted, decide, journal_is_clean, replay,
 };
 
 use crate::base::{BlockNo, Error, LockName, Result, SlotId, TxnId};

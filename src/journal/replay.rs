@@ -68,7 +68,11 @@ pub struct DeviceSink<'a> {
     store: &'a Store,
     settle: Duration,
     progress: Option<Progress<'a>>,
+    wanted: Option<Wanted<'a>>,
 }
+
+/// Fails once the replay is not to go on.
+pub type Wanted<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Hears how many blocks are done, of how many.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
@@ -77,17 +81,23 @@ impl<'a> DeviceSink<'a> {
     /// `settle`: the longest time a write of a host that may still live can take to land; zero when
     /// no other host lives.
     pub fn new(store: &'a Store, settle: Duration) -> DeviceSink<'a> {
-        DeviceSink { store, settle, progress: None }
+        DeviceSink { store, settle, progress: None, wanted: None }
     }
 
     /// Tells `progress` how far it is.
     pub fn telling(self, progress: Progress<'a>) -> DeviceSink<'a> {
         DeviceSink { progress: Some(progress), ..self }
     }
+
+    /// Goes on, before each block, only while `wanted` says so. The journal stays as it was then.
+    pub fn while_wanted(self, wanted: Wanted<'a>) -> DeviceSink<'a> {
+        DeviceSink { wanted: Some(wanted), ..self }
+    }
 }
 
 impl ReplaySink for DeviceSink<'_> {
     fn read(&mut self, block: BlockNo) -> Result<Block> {
+        self.wanted.map_or(Ok(()), |wanted| wanted())?;
         let mut b = Block::zeroed();
         self.store.device().read(block.byte(), &mut b.0)?;
         Ok(b)

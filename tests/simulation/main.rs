@@ -31,5 +31,6 @@ mod story;
 mod successor;
 mod taken;
 mod tree;
+mod unwanted;
 mod worker;
 mod workloads;

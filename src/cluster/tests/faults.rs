@@ -34,6 +34,35 @@ fn who_fails_after_the_admission_leaves_again() {
     assert!(read_status(&medium.disk(), None).unwrap().is_clean());
 }
 
+/// Its slot was not left in order, so that it waits once more when it is in a view already.
+#[test]
+fn who_is_told_to_end_when_it_is_a_member_already_does_not_wait_for_its_slot() {
+    let medium = Medium::formatted();
+    let timing = Timing { write_life: Duration::from_millis(1000), ..QUICK };
+    let join_first = |name: &str, lease: &Arc<Lease>| {
+        let port = medium.port();
+        let options = JoinOptions { usable: 1, timing, ..options(name, Where::Elsewhere, &port, lease) };
+        Cluster::join(disk_of(port), options)
+    };
+    drop(join_first("a", &Arc::default()).unwrap());
+    let lease = Arc::<Lease>::default();
+    let (told, ended) = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| join_first("b", &lease).err().expect("it was mounted"));
+        eventually("it is a member", || lease.renewals.load(Ordering::Relaxed) > 0);
+        lease.unwanted.store(true, Ordering::Relaxed);
+        let told = now();
+        let why = joining.join().unwrap().to_string();
+        assert!(why.contains("told to end"), "{why}");
+        (told, now())
+    });
+    assert!(ended - told < timing.wait() / 2, "{:?}", ended - told);
+    // It is one more that has not left in order.
+    let (c, report) = join_first("c", &Arc::default()).unwrap();
+    assert_eq!((report.first, report.replay), (true, vec![SlotId(0)]));
+    c.recovered(&[SlotId(0)]).unwrap();
+    c.leave().unwrap();
+}
+
 /// Stands still where it is put.
 struct Still(AtomicU64);
 

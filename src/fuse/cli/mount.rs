@@ -1,5 +1,6 @@
 //! `shoal mount` and `mount.fuse.shoal`: `DEVICE DIRECTORY [-sfnv] [-o OPTIONS]`.
 
+use crate::cluster::UNWANTED;
 use crate::device::Exclusive;
 use crate::device::local::{self, DeviceIdentity, Registration};
 use crate::device::mountinfo;
@@ -78,10 +79,11 @@ pub fn run(name: &str, arguments: Arguments) -> ExitCode {
             Err(what) => complain(name, what, FAILED),
         };
     }
+    let signals = Signals::block();
     let readiness = if arguments.foreground {
         Readiness::nobody()
     } else {
-        match daemon::detach() {
+        match daemon::detach(&signals) {
             Ok(Role::Daemon(readiness)) => readiness,
             Ok(Role::Command(Ok(()))) => {
                 if arguments.verbose {
@@ -93,7 +95,7 @@ pub fn run(name: &str, arguments: Arguments) -> ExitCode {
             Err(e) => return complain(name, format_args!("cannot start a daemon: {e}"), FAILED),
         }
     };
-    serve(&task, readiness, arguments.foreground)
+    serve(&task, readiness, arguments.foreground, signals)
 }
 
 fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
@@ -158,8 +160,7 @@ fn remount(task: &Task) -> Result<(), String> {
 }
 
 /// The daemon's life.
-fn serve(task: &Task, readiness: Readiness, foreground: bool) -> ExitCode {
-    let signals = Signals::block();
+fn serve(task: &Task, readiness: Readiness, foreground: bool, signals: Signals) -> ExitCode {
     if let Err(e) = log::start(task.request.log.as_deref(), foreground) {
         readiness.failed(&e.to_string());
         return ExitCode::from(FAILED);
@@ -234,7 +235,7 @@ fn volume(
     });
     let member = Member { fs, registration, lease, shown: shown.to_string(), left: OnceLock::new() };
     let member = Arc::new(member);
-    let ended = match begin(task, &member, (fuse, &notifier), &claim, signals) {
+    let (ended, failed) = match begin(task, &member, (fuse, &notifier), &claim, signals) {
         Ok(served) => {
             tracing::info!("{shown} mounted on {}", task.mountpoint.display());
             // The log and `shoal status` have it, too: to programs (xfstests for one) any word of a mount that
@@ -245,11 +246,15 @@ fn volume(
             readiness.ready();
             let ended = served.run().map_err(|e| tracing::error!("serving {shown}: {e}"));
             notifier.set_unmounted();
-            ended
+            (ended, None)
         }
-        Err(e) => fail(readiness, &e.to_string()),
+        Err(e) => (Err(()), Some((readiness, e.to_string()))),
     };
     let left = member.leave();
+    // Who waits for that may mount again at once.
+    if let Some((readiness, why)) = failed {
+        readiness.failed(&why);
+    }
     // To the end of the process, for whatever still has the device open until then.
     std::mem::forget((member, claim));
     ended.and(left)
@@ -263,6 +268,9 @@ fn begin(
     claim: &Exclusive,
     signals: Signals,
 ) -> std::io::Result<Served<Adapter<Fs>>> {
+    if Signals::are_pending() {
+        return Err(std::io::Error::other(format!("{}: {UNWANTED}", task.source.display())));
+    }
     let adapter = Adapter::new(member.fs.clone(), notifier.clone()).leaving(member.clone());
     let place = Place {
         source: task.source.as_os_str(),
@@ -350,7 +358,7 @@ fn fail(readiness: Readiness, why: &str) -> Result<(), ()> {
 /// its lock too.
 fn register(task: &Task) -> std::io::Result<Registration> {
     let device = &task.request.volume.device;
-    local::wait_for_leaving(device, LEAVING_MAX)?;
+    local::wait_for_leaving_unless(device, LEAVING_MAX, &Signals::are_pending)?;
     Registration::new(device, &task.mountpoint)
 }
 
