@@ -15,7 +15,7 @@ use std::any::Any;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -266,8 +266,8 @@ fn with_ballot(volume: &Volume, change: impl FnOnce(&mut Ballot)) -> Disk {
     disk
 }
 
-/// A mount that waits for what takes long is told to end.
-fn end(volume: &Volume, arguments: &[&str], signal: i32) {
+/// A mount that waits for what takes long.
+fn waiting(volume: &Volume, arguments: &[&str]) -> Child {
     let (image, at) = (volume.image(), volume.mountpoint());
     let mut mount = Command::new(program("shoal"))
         .arg("mount")
@@ -280,6 +280,13 @@ fn end(volume: &Volume, arguments: &[&str], signal: i32) {
         .unwrap();
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(mount.try_wait().unwrap(), None, "it waits for longer");
+    mount
+}
+
+/// It is told to end.
+fn end(volume: &Volume, arguments: &[&str], signal: i32) {
+    let image = volume.image();
+    let mut mount = waiting(volume, arguments);
     let told = Instant::now();
     // SAFETY: the process that this test started and has not waited for.
     assert_eq!(unsafe { libc::kill(mount.id() as i32, signal) }, 0);
@@ -302,9 +309,8 @@ fn end(volume: &Volume, arguments: &[&str], signal: i32) {
     assert!(!volume.is_mounted());
 }
 
-/// It waits for a host that is dead, as it seems.
-#[test]
-fn a_signal_ends_a_mount_that_waits() {
+/// Whoever mounts it waits for a host that is dead, as it seems.
+fn left_behind() -> Volume {
     let volume = Volume::new();
     let image = volume.image();
     let slow = command("shoal", &["tune", image.to_str().unwrap(), "--timing", "default"]);
@@ -316,10 +322,42 @@ fn a_signal_ends_a_mount_that_waits() {
         let state = SlotState::Live { former: None };
         ballot.decided.slots[0] = SlotView { state, incarnation: Incarnation(1) };
     }));
+    volume
+}
+
+#[test]
+fn a_signal_ends_a_mount_that_waits() {
+    let volume = left_behind();
     end(&volume, &["--foreground"], libc::SIGTERM);
     // Whoever presses Ctrl-C reaches the command alone: its daemon is in a session of its own.
     let log = format!("log={}", volume.directory.path().join("log").display());
     end(&volume, &["-o", &log], libc::SIGINT);
+}
+
+/// Its daemon hangs, and says nothing.
+#[test]
+fn a_second_signal_ends_the_command_alone() {
+    let volume = left_behind();
+    let log = format!("log={}", volume.directory.path().join("log").display());
+    let mut mount = waiting(&volume, &["-o", &log]);
+    let daemon = volume.daemon().unwrap();
+    // SAFETY: the daemon that this test started, found by its own record, and the command, which was not waited for.
+    let kill = |pid: u32, signal| assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    kill(daemon.daemon.pid, libc::SIGSTOP);
+    let second = Duration::from_secs(1);
+    kill(mount.id(), libc::SIGINT);
+    std::thread::sleep(second);
+    let waits = mount.try_wait().unwrap().is_none();
+    kill(mount.id(), libc::SIGINT);
+    std::thread::sleep(second);
+    let ended = mount.try_wait().unwrap().and_then(|status| status.code());
+    kill(daemon.daemon.pid, libc::SIGCONT);
+    assert!(daemon.wait(LIMIT), "it does not end");
+    // The daemon had its stderr, too.
+    let said = stderr(&mount.wait_with_output().unwrap());
+    assert!(waits && ended == Some(32), "{waits} {ended:?}: {said}");
+    assert!(said.contains("not waited for") && said.lines().count() == 1, "{said}");
+    assert!(!volume.is_mounted());
 }
 
 /// The daemon of the last mount here is not done. It is this very process, as its record says.
