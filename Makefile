@@ -120,9 +120,11 @@ deps:
 	$(SUDO) apt-get update
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS)
 
+# Guests see this machine's / and cannot write to it: they need a place there to mount their kernel's modules upon.
 deps-vm:
 	$(SUDO) apt-get update
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEPS_VM)
+	$(SUDO) install -d /usr/lib/modules
 
 clean:
 	$(CARGO) clean

@@ -38,6 +38,8 @@ def measure(system, row, spread):
     """One row once: rate, disk operations and microseconds of CPU per operation."""
     if row.prepare:
         row.prepare(system)
+    if row.memory_mib:
+        workloads.touch(row.memory_mib)
     disk, cpu = system.disk_operations(), system.cpu_s()
     with contextlib.nullcontext() if spread or row.free else system.on_one_cpu():
         rate = workloads.timed(row.count, lambda: row.work(system))
@@ -147,7 +149,7 @@ def report(rows, results, args, idle_rate):
     show(cpu_cells(rows, results))
     print(f"\nRatios are Shoal's rate (one host) by the peer's, above 1 Shoal is faster; medians of {args.rounds} "
           f"rounds. Disk operations\nare reads, writes and flushes of all hosts per operation; CPU is that of program and daemons together. {args.files} files, "
-          f"{args.mib} MiB; {os.cpu_count()} CPUs, Linux {platform.release()}, images in memory.")
+          f"{args.mib} MiB; {os.cpu_count()} CPUs, Linux {platform.release()}, images {'on a disk' if args.disk else 'in memory'}.")
     if idle_rate is not None:
         print(f"Two idle hosts, default timing: {idle_rate:.1f} disk operations per second and host.")
     for row in rows:

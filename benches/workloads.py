@@ -1,5 +1,6 @@
 """The rows: small programs against a mounted filesystem, each giving a rate."""
 
+import mmap
 import os
 import random
 import time
@@ -7,6 +8,8 @@ import time
 MIB = 1 << 20
 PAGE = 4096
 OVERWRITTEN_MIB = 8
+# Of what is streamed: caches of the filesystem and of its device, the image in memory, and room to spare.
+COPIES_MAX = 3
 
 
 def timed(count, work):
@@ -109,13 +112,22 @@ def at_once(works):
         raise RuntimeError("a process of a concurrent row failed")
 
 
+def touch(mib):
+    """Write to so much memory and free it again. A virtual machine may give free memory back to its host after
+    seconds, and wait for every page when it is used anew: that would be measured in place of a stream."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    with mmap.mmap(-1, mib * MIB, flags=flags):
+        pass
+
+
 class Row:
     """One line of the table. `prepare` is not measured; `work` returns nothing, `count` is what it did.
-    A `free` row runs on all CPUs, others on one."""
+    A row that `streams` so many MiB runs on all CPUs, others on one."""
 
-    def __init__(self, name, unit, what, count, work, prepare=None, only=None, free=False):
+    def __init__(self, name, unit, what, count, work, prepare=None, only=None, streams=0):
         self.name, self.unit, self.what = name, unit, what
-        self.count, self.work, self.prepare, self.only, self.free = count, work, prepare, only, free
+        self.count, self.work, self.prepare, self.only = count, work, prepare, only
+        self.free, self.memory_mib = streams > 0, streams * COPIES_MAX
 
 
 def single_rows(files, mib):
@@ -151,9 +163,9 @@ def single_rows(files, mib):
             f"overwrite 4 KiB at random places of {OVERWRITTEN_MIB} MiB, fsync each, after a remount",
             syncs, lambda s: overwrite(at(s, "log"), syncs), rested),
         Row("stream write", "MiB/s", "write one file in 1 MiB pieces, then fsync", mib,
-            lambda s: stream_write(at(s, "big"), mib), free=True),
+            lambda s: stream_write(at(s, "big"), mib), streams=mib),
         Row("cold read", "MiB/s", "read it after a remount", mib,
-            lambda s: stream_read(at(s, "big"), mib), lambda s: s.cold(), free=True),
+            lambda s: stream_read(at(s, "big"), mib), lambda s: s.cold(), streams=mib),
         Row("random read", "ops/s", "read 4 KiB at random places of it, after a remount", reads,
             lambda s: random_read(at(s, "big"), mib, reads), lambda s: s.cold()),
     ]
