@@ -144,9 +144,7 @@ impl Allocator {
             let start = chunk_start(&geometry, cell.ag, (*chunk).into()).byte();
             let end = start + CHUNK_BLOCKS * BLOCK_SIZE as u64;
             for at in (start..end).step_by(ZERO_BYTES as usize) {
-                self.store.permit().check()?;
-                // The host may have halted while the permit was waited for.
-                self.store.halt().check()?;
+                self.store.permit().to_write(self.store.halt())?;
                 self.store.device().write_zeros(at, ZERO_BYTES.min(end - at))?;
             }
         }

@@ -25,6 +25,10 @@ use std::time::Duration;
 /// How often errors that go on are told of.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
+/// A device that answers nothing but errors for so many leases is lost. One that does not answer is waited for:
+/// whatever is to be written may be the only copy, and as long as all hosts wait nobody takes this one for dead.
+const FAILING_LEASES_MAX: u32 = 6;
+
 /// What the protocol thread is asked to do.
 enum Command {
     Start(Arc<dyn LockPort>),
@@ -99,6 +103,7 @@ impl Cluster {
             next_beat: node.last_beat + node.timing.heartbeat,
             last_poll: Duration::ZERO,
             trouble: None,
+            failing: None,
             node,
             shared: shared.clone(),
             lobby: Lobby::default(),
@@ -250,6 +255,8 @@ struct Protocol {
     last_poll: Duration,
     /// When an error was last told of; none since the last round that worked.
     trouble: Option<Duration>,
+    /// Since when the device has answered nothing but errors.
+    failing: Option<Duration>,
     /// A view without us is decided, at our own wish.
     left: bool,
 }
@@ -271,13 +278,17 @@ impl Protocol {
             }
             match self.round() {
                 Ok(next) => {
-                    self.trouble = None;
+                    (self.trouble, self.failing) = (None, None);
                     self.wait(next);
                 }
                 Err(Error::Halted(why)) => return why,
                 Err(e) => {
                     // The lease ends by itself if this goes on; a store that comes back finds us here.
                     self.tell_trouble(&e);
+                    if let Some(why) = self.is_device_lost(&e) {
+                        let _ = self.node.lost(why.clone());
+                        return why;
+                    }
                     let soon = self.node.clock.now() + self.node.timing.heartbeat / 4;
                     self.next_beat = self.next_beat.min(soon);
                     self.wait(soon);
@@ -295,6 +306,14 @@ impl Protocol {
                 "the cluster's blocks cannot be read or written, nothing is changed meanwhile: {e}"
             );
         }
+    }
+
+    fn is_device_lost(&mut self, e: &Error) -> Option<String> {
+        let Error::Io { .. } = e else { return None };
+        let now = self.node.clock.now();
+        let failing = now.saturating_sub(*self.failing.get_or_insert(now));
+        (failing >= self.node.timing.lease * FAILING_LEASES_MAX)
+            .then(|| format!("the device has answered with errors for {} s: {e}", failing.as_secs()))
     }
 
     /// Beat and exchange mail as is due. Returns when to come again at the latest.

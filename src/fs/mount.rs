@@ -414,12 +414,6 @@ impl Core {
 
     fn leave(self: &Arc<Self>) -> Result<()> {
         self.close_all();
-        for node in self.nodes.all() {
-            self.nodes.forget(node.ino, u64::MAX);
-            if !node.state.lock().is_clean() {
-                self.flush_waiting(&node, || self.locks.acquire_wait(inode(node.ino, Mode::X)).map(Some))?;
-            }
-        }
         self.make_safe()?;
         let deadline = self.clock.now() + REAP_PATIENCE;
         while !self.read_only && self.has_leftovers()? && self.clock.now() < deadline {
@@ -470,6 +464,10 @@ impl Fs {
     fn end_with(&self, leave: impl FnOnce(&Arc<Core>) -> Result<()>) -> Result<()> {
         let core = &self.core;
         let left = core.store.halt().check().and_then(|()| leave(core));
+        if left.is_err() {
+            // What is ended now may wait for hosts that are dead: nobody is to wait for that.
+            core.give_up_safety();
+        }
         core.stop_workers();
         core.stop_recovery();
         core.locks.shutdown();

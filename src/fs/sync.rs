@@ -62,13 +62,24 @@ impl Core {
         written
     }
 
-    /// All is flushed, and nothing is written any more: commits it.
-    pub(super) fn make_safe(&self) -> Result<()> {
+    /// Nothing is written any more: makes what was written durable. One inode's failure is not another's.
+    pub(super) fn make_safe(self: &Arc<Self>) -> Result<()> {
+        let mut written = Ok(());
+        for node in self.nodes.all() {
+            self.nodes.forget(node.ino, u64::MAX);
+            let flushed = self.flush_dirty(&node);
+            written = written.and(flushed);
+        }
         if !self.read_only {
             self.commit_all()?;
         }
         self.safe.set();
-        Ok(())
+        written
+    }
+
+    /// Nothing more can be done for what was written here.
+    pub(super) fn give_up_safety(&self) {
+        self.safe.set();
     }
 
     fn commit_all(&self) -> Result<()> {
@@ -89,21 +100,28 @@ impl Core {
     }
 
     fn sync_inode(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
-        let Some(node) = self.nodes.find(ino) else { return Ok(()) };
-        let flushed = self.flush_waiting(&node, || {
+        self.nodes.find(ino).map_or(Ok(()), |node| self.flush_dirty(&node))
+    }
+
+    /// Flush an inode unless it is clean. A lock that is given up meanwhile is not asked for again, for whoever has it
+    /// next may be dead: dirty data is flushed before.
+    pub(super) fn flush_dirty(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        let flushed = self.flush_waiting(node, || {
             loop {
                 if node.state.lock().is_clean() {
                     return Ok(None);
                 }
                 self.store.halt().check()?;
-                if let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) {
+                let pins = self.locks.try_pin(&inode(node.ino, Mode::X));
+                let revoked = || self.locks.try_pin_revoked(LockName::Inode(node.ino), Mode::X);
+                if let Some(pins) = pins.or_else(revoked) {
                     return Ok(Some(pins));
                 }
                 std::thread::sleep(PAUSE);
             }
         });
         if let Err(e) = &flushed {
-            tracing::error!(inode = ino.0, "writing for syncfs failed: {e}");
+            tracing::error!(inode = node.ino.0, "writing what was not synced failed: {e}");
             node.state.lock().write_errors.note(e.clone());
         }
         flushed

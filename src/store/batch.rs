@@ -76,9 +76,8 @@ impl Batch {
 
     fn write(&self, seg: &Segment) -> Result<()> {
         // Asked again before every segment: a batch may outlast the lease, and a halted host says
-        // nothing more to the disk. In this order: the permit may be waited for.
-        self.permit.check()?;
-        self.halt.check()?;
+        // nothing more to the disk.
+        self.permit.to_write(&self.halt)?;
         self.device.write(seg.offset, &seg.buf.bytes()[seg.from..seg.from + seg.len])
     }
 }

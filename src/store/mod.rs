@@ -20,7 +20,7 @@ mod permit;
 pub use batch::AlignedBuf;
 pub use flushes::FlushMark;
 pub use halt::Halt;
-pub use permit::{PERMIT_WAIT_MAX, Permit};
+pub use permit::{CONFIRM_WAIT_MAX, Permit};
 
 pub(crate) use batch::Segment;
 pub(crate) use cache::{Cache, Undo};
@@ -176,7 +176,7 @@ impl Store {
     /// transaction that is committed from now on (it may refer to them).
     ///
     /// # Errors
-    /// `Io`, `Halted`, `TimedOut` (no write permit), `Invalid` for a range outside the volume.
+    /// `Io`, `Halted`, `Invalid` for a range outside the volume.
     pub fn write_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         let done = self.overwrite_data(start, data);
         self.flushes.ordered();
@@ -188,9 +188,7 @@ impl Store {
     pub fn overwrite_data(&self, start: BlockNo, data: &[u8]) -> Result<()> {
         self.halt.check()?;
         self.in_volume(start, data.len())?;
-        self.permit.check()?;
-        // The host may have halted while the permit was waited for.
-        self.halt.check()?;
+        self.permit.to_write(&self.halt)?;
         self.device.write(start.byte(), data)
     }
 
@@ -217,7 +215,7 @@ impl Store {
 
     fn confirmed(&self, flushed: Result<()>) -> Result<()> {
         flushed.inspect_err(|e| self.halt_for(e, "the device could not flush"))?;
-        let confirmed = self.permit.confirm();
+        let confirmed = self.permit.confirm_written(&self.halt);
         confirmed.inspect_err(|e| self.halt_for(e, "nothing can be promised any more"))
     }
 

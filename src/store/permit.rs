@@ -2,13 +2,17 @@
 //! nothing is told to anybody that the lease does not cover.
 
 use crate::base::{Clock, Error, Result, SystemClock};
+use crate::store::halt::Halt;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How long a write waits for the lease to be renewed before it gives up.
-pub const PERMIT_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a program waits for the lease to be renewed before it is told that nothing was done.
+pub const CONFIRM_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How often one that waits for longer looks whether its host has halted.
+const LOOK: Duration = Duration::from_millis(500);
 
 const UNLIMITED: u64 = u64::MAX;
 const REVOKED: u64 = 0;
@@ -87,16 +91,29 @@ impl Permit {
         }
     }
 
-    /// Ask before each write. Waits up to [`PERMIT_WAIT_MAX`] for an expired permit to be renewed.
+    /// Ask before each write. Waits for an expired permit to be renewed for as long as it may still be: nobody
+    /// has taken the host for dead then, and what is to be written may be the only copy.
     ///
     /// # Errors
-    /// `TimedOut` if it was not, `Halted` if it was revoked.
+    /// `Halted` if it was revoked, or if the host has halted, be it meanwhile.
     #[inline]
-    pub fn check(&self) -> Result<()> {
-        if self.deadline.load(Ordering::Acquire) == UNLIMITED { Ok(()) } else { self.wait(PERMIT_WAIT_MAX) }
+    pub fn to_write(&self, halt: &Halt) -> Result<()> {
+        loop {
+            halt.check()?;
+            if self.deadline.load(Ordering::Acquire) == UNLIMITED {
+                return Ok(());
+            }
+            match self.wait(LOOK) {
+                Err(Error::TimedOut(_)) => {}
+                asked => return asked.and_then(|()| halt.check()),
+            }
+        }
     }
 
-    /// As [`Permit::check`] with another bound.
+    /// Wait until writes may start, but not for longer than `bound`.
+    ///
+    /// # Errors
+    /// `TimedOut` if they may not, `Halted` if the permit was revoked.
     pub fn wait(&self, bound: Duration) -> Result<()> {
         self.wait_for(&self.deadline, bound)
     }
@@ -106,13 +123,17 @@ impl Permit {
     /// says that nobody has acted on this host's death up to then (rule R3).
     ///
     /// # Errors
-    /// Those of [`Permit::check`].
+    /// Those of [`Permit::wait`], after [`CONFIRM_WAIT_MAX`].
     #[inline]
     pub fn confirm(&self) -> Result<()> {
+        self.confirm_within(CONFIRM_WAIT_MAX)
+    }
+
+    fn confirm_within(&self, bound: Duration) -> Result<()> {
         match self.lease_end.load(Ordering::Acquire) {
             UNLIMITED => Ok(()),
             at if at != REVOKED && self.clock.now() <= Duration::from_nanos(at) => Ok(()),
-            _ => self.wait_for(&self.lease_end, PERMIT_WAIT_MAX),
+            _ => self.wait_for(&self.lease_end, bound),
         }
     }
 
@@ -124,6 +145,19 @@ impl Permit {
         loop {
             match self.confirm() {
                 Err(Error::TimedOut(_)) => {}
+                sure => return sure,
+            }
+        }
+    }
+
+    /// As [`Permit::confirm_standing`], unless this host halts meanwhile.
+    ///
+    /// # Errors
+    /// `Halted`.
+    pub fn confirm_written(&self, halt: &Halt) -> Result<()> {
+        loop {
+            match self.confirm_within(LOOK) {
+                Err(Error::TimedOut(_)) => halt.check()?,
                 sure => return sure,
             }
         }
@@ -160,7 +194,8 @@ mod tests {
     #[test]
     fn an_expired_permit_waits_for_its_renewal() {
         let permit = Arc::new(Permit::default());
-        assert!(permit.check().is_ok());
+        let halt = Halt::new();
+        assert!(permit.to_write(&halt).is_ok());
         permit.set_deadlines(Duration::from_nanos(1), Duration::from_nanos(2));
         assert!(matches!(permit.wait(Duration::ZERO), Err(Error::TimedOut(_))));
         let renew = permit.clone();
@@ -169,10 +204,10 @@ mod tests {
             let end = SystemClock.now() + Duration::from_secs(100);
             renew.set_deadlines(end, end);
         });
-        assert!(permit.confirm().is_ok() && permit.check().is_ok());
+        assert!(permit.confirm().is_ok() && permit.to_write(&halt).is_ok());
         t.join().unwrap();
         permit.revoke();
-        assert!(matches!(permit.check(), Err(Error::Halted(_))));
+        assert!(matches!(permit.to_write(&halt), Err(Error::Halted(_))));
         assert!(matches!(permit.confirm(), Err(Error::Halted(_))));
         assert_eq!(permit.lease_left(), Duration::ZERO);
     }
@@ -208,6 +243,28 @@ mod tests {
         let told = waits(&permit);
         permit.revoke();
         assert!(matches!(told.join().unwrap(), Err(Error::Halted(_))));
+    }
+
+    #[test]
+    fn a_write_waits_out_a_stall_of_any_length_unless_the_host_halts() {
+        let permit = Arc::new(Permit::new(Arc::new(Hasty(AtomicU64::new(1)))));
+        let (second, halt) = (Duration::from_secs(1), Arc::new(Halt::new()));
+        let waits = |asks: fn(&Permit, &Halt) -> Result<()>| {
+            permit.set_deadlines(second, second);
+            let (permit, halt) = (permit.clone(), halt.clone());
+            let waiting = std::thread::spawn(move || asks(&permit, &halt));
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!waiting.is_finished());
+            waiting
+        };
+        for asks in [Permit::to_write, Permit::confirm_written] {
+            let waiting = waits(asks);
+            permit.set_unlimited();
+            assert!(waiting.join().unwrap().is_ok());
+        }
+        let waiting = [waits(Permit::to_write), waits(Permit::confirm_written)];
+        halt.trip("by the test");
+        assert!(waiting.into_iter().all(|w| matches!(w.join().unwrap(), Err(Error::Halted(_)))));
     }
 
     #[test]

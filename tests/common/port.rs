@@ -48,6 +48,8 @@ pub struct Port {
     /// Reads within it fail: this way to the disk is bad there.
     refused: Mutex<std::ops::Range<u64>>,
     refusals: AtomicU64,
+    /// Writes of which the first sector is nothing but this byte fail.
+    unwritable: Mutex<Option<u8>>,
     /// Blocks that metadata reads go on finding, where reads are stale.
     seen: Mutex<HashMap<u64, Vec<u8>>>,
 }
@@ -76,6 +78,7 @@ impl Port {
             writing: RwLock::default(),
             refused: Mutex::new(0..0),
             refusals: AtomicU64::new(0),
+            unwritable: Mutex::default(),
             seen: Mutex::default(),
         })
     }
@@ -122,7 +125,12 @@ impl Port {
         *self.refused.lock() = bytes;
     }
 
-    /// How often that happened.
+    /// Writes of which the first sector is nothing but this byte fail from now on.
+    pub fn refuse_writes_of(&self, byte: u8) {
+        *self.unwritable.lock() = Some(byte);
+    }
+
+    /// How often either happened.
     pub fn refused(&self) -> u64 {
         self.refusals.load(Ordering::Relaxed)
     }
@@ -199,6 +207,10 @@ impl BlockDevice for Port {
             true => Err(Error::Io { op: "write", offset, length, cause: "cut off".into() }),
             false => Ok(()),
         };
+        if self.unwritable.lock().is_some_and(|byte| data.iter().take(512).all(|d| *d == byte)) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::Io { op: "write", offset, length, cause: "refused by the test".into() });
+        }
         let torn = self.pass("write", offset, data.len())?;
         let _writing = self.writing.read();
         connected()?;

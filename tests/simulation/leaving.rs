@@ -87,3 +87,31 @@ fn a_host_that_leaves_is_safe_when_all_it_has_written_is_on_the_disk() {
     b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
+
+/// One file's blocks cannot be written: the others' data is not lost by that, and who waits hears of the end.
+#[test]
+fn a_file_that_cannot_be_written_costs_no_other_its_data() {
+    const BAD: u8 = 0xbd;
+    let disk = volume(64, 2);
+    let a = Host::mount_with(&disk, "a", Duration::from_secs(60)).expect("mount");
+    let names: Vec<String> = (0..2 * FILES).map(|n| format!("/f{n}")).collect();
+    let byte = |n: usize| if n == FILES { BAD } else { n as u8 + 1 };
+    for (n, name) in names.iter().enumerate() {
+        a.create(name).expect("create");
+        a.fsync(name).expect("fsync");
+        a.write(name, 0, &[byte(n); 50_000], How::Buffered).expect("write");
+    }
+    a.port.refuse_writes_of(BAD);
+    let (tell, told) = mpsc::channel();
+    a.fs.when_safe(move || _ = tell.send(()));
+    let port = a.port.clone();
+    a.stop().expect_err("a file could not be written");
+    assert!(port.refused() > 0, "nothing was refused: nothing was tested");
+    told.try_recv().expect("nobody was told that there is nothing to wait for any more");
+    let b = Host::mount(&disk, "b").expect("mount");
+    for (n, name) in names.iter().enumerate().filter(|(n, _)| *n != FILES) {
+        assert!(b.read(name).expect("read") == [byte(n); 50_000], "{name} is lost");
+    }
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}

@@ -164,3 +164,19 @@ fn a_device_that_fails_for_a_while_ends_the_permit_only() {
     eventually("it goes on", || *a.lease.write_until.lock() > now());
     assert_eq!(adopt(&a, 0), Ok(Token(2)));
 }
+
+/// What waits to be written may be the only copy, so a device that does not answer is waited for. One that says no
+/// for long is lost: whoever waits for it hears of that.
+#[test]
+fn a_device_is_lost_that_answers_with_errors_for_long_not_one_that_is_silent() {
+    let medium = Medium::formatted();
+    let hosts = [join(&medium, "a", Where::Elsewhere), join(&medium, "b", Where::Elsewhere)];
+    let silence = hosts.each_ref().map(|h| h.port.gate.write());
+    std::thread::sleep(QUICK.lease * 8);
+    drop(silence);
+    hosts.iter().for_each(|h| eventually("it goes on", || *h.lease.write_until.lock() > now()));
+    hosts.iter().for_each(|h| h.port.broken.store(true, Ordering::Relaxed));
+    hosts.iter().for_each(|h| eventually("it is lost", || h.lease.lost.lock().is_some()));
+    let why = hosts[0].lease.lost.lock().clone().unwrap();
+    assert!(why.contains("errors for") && why.contains("broken by the test"), "{why}");
+}

@@ -8,7 +8,10 @@ use crate::fuse::cli::{FAILED, complain};
 use crate::fuse::mount::{self, Unmount};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A daemon that has left needs so long at most to end.
+const ENDING: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -52,6 +55,7 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
         (false, true) => Unmount::Lazy,
         (false, false) => Unmount::Plain,
     };
+    let begun = Instant::now();
     if let Err(e) = mount::unmount(&entry.mountpoint, how) {
         let flags = libc::MS_RDONLY;
         if arguments.read_only && mount::remount(&entry.mountpoint, flags).is_ok() {
@@ -75,7 +79,8 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
         return complain(name, what, 0);
     }
     let limit = Duration::from_secs(arguments.wait);
-    if daemon.wait(limit) {
+    // The kernel may have waited for the daemon before.
+    if daemon.wait(limit.saturating_sub(begun.elapsed()).max(ENDING)) {
         return ExitCode::SUCCESS;
     }
     let pid = daemon.daemon.pid;
