@@ -166,14 +166,19 @@ impl Doubts {
         let is_wrong = |claim: &Claim| claim.over.iter().any(|incarnation| refuted.contains(incarnation));
         for (cell, claim) in (0..).zip(lobby) {
             let Some(claim) = claim.clone().filter(is_wrong) else { continue };
-            tracing::error!(
-                "{} says in the lobby that a mount is over that lives: two machines have its name and one \
-                 /etc/machine-id, by which the command tells machines apart: give each one its own",
-                claim.name
-            );
+            let name = claim.name.clone();
             let over = claim.over.iter().copied().filter(|incarnation| !refuted.contains(incarnation));
             let (kind, sequence) = (ClaimKind::None, claim.sequence + 1);
-            node.disk.write_claim(cell, &Claim { over: over.collect(), kind, sequence, ..claim })?;
+            let cleared = Claim { over: over.collect(), kind, sequence, ..claim.clone() };
+            // Meanwhile another's claim may stand there, or nobody may have waited for this host.
+            if node.disk.read_claim(cell)?.as_ref() != Some(&claim) || !node.groups.is_permitted() {
+                continue;
+            }
+            node.disk.write_claim(cell, &cleared)?;
+            tracing::error!(
+                "{name} says in the lobby that a mount is over that lives: two machines have its name and one \
+                 /etc/machine-id, by which machines are told apart: give each one its own"
+            );
         }
         Ok(())
     }

@@ -260,8 +260,9 @@ impl Joiner {
         self.withdraw()?;
         let mut claim = self.new_claim(ClaimKind::First);
         claim.sequence = 1;
+        // Before it is written: what fails may stand there all the same.
+        self.set_claim(slot.0, claim.clone());
         self.disk.write_claim(slot.0, &claim)?;
-        self.set_claim(slot.0, claim);
         self.pause(self.options.timing.claim_hold())?;
         self.is_claim_ours(slot)
     }

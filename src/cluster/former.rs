@@ -22,6 +22,27 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// At least so often, however long it takes.
 const FAILURES_MIN: u32 = 3;
 
+/// A former mount that is kept off.
+pub struct KeptOff {
+    incarnation: Incarnation,
+    /// The counter of its heartbeat when that was first read after it was kept off.
+    beat: Option<u64>,
+}
+
+impl KeptOff {
+    /// From now on.
+    pub fn new(incarnation: Incarnation) -> KeptOff {
+        KeptOff { incarnation, beat: None }
+    }
+
+    /// Has it beaten since? Not by what shows first: until the command had ended it may have. One beat more may
+    /// have been on its way.
+    fn goes_on(&mut self, cell: Option<&Heartbeat>) -> bool {
+        let Some(beat) = cell.filter(|beat| beat.incarnation == self.incarnation) else { return false };
+        beat.counter >= *self.beat.get_or_insert(beat.counter) + 2
+    }
+}
+
 /// A command that fails.
 pub struct Failing {
     count: u32,
@@ -199,7 +220,7 @@ impl Joiner {
             self.failing = None;
             tracing::info!("{name}: {}", done.how);
             *settle = done.settle.max(*settle);
-            self.cut.insert(victim.slot, victim.incarnation);
+            self.cut.insert(victim.slot, KeptOff::new(victim.incarnation));
         }
         Ok(true)
     }
@@ -247,7 +268,7 @@ impl Joiner {
         let others = self.others();
         let victim = |(slot, member): (SlotId, &SlotView)| {
             let incarnation = Some(&member.incarnation);
-            let over = self.proven.get(&slot) == incarnation || self.cut.get(&slot) == incarnation;
+            let over = self.proven.get(&slot) == incarnation || self.is_cut(slot, member.incarnation);
             let cell = self.row.get(usize::from(slot.0)).and_then(|c| c.as_ref());
             let who = || victim_of(&self.disk, slot, member, cell, &self.known);
             (others & bit(slot) != 0 && !over).then(who)
@@ -294,19 +315,15 @@ impl Joiner {
         }
     }
 
-    /// Whoever has beaten since it was kept off was not, or not for long: `before` is the row that was read before
-    /// this one.
-    pub fn forget_cut(&mut self, before: &[Option<Heartbeat>]) {
-        let stamp = |row: &[Option<Heartbeat>], slot: SlotId| {
-            let beat = row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref());
-            beat.map(|beat| (beat.incarnation, beat.counter))
-        };
+    fn is_cut(&self, slot: SlotId, incarnation: Incarnation) -> bool {
+        self.cut.get(&slot).is_some_and(|cut| cut.incarnation == incarnation)
+    }
+
+    /// Whoever beats on was not kept off, or not for long.
+    pub fn forget_cut(&mut self) {
         let row = &self.row;
-        self.cut.retain(|slot, incarnation| {
-            let goes_on = match (stamp(before, *slot), stamp(row, *slot)) {
-                (Some(before), Some(now)) => before != now && now.0 == *incarnation,
-                _ => false,
-            };
+        self.cut.retain(|slot, cut| {
+            let goes_on = cut.goes_on(row.get(usize::from(slot.0)).and_then(|cell| cell.as_ref()));
             if goes_on {
                 tracing::warn!("slot {slot} was kept off, but beats: it counts no more");
             }
@@ -317,7 +334,7 @@ impl Joiner {
     /// The dead of `view` that are kept off for certain. Who lives under it may have been let through again since.
     pub fn cut_in(&self, view: &View) -> Vec<(SlotId, Incarnation)> {
         let is_cut = |(slot, member): &(SlotId, &SlotView)| {
-            dead(view) & bit(*slot) != 0 && self.cut.get(slot) == Some(&member.incarnation)
+            dead(view) & bit(*slot) != 0 && self.is_cut(*slot, member.incarnation)
         };
         slots(view).filter(is_cut).map(|(slot, member)| (slot, member.incarnation)).collect()
     }
@@ -325,7 +342,7 @@ impl Joiner {
     fn note_cut(&mut self) {
         let others = self.others();
         let members = slots(&self.view).filter(|(s, _)| others & bit(*s) != 0);
-        self.cut = members.map(|(slot, member)| (slot, member.incarnation)).collect();
+        self.cut = members.map(|(slot, member)| (slot, KeptOff::new(member.incarnation))).collect();
     }
 }
 

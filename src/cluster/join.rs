@@ -8,7 +8,7 @@ use crate::base::{Clock, Epoch, Error, Incarnation, Result, SlotId};
 use crate::cluster::asking::Still;
 use crate::cluster::class::{FenceOptions, SAME_MACHINE, clone_of};
 use crate::cluster::disk::Disk;
-use crate::cluster::former::Failing;
+use crate::cluster::former::{Failing, KeptOff};
 use crate::cluster::groups::Groups;
 use crate::cluster::keys::Registration;
 use crate::cluster::known::Known;
@@ -120,7 +120,7 @@ pub(super) struct Joiner {
     /// With the device, once we are registered.
     pub registration: Option<Arc<Registration>>,
     /// Former mounts that are kept off for certain.
-    pub cut: BTreeMap<SlotId, Incarnation>,
+    pub cut: BTreeMap<SlotId, KeptOff>,
     /// First mounts whose claims we have taken over: what they wrote there tells of them no more.
     pub ousted: Vec<Incarnation>,
     /// We have taken a key away from somebody who may be stopped, with writes queued.
@@ -204,9 +204,8 @@ impl Joiner {
     pub fn poll(&mut self) -> Result<()> {
         self.check_wanted()?;
         let begun = self.options.clock.now();
-        let row = self.disk.read_heartbeats()?;
-        let before = std::mem::replace(&mut self.row, row);
-        self.forget_cut(&before);
+        self.row = self.disk.read_heartbeats()?;
+        self.forget_cut();
         self.watch.look(begun, self.options.clock.now(), &self.row);
         self.known.note(&self.row, &self.watch, &self.view);
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();

@@ -4,11 +4,13 @@ use super::command::{MACHINE_A, MACHINE_B, MACHINE_C, join_by_fence, join_by_pro
 use super::*;
 use crate::base::{Incarnation, SlotId};
 use crate::cluster::fencer::{Cut, Fence, Victim};
+use crate::cluster::former::KeptOff;
 use crate::cluster::join::Joiner;
 use crate::cluster::view::{dead, first};
 use crate::format::cluster::lobby::ClaimKind;
 use crate::format::cluster::{Claim, FenceClass, SlotState};
 use crate::format::layout::LOBBY_CELLS;
+use std::sync::atomic::AtomicI64;
 
 type Machine = ([u8; 16], [u8; 16]);
 
@@ -112,7 +114,7 @@ fn who_was_kept_off_and_beats_counts_as_kept_off_no_more() {
     let mut joiner = joiner(&medium.port());
     let gate = a.port.gate.write();
     poll_until(&mut joiner, "it is silent", |joiner| joiner.watch.silence(slot) >= QUICK.heartbeat * 3);
-    joiner.cut.insert(slot, mount);
+    joiner.cut.insert(slot, KeptOff::new(mount));
     joiner.poll().unwrap();
     assert!(joiner.cut.contains_key(&slot));
     assert_eq!(joiner.cut_in(&joiner.view), [], "it is a member, and was let through again perhaps");
@@ -191,35 +193,76 @@ fn what_cannot_be_read_is_not_written_over_at_once() {
     assert_eq!(joiner.free_cell(40..50, &lobby), None);
 }
 
-/// Notes for whom it is run. With the first run its machine goes on, and writes one heartbeat.
+/// How many beats of a host still get through; it waits where none does, and is dead once they are used up.
+struct Beats(AtomicI64);
+
+const DEAD: i64 = -1;
+
+impl Beats {
+    fn allow(&self, beats: i64) {
+        self.0.store(beats, Ordering::Relaxed);
+    }
+
+    fn are_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == DEAD
+    }
+
+    fn pass(&self, beats: bool) -> bool {
+        eventually("it goes on", || self.0.load(Ordering::Relaxed) != 0);
+        if beats && !self.are_over() && self.0.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.allow(DEAD);
+            return true;
+        }
+        !self.are_over()
+    }
+}
+
+/// Lets its victim beat while it runs for the first time, and after that.
 struct Leaks {
-    stage: Arc<AtomicU64>,
+    beats: Arc<Beats>,
+    meanwhile: i64,
+    after: i64,
     runs: AtomicU64,
 }
 
 impl Fence for Leaks {
     fn cut(&self, _: &Victim) -> Result<Cut> {
         if self.runs.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.stage.store(2, Ordering::Relaxed);
+            if self.meanwhile > 0 {
+                self.beats.allow(self.meanwhile);
+                eventually("it beats", || self.beats.are_over());
+            }
+            self.beats.allow(self.after);
         }
         Ok(Cut { how: "off".into(), settle: QUICK.suspicion * 2 })
     }
 }
 
-#[test]
-fn who_beats_after_it_was_kept_off_is_kept_off_once_more() {
+/// How often the command runs for a host that beats so often while it runs, and so often after it.
+fn runs_for(meanwhile: i64, after: i64) -> u64 {
     let medium = &Medium::formatted();
     let a = member(medium, "a", MACHINE_A);
-    let stage = Arc::new(AtomicU64::new(1));
-    let (at_a, cell) = (stage.clone(), geometry().heartbeat_cell(a.report.slot));
-    a.port.set_hook(move |op, at| {
-        eventually("it goes on", || at_a.load(Ordering::Relaxed) > 1);
-        let goes_on = at_a.load(Ordering::Relaxed) == 2;
-        at_a.fetch_add(u64::from(goes_on && op == "write" && at == cell), Ordering::Relaxed);
-        goes_on
-    });
-    let leaks = Arc::new(Leaks { stage, runs: AtomicU64::new(0) });
+    let beats = Arc::new(Beats(AtomicI64::new(0)));
+    let (of_a, cell) = (beats.clone(), geometry().heartbeat_cell(a.report.slot));
+    a.port.set_hook(move |op, at| of_a.pass(op == "write" && at == cell));
+    let leaks = Arc::new(Leaks { beats, meanwhile, after, runs: AtomicU64::new(0) });
     let b = join_by_fence(&medium.port(), "b", MACHINE_B, leaks.clone()).unwrap();
     assert!(b.report.first);
-    assert_eq!(leaks.runs.load(Ordering::Relaxed), 2);
+    leaks.runs.load(Ordering::Relaxed)
+}
+
+#[test]
+fn who_beats_on_after_it_was_kept_off_is_kept_off_once_more() {
+    assert_eq!(runs_for(0, 5), 2);
+}
+
+#[test]
+fn who_beat_until_it_was_kept_off_is_not_hit_again() {
+    assert_eq!(runs_for(4, DEAD), 1);
+}
+
+/// It may have been on its way.
+#[test]
+fn one_beat_of_a_host_that_is_kept_off_does_not_have_it_hit_again() {
+    assert_eq!(runs_for(0, 1), 1);
 }
