@@ -67,7 +67,8 @@ impl LockName {
     }
 }
 
-/// What a holder may do. `N` < `S` < `X`; `DW` (shared direct write) excludes `S` and `X`.
+/// What a holder may do. `N` < `S` < `X`; `DW` (shared direct write) goes with itself only, and is neither
+/// stronger nor weaker than `S` and `X`: whoever changes over gives up the one before it has the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Mode {
@@ -93,6 +94,16 @@ impl Mode {
     pub fn covers(self, wanted: Mode) -> bool {
         use Mode::*;
         matches!((self, wanted), (_, N) | (S, S) | (X, S) | (X, X) | (DW, DW))
+    }
+
+    /// Is neither of the two enough where the other is needed?
+    pub fn crosses(self, other: Mode) -> bool {
+        !self.covers(other) && !other.covers(self)
+    }
+
+    /// Is this no more than `cap` lets a holder keep? `X` as a cap is none.
+    pub fn is_within(self, cap: Mode) -> bool {
+        cap == Mode::X || cap.covers(self)
     }
 
     /// The strongest mode that a holder may keep beside another's `wanted`.
@@ -151,5 +162,18 @@ mod tests {
             assert_eq!(b.compatible(a), ok, "{b:?} {a:?}");
             assert_eq!(Mode::cap_beside(b).covers(a), ok || a == N, "cap of {a:?} beside {b:?}");
         }
+    }
+
+    #[test]
+    fn direct_writes_cross_what_is_cached() {
+        use Mode::*;
+        let crossing = |a: Mode| [N, S, X, DW].map(|b| a.crosses(b));
+        assert_eq!(crossing(DW), [false, true, true, false]);
+        assert_eq!(crossing(S), [false, false, false, true]);
+        assert_eq!(crossing(X), [false, false, false, true]);
+        assert!([N, S, X, DW].iter().all(|m| m.is_within(X)), "which is no cap");
+        assert!(
+            DW.is_within(DW) && !DW.is_within(S) && !DW.is_within(N) && !X.is_within(DW) && N.is_within(N)
+        );
     }
 }

@@ -394,7 +394,7 @@ impl Holder {
         self.change_cap(key, said.cap, out);
         let line = self.line(key);
         let done = line.wanted() == Mode::N && said.seen == line.seq && line.ack >= said.number;
-        if line.open && done && said.cap.covers(line.held) {
+        if line.open && done && line.held.is_within(said.cap) {
             line.open = false;
             self.close(key);
             out.extend(self.master_of(key.0).map(|(to, _)| HolderAction::Publish { to }));

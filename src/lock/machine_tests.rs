@@ -167,3 +167,58 @@ fn caps_that_stand_for_ever_leave_places_to_others() {
     assert!(said.iter().any(|e| e.lock == LOCK && e.cap == Mode::N), "{said:?}");
     assert!(said.iter().any(|e| e.lock == locks[8]), "the greatest");
 }
+
+#[test]
+fn direct_writers_share_and_nobody_passes_who_waits_for_them() {
+    let mut master = open_master(BTreeSet::new());
+    for (from, mode) in [(1, Mode::DW), (2, Mode::DW), (3, Mode::X), (4, Mode::DW)] {
+        ask(&mut master, from, entry(EntryKind::Request, mode, 0, 1));
+    }
+    let beliefs = |master: &Master| [1, 2, 3, 4].map(|slot| master.belief(LOCK, SlotId(slot)));
+    assert_eq!(beliefs(&master), [Mode::DW, Mode::DW, Mode::N, Mode::N]);
+    assert_eq!([1, 2].map(|slot| master.outgoing(SlotId(slot))[0].cap), [Mode::N, Mode::N]);
+    for (from, number) in [(1, 1), (2, 2)] {
+        ask(&mut master, from, entry(EntryKind::Request, Mode::N, number, 2));
+    }
+    assert_eq!(beliefs(&master), [Mode::N, Mode::N, Mode::X, Mode::N]);
+}
+
+/// It may act on what it was granted before at any moment.
+#[test]
+fn no_grant_takes_anything_away() {
+    let mut master = open_master(BTreeSet::new());
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::X, 0, 1));
+    assert_eq!(master.belief(LOCK, SlotId(2)), Mode::X);
+    // It has not heard of that, and wants something else by now; so does another.
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::DW, 0, 2));
+    ask(&mut master, 3, entry(EntryKind::Request, Mode::DW, 0, 1));
+    assert_eq!([2, 3].map(|slot| master.belief(LOCK, SlotId(slot))), [Mode::X, Mode::N]);
+    let told = master.outgoing(SlotId(2))[0];
+    assert_eq!((told.mode, told.cap), (Mode::X, Mode::N), "it is in its own way");
+    ask(&mut master, 2, entry(EntryKind::Request, Mode::DW, told.number, 3));
+    assert_eq!([2, 3].map(|slot| master.belief(LOCK, SlotId(slot))), [Mode::DW, Mode::DW]);
+}
+
+#[test]
+fn who_comes_down_from_direct_writes_and_asks_for_x_comes_first() {
+    for hands_in in [true, false] {
+        let mut master = open_master(BTreeSet::new());
+        ask(&mut master, 1, entry(EntryKind::Request, Mode::DW, 0, 1));
+        ask(&mut master, 2, entry(EntryKind::Request, Mode::S, 0, 1));
+        let wanted = if hands_in { Mode::X } else { Mode::DW };
+        ask(&mut master, 1, entry(EntryKind::Request, wanted, 1, 2));
+        let beliefs = [1, 2].map(|slot| master.belief(LOCK, SlotId(slot)));
+        assert_eq!(beliefs, if hands_in { [Mode::X, Mode::N] } else { [Mode::N, Mode::S] });
+    }
+}
+
+#[test]
+fn a_request_for_direct_writes_goes_when_all_is_said() {
+    let mut holder = holder_that_wants(Mode::DW);
+    let seq = holder.outgoing(SlotId(2))[0].seq;
+    hear(&mut holder, entry(EntryKind::Grant, Mode::DW, 5, seq));
+    let said = holder.outgoing(SlotId(2))[0];
+    assert_eq!((said.number, said.held, said.mode), (5, Mode::DW, Mode::N));
+    hear(&mut holder, entry(EntryKind::Grant, Mode::DW, 5, said.seq));
+    assert_eq!((holder.outgoing(SlotId(2)).len(), holder.held(AG, LOCK)), (0, Mode::DW));
+}

@@ -218,9 +218,18 @@ impl LockManager {
     /// earlier names.
     ///
     /// # Errors
-    /// (given to `then`) [`Error::Halted`]; [`Error::Unsupported`] for shared direct writes.
+    /// (given to `then`) [`Error::Halted`]; [`Error::Unsupported`] for shared direct writes of what is no inode.
     pub fn acquire(&self, set: LockSet, then: Box<dyn FnOnce(Result<Pins>) + Send>) {
         self.hub.acquire(set, Then::Run(then));
+    }
+
+    /// [`LockManager::acquire`] before all that wait on this host, and if it is X of an inode that is just being
+    /// demoted from shared direct writes, before other hosts, too. The demotion does not wait for it.
+    ///
+    /// # Errors
+    /// As for `acquire`.
+    pub fn acquire_first(&self, set: LockSet, then: Box<dyn FnOnce(Result<Pins>) + Send>) {
+        self.hub.acquire_first(set, Then::Run(then));
     }
 
     /// [`LockManager::acquire`] for background threads; never on FUSE, pool or `granted` threads.

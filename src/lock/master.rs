@@ -9,8 +9,9 @@
 //!   until then the belief stays at what was granted.
 //! - M2 First come, first served: the head of the queue is granted when it goes with the beliefs of
 //!   all others, and whoever follows it and also fits. Nothing passes a waiting head, except for
-//!   [`LockName::IOpen`], whose exclusive wants may wait for ever and are passed.
-//! - M3 Whoever stands in the way of a waiting head is told a cap.
+//!   [`LockName::IOpen`], whose exclusive wants may wait for ever and are passed. Whoever comes down from
+//!   [`Mode::DW`] and in the same word asks for `X` comes first: it has the times of its writes to hand in.
+//! - M3 Whoever stands in the way of a waiting head is told a cap, also of its own want.
 //! - M4 A group that was just taken over grants nothing until every member has declared what it
 //!   holds, and every dead host is recovered.
 //! - Grant numbers grow over all locks and are never reused; a party is forgotten only when it
@@ -20,10 +21,12 @@
 //! beliefs of different hosts go together.
 
 mod looks;
+mod object;
 
 use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId, Token};
 use crate::format::cluster::{Entry, EntryKind};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use object::Object;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -63,16 +66,6 @@ struct Party {
     seen: u64,
     /// Its request stands in its register.
     present: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Object {
-    ag: AgNo,
-    own: Mode,
-    own_cap: Mode,
-    parties: BTreeMap<SlotId, Party>,
-    /// `None` is this host.
-    queue: VecDeque<(Option<SlotId>, Mode)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -277,10 +270,6 @@ impl Master {
         out: &mut Vec<MasterAction>,
     ) {
         let lock = entry.lock;
-        if [entry.mode, entry.held].contains(&Mode::DW) {
-            tracing::warn!(?lock, %from, "request in a mode that is not supported yet, ignored");
-            return;
-        }
         let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, own(lock)));
         let party = object.parties.entry(from).or_default();
         if party.present && party.seen == entry.seq {
@@ -288,17 +277,12 @@ impl Master {
         }
         party.present = true;
         party.seen = entry.seq;
+        let before = party.belief;
         if entry.number >= party.last_grant {
             party.belief = entry.held;
         }
         let belief = party.belief;
-        let place = object.queue.iter_mut().find(|(who, _)| *who == Some(from));
-        match (place, belief.covers(entry.mode)) {
-            (Some(place), false) => place.1 = entry.mode,
-            (None, false) => object.queue.push_back((Some(from), entry.mode)),
-            (Some(_), true) => object.queue.retain(|(who, _)| *who != Some(from)),
-            (None, true) => {}
-        }
+        object.ask(Some(from), before, belief, entry.mode);
         // The answer carries the request's number at least.
         out.push(MasterAction::Publish { to: from });
         self.serve(lock, out);
@@ -310,20 +294,14 @@ impl Master {
             if held.covers(want) {
                 return;
             }
-            if group.awaited.is_empty() {
+            if group.awaited.is_empty() && want.covers(held) {
                 out.push(MasterAction::Grant { lock, mode: unshared(lock, want) });
                 return;
             }
         }
         let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, held));
-        object.own = held;
-        let place = object.queue.iter_mut().find(|(who, _)| who.is_none());
-        match (place, held.covers(want)) {
-            (Some(place), false) => place.1 = want,
-            (None, false) => object.queue.push_back((None, want)),
-            (Some(_), true) => object.queue.retain(|(who, _)| who.is_some()),
-            (None, true) => {}
-        }
+        let before = std::mem::replace(&mut object.own, held);
+        object.ask(None, before, held, want);
         self.serve(lock, out);
     }
 
@@ -369,7 +347,7 @@ impl Master {
             object.set_caps(lock, &blocked, &mut changed, out);
         }
         for (slot, party) in &object.parties {
-            let listed = party.present || !party.cap.covers(party.belief);
+            let listed = party.present || !party.belief.is_within(party.cap);
             let grants = &mut self.peers.entry(*slot).or_default().grants;
             if if listed { grants.insert(lock) } else { grants.remove(&lock) } {
                 changed.insert(*slot);
@@ -392,89 +370,11 @@ impl Default for Party {
     }
 }
 
-impl Object {
-    fn new(ag: AgNo, own: Mode) -> Object {
-        Object { ag, own, own_cap: Mode::X, parties: BTreeMap::new(), queue: VecDeque::new() }
-    }
-
-    /// Does everybody but `who` hold what goes with `mode`?
-    fn fits(&self, who: Option<SlotId>, mode: Mode) -> bool {
-        (who.is_none() || self.own.compatible(mode))
-            && self.parties.iter().all(|(slot, p)| Some(*slot) == who || p.belief.compatible(mode))
-    }
-
-    /// M2. The answer is who waits and is entitled to caps.
-    fn grant(
-        &mut self,
-        lock: LockName,
-        last_grant: &mut u64,
-        changed: &mut BTreeSet<SlotId>,
-        out: &mut Vec<MasterAction>,
-    ) -> Vec<(Option<SlotId>, Mode)> {
-        let mut blocked = Vec::new();
-        let mut at = 0;
-        while let Some((who, mode)) = self.queue.get(at).copied() {
-            if !self.fits(who, mode) {
-                blocked.push((who, mode));
-                if matches!(lock, LockName::IOpen(_)) && mode == Mode::X {
-                    at += 1;
-                    continue;
-                }
-                break;
-            }
-            self.queue.remove(at);
-            // Alone, a host serves its programs' file locks itself.
-            let alone = matches!(lock, LockName::FileLocks(_)) && self.queue.is_empty();
-            let mode = if alone && self.fits(who, Mode::X) { Mode::X } else { mode };
-            match who {
-                None => {
-                    self.own = mode;
-                    out.push(MasterAction::Grant { lock, mode });
-                }
-                Some(slot) => {
-                    *last_grant += 1;
-                    let party = self.parties.get_mut(&slot).expect("a waiting host has a record");
-                    party.belief = mode;
-                    party.last_grant = *last_grant;
-                    changed.insert(slot);
-                }
-            }
-        }
-        blocked
-    }
-
-    /// M3: whoever stands in the way of a blocked want gets a cap; all others lose theirs.
-    fn set_caps(
-        &mut self,
-        lock: LockName,
-        blocked: &[(Option<SlotId>, Mode)],
-        changed: &mut BTreeSet<SlotId>,
-        out: &mut Vec<MasterAction>,
-    ) {
-        let cap_of = |who: Option<SlotId>, holds: Mode| {
-            let in_the_way = |(by, want): &&(Option<SlotId>, Mode)| *by != who && !holds.compatible(*want);
-            let caps = blocked.iter().filter(in_the_way).map(|(_, want)| Mode::cap_beside(*want));
-            caps.fold(Mode::X, |a, b| if a.covers(b) { b } else { Mode::N })
-        };
-        let cap = cap_of(None, self.own);
-        if cap != self.own_cap {
-            self.own_cap = cap;
-            out.push(MasterAction::Cap { lock, cap });
-        }
-        for (slot, party) in &mut self.parties {
-            let cap = cap_of(Some(*slot), party.belief);
-            if cap != party.cap {
-                party.cap = cap;
-                changed.insert(*slot);
-            }
-        }
-    }
-}
-
 /// What this host takes when nobody else is interested: inodes and groups in full, so that the
 /// next operation finds them; whole-volume locks as asked.
 pub fn unshared(lock: LockName, want: Mode) -> Mode {
     match lock {
+        _ if want == Mode::DW => want,
         LockName::Inode(_) | LockName::IOpen(_) | LockName::FileLocks(_) | LockName::Ag(_) => Mode::X,
         _ => want,
     }

@@ -26,6 +26,8 @@ mod machine_tests;
 #[cfg(test)]
 mod manager_tests;
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 mod sim_tests;
 #[cfg(test)]
 mod sim_world;

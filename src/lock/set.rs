@@ -20,13 +20,15 @@ impl LockSet {
         LockSet(smallvec![(name, mode)])
     }
 
-    /// Add a lock, or raise the mode of one that is there (never lowers).
+    /// Add a lock, or raise the mode of one that is there (never lowers). What needs direct writes and
+    /// something else besides needs it exclusively.
     pub fn add(&mut self, name: LockName, mode: Mode) {
         if mode == Mode::N {
             return;
         }
         match self.0.binary_search_by_key(&name, |(n, _)| *n) {
             Ok(at) if self.0[at].1.covers(mode) => {}
+            Ok(at) if self.0[at].1.crosses(mode) => self.0[at].1 = Mode::X,
             Ok(at) => self.0[at].1 = mode,
             Err(at) => self.0.insert(at, (name, mode)),
         }
@@ -106,5 +108,9 @@ mod tests {
         assert_eq!(set.len(), 3);
         assert_eq!(set.mode(inode), Mode::X);
         assert!(!set.covers(LockName::Freeze, Mode::X));
+        for (one, other) in [(Mode::DW, Mode::S), (Mode::S, Mode::DW), (Mode::X, Mode::DW)] {
+            assert_eq!(LockSet::one(inode, one).with(inode, other).mode(inode), Mode::X);
+        }
+        assert_eq!(LockSet::one(inode, Mode::DW).with(inode, Mode::DW).mode(inode), Mode::DW);
     }
 }

@@ -208,12 +208,13 @@ impl World {
 
     pub fn random_set(&mut self) -> LockSet {
         let count = [1, 1, 1, 2, 2, 3, 4][self.rng.random_range(0..7)];
-        let modes = [Mode::S, Mode::S, Mode::X];
-        (0..count)
-            .map(|_| {
-                (self.names[self.rng.random_range(0..self.names.len())], modes[self.rng.random_range(0..3)])
-            })
-            .collect()
+        let modes = [Mode::S, Mode::S, Mode::X, Mode::DW];
+        let mut draw = || {
+            let name = self.names[self.rng.random_range(0..self.names.len())];
+            let modes = if matches!(name, LockName::Inode(_)) { &modes[..] } else { &modes[..3] };
+            (name, modes[self.rng.random_range(0..modes.len())])
+        };
+        (0..count).map(|_| draw()).collect()
     }
 
     pub fn start_op(&mut self, slot: SlotId) {

@@ -25,9 +25,10 @@ pub struct Held {
     pub told: Mode,
     /// Pins taken by [`PinTable::pin_held`] so far.
     pub late_pins: u32,
-    pins_s: u32,
+    /// In `S`, or in `DW`: a lock is not held in both.
+    pins_shared: u32,
     pins_x: u32,
-    /// Pinned exclusively since it was last given up entirely.
+    /// Pinned for changing what it covers since it was last given up entirely.
     pub written: bool,
     /// Somebody at the desk waits for pins to go.
     attention: bool,
@@ -40,7 +41,7 @@ pub struct Held {
 impl Held {
     /// Pins of all modes.
     pub fn pins(&self) -> u32 {
-        self.pins_s + self.pins_x
+        self.pins_shared + self.pins_x
     }
 
     /// Pins that forbid lowering the mode to `to`.
@@ -55,7 +56,8 @@ impl Held {
     fn add_pin(&mut self, mode: Mode) {
         match mode {
             Mode::X => (self.pins_x, self.written) = (self.pins_x + 1, true),
-            _ => self.pins_s += 1,
+            Mode::DW => (self.pins_shared, self.written) = (self.pins_shared + 1, true),
+            _ => self.pins_shared += 1,
         }
     }
 }
@@ -91,7 +93,7 @@ impl Hash for PinTable {
         let mut all = self.all();
         all.sort_unstable_by_key(|(name, _)| *name);
         for (name, h) in all {
-            (name, h.mode, h.limit, h.told, h.late_pins, h.pins_s, h.pins_x, h.attention).hash(state);
+            (name, h.mode, h.limit, h.told, h.late_pins, h.pins_shared, h.pins_x, h.attention).hash(state);
         }
     }
 }
@@ -139,7 +141,7 @@ impl PinTable {
     pub fn unpin(&self, name: LockName, mode: Mode) -> bool {
         let mut shard = self.shard(name).lock();
         let held = shard.held.get_mut(&name).expect("a pinned lock stays in the table");
-        let count = if mode == Mode::X { &mut held.pins_x } else { &mut held.pins_s };
+        let count = if mode == Mode::X { &mut held.pins_x } else { &mut held.pins_shared };
         *count = count.checked_sub(1).expect("pins are given back once");
         held.attention && (*count == 0 || held.pins() == 0)
     }
@@ -308,6 +310,22 @@ mod tests {
         assert!(!table.unpin(name, Mode::S) && !table.unpin(name, Mode::S));
         assert!(table.lower(name, Mode::N, 1));
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn direct_writes_are_pinned_under_their_own_mode_only() {
+        let table = PinTable::default();
+        let name = LockName::Inode(InodeNo(5));
+        table.change(name, |h| (h.mode, h.told, h.limit) = (Mode::X, Mode::X, Mode::X));
+        assert!(!table.pin(name, Mode::DW) && table.lower(name, Mode::N, 0));
+        table.change(name, |h| (h.mode, h.told, h.limit) = (Mode::DW, Mode::DW, Mode::DW));
+        assert!(table.pin(name, Mode::DW) && table.pin(name, Mode::DW));
+        assert!(!table.pin(name, Mode::S) && !table.pin(name, Mode::X) && !table.pin_held(name, Mode::S));
+        table.set_limit(name, Mode::N, true);
+        assert!(!table.pin(name, Mode::DW) && !table.lower(name, Mode::N, 0));
+        assert!(!table.unpin(name, Mode::DW) && table.unpin(name, Mode::DW));
+        assert!(table.get(name).unwrap().written && table.lower(name, Mode::N, 0));
+        assert!(table.is_empty());
     }
 
     #[test]

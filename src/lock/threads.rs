@@ -138,8 +138,21 @@ impl Hub {
     }
 
     pub fn acquire(self: &Arc<Hub>, set: LockSet, then: Then) {
+        self.acquire_by(Desk::acquire, set, then);
+    }
+
+    pub fn acquire_first(self: &Arc<Hub>, set: LockSet, then: Then) {
+        self.acquire_by(Desk::acquire_first, set, then);
+    }
+
+    fn acquire_by(
+        self: &Arc<Hub>,
+        by: fn(&mut Desk, Duration, LockSet) -> TicketNo,
+        set: LockSet,
+        then: Then,
+    ) {
         let mut state = self.state.lock();
-        let ticket = state.desk.acquire(self.cfg.clock.now(), set);
+        let ticket = by(&mut state.desk, self.cfg.clock.now(), set);
         state.thens.insert(ticket, then);
         self.finish(state);
     }

@@ -2,7 +2,7 @@
 //! [`Inbox`] and [`Outbox`] over registers of which contents are missed and old ones come back.
 //!
 //! Hosts run operations on one lock; under it lies a value that an exclusive operation changes in
-//! the host's cache and a demotion writes back. The host that masters the lock may leave or die; the
+//! the host's cache and a demotion writes back. One that writes directly changes it on the disk. The host that masters the lock may leave or die; the
 //! next one takes its group. Times of the minimum hold are all zero, so there is no clock.
 //! I3: modes go together, those of the dead who are not recovered included. I6: an operation sees
 //! the last change. I9: from everywhere a state can be reached where all operations are through.
@@ -67,6 +67,8 @@ enum Mutant {
     TokenIgnored,
     /// A grant is taken whichever request it answers.
     EarlierGrantTaken,
+    /// Direct writes are granted beside whoever reads.
+    DirectBesideShared,
 }
 
 /// What one host last wrote for another.
@@ -312,6 +314,9 @@ const S: &[Mode] = &[Mode::S];
 const X: &[Mode] = &[Mode::X];
 const XX: &[Mode] = &[Mode::X, Mode::X];
 const SX: &[Mode] = &[Mode::S, Mode::X];
+const D: &[Mode] = &[Mode::DW];
+const DX: &[Mode] = &[Mode::DW, Mode::X];
+const XD: &[Mode] = &[Mode::X, Mode::DW];
 const NONE: &[Mode] = &[];
 
 #[test]
@@ -321,6 +326,20 @@ fn operations_of_three_hosts_get_through() {
     holds("locks, X and X, slow tells", Locks { slow_tells: true, ..locks([NONE, X, X]) });
     holds("locks, X X and X, 1 late register", Locks { lates: 1, ..locks([XX, X, NONE]) });
     holds("locks, S and X, 1 asked ahead", Locks { aheads: 1, ..locks([NONE, S, X]) });
+}
+
+#[test]
+fn direct_writers_get_through_beside_others() {
+    holds("locks, DW and DW and X", locks([D, D, X]));
+    holds("locks, DW and DW and S", locks([S, D, D]));
+    holds("locks, DW X beside DW", locks([NONE, DX, D]));
+    holds("locks, X DW and DW, slow tells", Locks { slow_tells: true, ..locks([XD, D, NONE]) });
+    holds("locks, DW X and DW, 1 late register", Locks { lates: 1, ..locks([DX, D, NONE]) });
+    holds("locks, DW and DW, 1 asked ahead", Locks { aheads: 1, ..locks([NONE, D, D]) });
+    holds("locks, DW and DW, the master leaves", Locks { exit: Some(Exit::Leave), ..locks([D, DX, NONE]) });
+    holds("locks, DW and DW, the master dies", Locks { exit: Some(Exit::Death), ..locks([D, DX, NONE]) });
+    let death = Locks { exit: Some(Exit::Death), exit_slot: 1, ..locks([XD, D, NONE]) };
+    holds("locks, DW and DW, who has it dies", death);
 }
 
 #[test]
@@ -344,6 +363,8 @@ fn every_rule_of_locks_is_needed() {
     use Mutant::*;
     let plain = [HeldBelievedUnacked, ReleasedBeforeFlush, CacheKept, WaiterKeepsShared];
     catches("locks", &plain, |m| Locks { mutant: Some(m), ..locks([NONE, SX, X]) });
+    let direct = [DirectBesideShared, CacheKept, HeldBelievedUnacked];
+    catches("locks, DW", &direct, |m| Locks { mutant: Some(m), ..locks([NONE, SX, D]) });
     let late = [OldRegisterTaken, NoScrub];
     catches("locks", &late, |m| Locks { mutant: Some(m), lates: 1, ..locks([XX, X, NONE]) });
 }

@@ -26,7 +26,8 @@ impl Desk {
             let free = self.master.is_free(self.group_of(*name), *name);
             let busy = self.cases.contains_key(name);
             let refused = || self.may_ask(&[(*name, mode)]).is_err();
-            if free || busy || self.table.mode(*name).covers(mode) || refused() {
+            let held = self.table.mode(*name);
+            if free || busy || held.covers(mode) || held.crosses(mode) || refused() {
                 continue;
             }
             self.cases.insert(*name, Case { ahead: mode, ..Case::default() });

@@ -67,17 +67,30 @@ impl Case {
     /// The mode to come down to, from `mode`.
     fn goal(&self, mode: Mode) -> Mode {
         match () {
-            () if self.shed != Shed::No => Mode::N,
-            () if self.cap.covers(mode) => mode,
+            () if self.shed != Shed::No || self.is_crossed(mode) => Mode::N,
+            () if mode.is_within(self.cap) => mode,
             () if mode.covers(self.cap) => self.cap,
             () => Mode::N,
         }
     }
 
+    /// Does an operation wait for a mode that this one must be given up for first?
+    fn is_crossed(&self, mode: Mode) -> bool {
+        self.waiters.iter().any(|(_, wanted)| wanted.crosses(mode))
+    }
+
     /// What to ask for: the strongest mode that an operation waits for. An exclusive want of an
-    /// `IOpen` may stand for ever, so a shared one goes first there.
+    /// `IOpen` may stand for ever, so a shared one goes first there. Between direct writes and all else whoever
+    /// came first decides; nothing is asked for while something is held that goes without it.
     pub fn wanted(&self, name: LockName, held: Mode) -> Mode {
         let modes = || self.waiters.iter().map(|(_, mode)| *mode).chain([self.ahead]);
+        if self.is_crossed(held) {
+            return Mode::N;
+        }
+        if modes().next() == Some(Mode::DW) {
+            return Mode::DW;
+        }
+        let modes = || modes().filter(|mode| *mode != Mode::DW);
         if matches!(name, LockName::IOpen(_)) && modes().any(|m| m == Mode::S) && !held.covers(Mode::S) {
             return Mode::S;
         }
@@ -109,7 +122,7 @@ impl Desk {
         if held.mode == Mode::N || case.shed == Shed::Idle && (held.pins() > 0 || !case.waiters.is_empty()) {
             case.shed = Shed::No;
         }
-        if held.mode.covers(case.ahead) {
+        if held.mode.covers(case.ahead) || held.mode == Mode::DW {
             case.ahead = Mode::N;
         }
         let due = case.goal(held.mode);

@@ -126,7 +126,7 @@ impl Desk {
         }
         self.last_ticket += 1;
         let ticket = TicketNo(self.last_ticket);
-        self.tickets.insert(ticket, Ticket { set: LockSet::one(name, Mode::S), next: 0 });
+        self.tickets.insert(ticket, Ticket { set: LockSet::one(name, Mode::S), next: 0, first: false });
         self.file_work.tickets.insert(ticket, ino);
         self.work.push_back(Work::Advance(ticket));
     }

@@ -94,6 +94,8 @@ pub enum Closing {
 struct Ticket {
     set: LockSet,
     next: usize,
+    /// Before all others of this host.
+    first: bool,
 }
 
 #[derive(Clone, Hash)]
@@ -203,13 +205,23 @@ impl Desk {
 
     /// An operation needs `set`; [`Effect::Complete`] answers.
     pub fn acquire(&mut self, now: Duration, set: LockSet) -> TicketNo {
+        self.acquire_as(now, set, false)
+    }
+
+    /// The same, before all that wait on this host: for what a demotion that runs leaves to be done as soon as
+    /// the lock is here again.
+    pub fn acquire_first(&mut self, now: Duration, set: LockSet) -> TicketNo {
+        self.acquire_as(now, set, true)
+    }
+
+    fn acquire_as(&mut self, now: Duration, set: LockSet, first: bool) -> TicketNo {
         self.last_ticket += 1;
         let ticket = TicketNo(self.last_ticket);
         if let Err(error) = self.may_ask(set.as_slice()) {
             self.effects.push_back(Effect::Complete { ticket, result: Err(error) });
             return ticket;
         }
-        self.tickets.insert(ticket, Ticket { set, next: 0 });
+        self.tickets.insert(ticket, Ticket { set, next: 0, first });
         self.work.push_back(Work::Advance(ticket));
         self.run(now);
         ticket
@@ -220,8 +232,8 @@ impl Desk {
             return Err(Error::Halted(reason.clone()));
         }
         for (name, mode) in set {
-            if *mode == Mode::DW {
-                return Err(Error::Unsupported("shared direct writes"));
+            if *mode == Mode::DW && !matches!(name, LockName::Inode(_)) {
+                return Err(Error::Unsupported("shared direct writes of what is no inode"));
             }
             if self.closing >= closing_of(*name) {
                 return Err(Error::Halted("unmounting".into()));
@@ -249,7 +261,11 @@ impl Desk {
 
     /// What may be taken of a lock about which nothing goes on here or elsewhere.
     fn claimable(&self, name: LockName, mode: Mode) -> Option<Mode> {
-        if self.cases.contains_key(&name) || mode == Mode::DW || self.may_ask(&[(name, mode)]).is_err() {
+        if self.cases.contains_key(&name) || self.may_ask(&[(name, mode)]).is_err() {
+            return None;
+        }
+        // Nothing but giving it up leads from direct writes to another mode, or from another to them.
+        if mode == Mode::DW || self.table.mode(name) == Mode::DW {
             return None;
         }
         match name {
@@ -394,7 +410,10 @@ impl Desk {
         while let Some((name, mode)) = ticket.set.as_slice().get(ticket.next).copied() {
             if !self.table.pin(name, mode) {
                 let case = self.cases.entry(name).or_default();
-                case.waiters.push_back((number, mode));
+                match ticket.first {
+                    true => case.waiters.push_front((number, mode)),
+                    false => case.waiters.push_back((number, mode)),
+                }
                 if case.demoting.is_some() {
                     self.habits.asked_too_late(name);
                 }

@@ -24,19 +24,31 @@ impl Frozen {
 }
 
 impl Host {
-    /// The value under the lock: from the cache, else from the disk; it must be the last one.
-    fn look(&mut self, s: &mut State) -> u8 {
-        let (value, _) = *self.cache.get_or_insert((s.on_disk, false));
+    /// The value under the lock: from the cache, else from the disk; it must be the last one. Who writes directly
+    /// keeps nothing, but would read what is kept.
+    fn look(&mut self, s: &mut State, mode: Mode) -> u8 {
+        let (value, dirty) = self.cache.unwrap_or((s.on_disk, false));
+        if mode != Mode::DW {
+            self.cache = Some((value, dirty));
+        }
         s.stale |= value != s.truth;
         value
     }
 
     pub fn end(&mut self, s: &mut State) {
         let set = self.running.pop_front().expect("offered");
-        let value = self.look(s);
-        if set.mode(lock()) == Mode::X {
-            s.truth += 1;
-            self.cache = Some((value + 1, true));
+        let mode = set.mode(lock());
+        let value = self.look(s, mode);
+        match mode {
+            Mode::X => {
+                s.truth += 1;
+                self.cache = Some((value + 1, true));
+            }
+            Mode::DW => {
+                s.truth += 1;
+                s.on_disk = value + 1;
+            }
+            _ => {}
         }
         for (name, mode) in set.iter() {
             if self.table.unpin(name, mode) {
@@ -59,8 +71,9 @@ impl Host {
                 Effect::Complete { result, ticket } => {
                     self.waiting.remove(&ticket);
                     if let Ok(set) = result {
+                        let mode = set.mode(lock());
                         self.running.push_back(set);
-                        self.look(s);
+                        self.look(s, mode);
                     }
                 }
             }
@@ -226,6 +239,21 @@ impl Locks {
         if self.is(Mutant::HeldBelievedUnacked) {
             let requests = entries.iter_mut().filter(|e| e.kind == EntryKind::Request);
             requests.for_each(|e| e.number = u64::MAX);
+        }
+        if self.is(Mutant::DirectBesideShared) {
+            let (direct, shared) = (Mode::DW, Mode::S);
+            let asked = h.desk.outgoing(from);
+            let wants = |lock| {
+                asked.iter().any(|e| e.lock == lock && e.kind == EntryKind::Request && e.mode == direct)
+            };
+            for entry in &mut entries {
+                match entry.kind {
+                    EntryKind::Request if entry.mode == direct => entry.mode = shared,
+                    EntryKind::Request if entry.held == direct => entry.held = shared,
+                    EntryKind::Grant if entry.mode == shared && wants(entry.lock) => entry.mode = direct,
+                    _ => {}
+                }
+            }
         }
         if let (Some(Mutant::SilenceIsDeclaration), Some(token)) = (self.mutant, ours) {
             entries.push(declared(token));

@@ -1,0 +1,313 @@
+//! Shared direct writes between desks: who has them at the same time, and who comes when somebody wants else.
+
+use crate::base::{AgNo, Incarnation, InodeNo, LockName, Mode, SlotId, Token};
+use crate::cluster::{Membership, Owner};
+use crate::format::cluster::{SlotState, View};
+use crate::lock::desk::{Desk, DeskConfig, Effect, TicketNo};
+use crate::lock::manager_tests::GEOMETRY;
+use crate::lock::table::PinTable;
+use crate::lock::{DemoteAnswer, DemoteJob, LockSet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+const HOSTS: u16 = 3;
+
+fn file() -> LockName {
+    LockName::Inode(InodeNo(GEOMETRY.ag_start(AgNo(0)).0 + 700))
+}
+
+struct Host {
+    desk: Desk,
+    table: Arc<PinTable>,
+    /// Not demoted yet.
+    demotions: Vec<DemoteJob>,
+}
+
+/// Hosts that hear each other at once; slot 0 decides the lock. Demotions are over when the test says so.
+struct Hosts {
+    now: Duration,
+    hosts: Vec<Host>,
+    /// Tickets in the order of their completion, not given back.
+    done: Vec<(usize, TicketNo)>,
+    modes: BTreeMap<(usize, TicketNo), Mode>,
+    words: usize,
+    /// Neither speak nor hear any more.
+    dead: BTreeSet<u16>,
+    gone: BTreeSet<u16>,
+}
+
+fn membership(me: u16, dead: &BTreeSet<u16>, gone: &BTreeSet<u16>) -> Arc<Membership> {
+    let mut view = View::initial(4, 4);
+    for slot in (0..HOSTS).filter(|slot| !gone.contains(slot)) {
+        let state = match dead.contains(&slot) {
+            true => SlotState::Dead { adopter: SlotId(0) },
+            false => SlotState::Live { former: None },
+        };
+        let entry = &mut view.slots[usize::from(slot)];
+        (entry.state, entry.incarnation) = (state, Incarnation(7 + u64::from(slot)));
+    }
+    Arc::new(Membership {
+        me: SlotId(me),
+        incarnation: Incarnation(7 + u64::from(me)),
+        view: Arc::new(view),
+        silent: 0,
+        owners: Arc::new((0..GEOMETRY.ag_count).map(|_| (Owner::Master(SlotId(0)), Token(2))).collect()),
+    })
+}
+
+impl Hosts {
+    fn new() -> Hosts {
+        let times = DeskConfig {
+            hold_min: Duration::ZERO,
+            hold_max: Duration::ZERO,
+            idle: Duration::from_millis(2),
+            busy_retry: Duration::from_millis(7),
+            requests_max: 20,
+            caps_max: 20,
+            files_max: 2,
+            habits_max: 0,
+        };
+        let host = |slot| {
+            let table = Arc::new(PinTable::default());
+            let mut desk = Desk::new(GEOMETRY, SlotId(slot), times, table.clone());
+            desk.on_view(Duration::ZERO, membership(slot, &BTreeSet::new(), &BTreeSet::new()));
+            Host { desk, table, demotions: Vec::new() }
+        };
+        let hosts = (0..HOSTS).map(host).collect();
+        let now = Duration::from_secs(1);
+        let mut all = Hosts {
+            now,
+            hosts,
+            done: Vec::new(),
+            modes: BTreeMap::new(),
+            words: 0,
+            dead: BTreeSet::new(),
+            gone: BTreeSet::new(),
+        };
+        all.settle();
+        all
+    }
+
+    /// Until nobody has anything to say. What was said before is no word.
+    fn settle(&mut self) {
+        let mut said: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        loop {
+            let mut quiet = true;
+            for at in 0..self.hosts.len() {
+                let host = &mut self.hosts[at];
+                while let Some(effect) = host.desk.next_effect() {
+                    quiet = false;
+                    match effect {
+                        Effect::Tell { name, .. } | Effect::Kept { name, .. } => {
+                            host.desk.told(self.now, name)
+                        }
+                        Effect::Demote(job) => host.demotions.push(job),
+                        Effect::Complete { ticket, result } => {
+                            result.expect("granted");
+                            self.done.push((at, ticket));
+                        }
+                        Effect::Adopt(_) | Effect::FileLock { .. } => unreachable!(),
+                    }
+                }
+            }
+            let speak: Vec<u16> = (0..HOSTS).filter(|slot| !self.dead.contains(slot)).collect();
+            for (from, to) in speak.iter().flat_map(|from| speak.iter().map(move |to| (*from, *to))) {
+                let entries = self.hosts[usize::from(from)].desk.outgoing(SlotId(to));
+                let before = said.insert((from, to), entries.clone());
+                if from != to && before.as_ref() != Some(&entries) {
+                    self.words += usize::from(before.is_some());
+                    quiet = false;
+                    self.hosts[usize::from(to)].desk.on_entries(self.now, SlotId(from), &entries);
+                }
+            }
+            let counts = (0..HOSTS).zip(&self.hosts).filter(|(slot, _)| !self.gone.contains(slot));
+            let modes: Vec<_> = counts.map(|(_, h)| h.table.mode(file())).collect();
+            let pairs =
+                modes.iter().enumerate().flat_map(|(i, a)| modes[i + 1..].iter().map(move |b| (a, b)));
+            pairs.for_each(|(a, b)| assert!(a.compatible(*b), "{modes:?}"));
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn ask(&mut self, at: usize, mode: Mode) -> (usize, TicketNo) {
+        let ticket = self.hosts[at].desk.acquire(self.now, LockSet::one(file(), mode));
+        self.modes.insert((at, ticket), mode);
+        self.settle();
+        (at, ticket)
+    }
+
+    fn ask_first(&mut self, at: usize, mode: Mode) -> (usize, TicketNo) {
+        let ticket = self.hosts[at].desk.acquire_first(self.now, LockSet::one(file(), mode));
+        self.modes.insert((at, ticket), mode);
+        self.settle();
+        (at, ticket)
+    }
+
+    fn is_done(&self, ticket: (usize, TicketNo)) -> bool {
+        self.done.contains(&ticket)
+    }
+
+    /// The operation is over.
+    fn end(&mut self, ticket: (usize, TicketNo)) {
+        let at = self.done.iter().position(|t| *t == ticket).expect("granted before");
+        self.done.remove(at);
+        let host = &mut self.hosts[ticket.0];
+        if host.table.unpin(file(), self.modes[&ticket]) {
+            host.desk.unpinned(self.now, file());
+        }
+        self.settle();
+    }
+
+    fn demote(&mut self, at: usize) -> (Mode, Mode) {
+        let job = self.hosts[at].demotions.remove(0);
+        self.hosts[at].desk.demoted(self.now, file(), DemoteAnswer::Done);
+        self.settle();
+        (job.from, job.to)
+    }
+
+    /// These are dead, or were and are recovered.
+    fn learn(&mut self, dead: &[u16], gone: &[u16]) {
+        self.gone = gone.iter().copied().collect();
+        let waiting: BTreeSet<u16> = dead.iter().copied().collect();
+        self.dead = &waiting | &self.gone;
+        for (slot, host) in (0..HOSTS).zip(&mut self.hosts).filter(|(slot, _)| !self.dead.contains(slot)) {
+            host.desk.on_view(self.now, membership(slot, &waiting, &self.gone));
+        }
+        self.settle();
+    }
+
+    fn mode(&self, at: usize) -> Mode {
+        self.hosts[at].table.mode(file())
+    }
+}
+
+#[test]
+fn hosts_have_it_at_the_same_time_and_need_no_words_then() {
+    let mut hosts = Hosts::new();
+    let all: Vec<_> = (0..3).map(|at| hosts.ask(at, Mode::DW)).collect();
+    assert!(all.iter().all(|ticket| hosts.is_done(*ticket)));
+    assert!((0..3).all(|at| hosts.mode(at) == Mode::DW && hosts.hosts[at].demotions.is_empty()));
+    all.into_iter().for_each(|ticket| hosts.end(ticket));
+    let silent = hosts.hosts.iter().all(|h| h.desk.outgoing(SlotId(0)).is_empty() && h.desk.is_quiet());
+    assert!(silent, "a lock that is held is not spoken of");
+    hosts.words = 0;
+    for _ in 0..100 {
+        for at in 0..3 {
+            let ticket = hosts.ask(at, Mode::DW);
+            hosts.end(ticket);
+        }
+    }
+    assert_eq!(hosts.words, 0);
+}
+
+#[test]
+fn alone_it_stays_what_was_asked_for() {
+    let mut hosts = Hosts::new();
+    let ticket = hosts.ask(0, Mode::DW);
+    assert!(hosts.is_done(ticket) && hosts.mode(0) == Mode::DW);
+    // Free as it is, there is no way around giving it up first.
+    assert!(!hosts.hosts[0].desk.claim_pinned(file(), Mode::X));
+    assert!(hosts.hosts[0].desk.claim(file(), Mode::S).is_none());
+    hosts.end(ticket);
+    let iopen = LockName::IOpen(InodeNo(GEOMETRY.ag_start(AgNo(0)).0 + 700));
+    hosts.hosts[0].desk.acquire(hosts.now, LockSet::one(iopen, Mode::DW));
+    let refused = hosts.hosts[0].desk.next_effect();
+    assert!(matches!(refused, Some(Effect::Complete { result: Err(_), .. })), "{refused:?}");
+}
+
+#[test]
+fn a_waiting_writer_is_passed_by_no_direct_one() {
+    let mut hosts = Hosts::new();
+    let (a, b) = (hosts.ask(0, Mode::DW), hosts.ask(1, Mode::DW));
+    let x = hosts.ask(2, Mode::X);
+    let (late_a, late_b) = (hosts.ask(0, Mode::DW), hosts.ask(1, Mode::DW));
+    assert!(!hosts.is_done(x) && !hosts.is_done(late_a) && !hosts.is_done(late_b));
+    hosts.end(a);
+    assert_eq!(hosts.demote(0), (Mode::DW, Mode::N));
+    assert!(!hosts.is_done(x), "the other has it still");
+    hosts.end(b);
+    assert_eq!(hosts.demote(1), (Mode::DW, Mode::N));
+    assert!(hosts.is_done(x) && !hosts.is_done(late_a) && !hosts.is_done(late_b));
+    hosts.end(x);
+    assert_eq!(hosts.demote(2), (Mode::X, Mode::N));
+    assert!(hosts.is_done(late_a) && hosts.is_done(late_b));
+}
+
+#[test]
+fn readers_and_direct_writers_take_turns() {
+    let mut hosts = Hosts::new();
+    let (a, b) = (hosts.ask(1, Mode::S), hosts.ask(2, Mode::DW));
+    hosts.end(a);
+    assert_eq!(hosts.demote(1), (Mode::S, Mode::N));
+    assert!(hosts.is_done(b));
+    let reader = hosts.ask(1, Mode::S);
+    hosts.end(b);
+    assert_eq!(hosts.demote(2), (Mode::DW, Mode::N));
+    assert!(hosts.is_done(reader));
+}
+
+/// On one host, too, the one is given up before there is the other, in the order of asking.
+#[test]
+fn operations_of_one_host_change_over_by_way_of_nothing() {
+    for at in [0, 1] {
+        let mut hosts = Hosts::new();
+        let x = hosts.ask(at, Mode::X);
+        let (direct, later) = (hosts.ask(at, Mode::DW), hosts.ask(at, Mode::X));
+        assert!(hosts.is_done(x) && !hosts.is_done(direct) && !hosts.is_done(later));
+        hosts.end(x);
+        assert_eq!(hosts.demote(at), (Mode::X, Mode::N));
+        assert!(hosts.is_done(direct) && hosts.mode(at) == Mode::DW && !hosts.is_done(later));
+        hosts.end(direct);
+        assert_eq!(hosts.demote(at), (Mode::DW, Mode::N));
+        assert!(hosts.is_done(later) && hosts.mode(at) == Mode::X);
+        hosts.end(later);
+    }
+}
+
+/// Times of writes are handed in before anybody can look.
+#[test]
+fn who_comes_down_and_asks_first_has_it_before_those_who_wait() {
+    for holder in [0, 1] {
+        let mut hosts = Hosts::new();
+        let (a, b) = (hosts.ask(holder, Mode::DW), hosts.ask(2, Mode::DW));
+        let reader = hosts.ask(1 - holder, Mode::S);
+        let queued = hosts.ask(holder, Mode::DW);
+        hosts.end(a);
+        let note = hosts.ask_first(holder, Mode::X);
+        hosts.demote(holder);
+        hosts.end(b);
+        let other_note = hosts.ask_first(2, Mode::X);
+        hosts.demote(2);
+        let mut order = Vec::new();
+        while order.len() < 3 {
+            let next = [note, other_note, reader].into_iter().find(|t| hosts.is_done(*t)).expect("somebody");
+            order.push(next);
+            assert!(!hosts.is_done(queued));
+            hosts.end(next);
+            while let Some(at) = (0..3).find(|at| !hosts.hosts[*at].demotions.is_empty()) {
+                hosts.demote(at);
+            }
+        }
+        assert_eq!(order[2], reader, "it looks when all have told");
+        assert!(hosts.is_done(queued), "who had it comes last");
+    }
+}
+
+#[test]
+fn what_a_dead_direct_writer_has_stands_until_it_is_recovered() {
+    let mut hosts = Hosts::new();
+    let dead = hosts.ask(2, Mode::DW);
+    assert!(hosts.is_done(dead));
+    hosts.learn(&[2], &[]);
+    let beside = hosts.ask(1, Mode::DW);
+    assert!(hosts.is_done(beside), "direct writers go on beside it");
+    hosts.end(beside);
+    let x = hosts.ask(0, Mode::X);
+    hosts.demote(1);
+    assert!(!hosts.is_done(x), "its writes may still land");
+    hosts.learn(&[], &[2]);
+    assert!(hosts.is_done(x));
+}
