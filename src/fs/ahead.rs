@@ -337,6 +337,8 @@ impl Core {
         let missing = |(name, mode): &(LockName, Mode)| !self.locks.mode(*name).covers(*mode);
         for (name, mode) in set.iter().filter(missing) {
             match name {
+                // Says nothing of its neighbours.
+                _ if mode == Mode::DW => {}
                 LockName::Inode(ino) => self.ask_ahead_of(ino, 0, LockName::Inode, mode),
                 // An exclusive want of these may have to wait for ever.
                 LockName::IOpen(ino) if mode == Mode::S => self.ask_ahead_of(ino, 1, LockName::IOpen, mode),

@@ -182,6 +182,8 @@ impl Fs {
             set.is_permitted(attr)?;
             core.check_writable()?;
             core.check_kept(&node, &mut state)?;
+            // Earlier than what is set now.
+            core.hand_in(&node, &mut state)?;
             if let Some(size) = set.size {
                 match kind {
                     FileKind::Regular => {

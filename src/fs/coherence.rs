@@ -78,14 +78,13 @@ impl Core {
         let mut answers = vec![DemoteAnswer::Done; batch.len()];
         self.empty_kernel(batch);
         let _emptied = Emptied::new(self, batch);
-        let mut release = BTreeSet::new();
+        let (mut release, mut direct) = (BTreeSet::new(), false);
         for (job, answer) in batch.iter().zip(&mut answers) {
             match self.empty_own(job) {
-                Ok(DemoteAnswer::Done) => {
-                    if job.from == Mode::X {
-                        release.insert(job.name);
-                    }
-                }
+                Ok(DemoteAnswer::Done) => match job.from {
+                    Mode::X => _ = release.insert(job.name),
+                    from => direct |= from == Mode::DW,
+                },
                 Ok(DemoteAnswer::Busy) => *answer = DemoteAnswer::Busy,
                 // There may be some again; what is dirty must not be lost meanwhile.
                 Err(Error::NoSpace) => *answer = DemoteAnswer::Busy,
@@ -96,8 +95,10 @@ impl Core {
                 }
             }
         }
-        if !release.is_empty() {
-            match self.journal.release(&release).and_then(|()| self.flush_data_of(batch)) {
+        if !release.is_empty() || direct {
+            // Under DW no transaction has touched anything.
+            let released = if release.is_empty() { Ok(()) } else { self.journal.release(&release) };
+            match released.and_then(|()| self.flush_data_of(batch)) {
                 Ok(()) => {}
                 // Served meanwhile under a lock that is still held: what it changed goes out first.
                 Err(Error::Busy(_)) => return vec![DemoteAnswer::Busy; batch.len()],
@@ -110,6 +111,9 @@ impl Core {
         for (job, answer) in batch.iter().zip(&mut answers) {
             if *answer == DemoteAnswer::Done && !self.forget_covered(job) {
                 *answer = DemoteAnswer::Busy;
+            }
+            if let (LockName::Inode(ino), Mode::DW, DemoteAnswer::Done) = (job.name, job.from, *answer) {
+                self.hand_in_first(ino);
             }
         }
         answers
@@ -143,7 +147,7 @@ impl Core {
     /// must be durable by then, also where no commit has come after it.
     fn flush_data_of(&self, batch: &[DemoteJob]) -> Result<()> {
         let data_txn = |job: &DemoteJob| match job.name {
-            LockName::Inode(ino) if job.from == Mode::X => match self.nodes.find(ino) {
+            LockName::Inode(ino) if matches!(job.from, Mode::X | Mode::DW) => match self.nodes.find(ino) {
                 Some(node) => Some(node.state.lock().data_txn),
                 None => Some(self.nodes.newest_shed()),
             },
@@ -190,6 +194,9 @@ impl Core {
         for job in batch {
             let LockName::Inode(ino) = job.name else { continue };
             let Some(node) = self.nodes.find(ino) else { continue };
+            if job.to == Mode::N {
+                node.sharing.taken(self.clock.now());
+            }
             let kind = node.state.lock().attr.as_ref().map(|a| a.kind);
             names |= job.to == Mode::N && kind == Some(FileKind::Directory);
             let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());

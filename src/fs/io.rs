@@ -70,10 +70,20 @@ impl Write {
         self.through_cache.then_some(node::Pages { start: last, end: last + PAGE, locked: false })
     }
 
+    /// May other hosts write the file directly at the same time, as far as this can be seen from the request?
+    fn may_share(&self) -> bool {
+        let whole = self.offset.is_multiple_of(PAGE) && self.length.is_multiple_of(PAGE);
+        self.how.direct && self.how.fresh && !self.how.append && !self.through_cache && whole
+    }
+
     /// The write itself; it may have to be started again.
     fn run(&self, op: &mut Op<'_>, data: &[u8]) -> Step<(u32, Forget)> {
         let core = op.core.clone();
         let Write { ino, fh, offset, how, through_cache, .. } = *self;
+        if op.is_shared(ino) {
+            core.write_shared(op, ino, offset, data, how.keep_set_id)?;
+            return Ok((data.len() as u32, Forget::Nothing));
+        }
         let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
         if how.append {
             core.hold_append(ino, fh, offset, data.len());
@@ -155,10 +165,11 @@ impl Fs {
         // A store into a shared mapping never asks: pages of a file open for writing are filled under X.
         let writable = self.core.nodes.get(ino).has_writers();
         let mode = if writable { Mode::X } else { Mode::S };
+        let mode = if flags.fills_cache { mode } else { self.core.direct_mode(ino, mode) };
         let body = move |op: &mut Op<'_>| -> Step<DataBuf> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
-            if node.has_writers() {
+            if node.has_writers() && !op.is_shared(ino) {
                 op.need_inode(ino, Mode::X)?;
             }
             let _io = node.gate.read();
@@ -216,7 +227,7 @@ impl Fs {
         let late = Late::Pages(write.offset, write.offset + write.length);
         let reply = |done: Result<(u32, Forget)>| reply(done.map(|(written, _)| written));
         let pins = serving::pin_late(&self.core, write.ino, late);
-        let Some(reply) = self.write_at_once(pins, write, data, reply) else { return };
+        let Some(reply) = self.write_at_once((Mode::X, pins), write, data, reply) else { return };
         let data = data.to_vec();
         let body = move |op: &mut Op<'_>| write.run(op, &data);
         serving::run_late(&self.core, write.ino, late, Box::new(body), Box::new(reply));
@@ -232,14 +243,15 @@ impl Fs {
     ) {
         let Write { ino, fh, offset, how, .. } = write;
         let core = self.core.clone();
+        let mode = if write.may_share() { core.direct_mode(ino, Mode::X) } else { Mode::X };
         let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         let waited = Arc::new(AtomicBool::new(waited));
         let waits = waited.clone();
         let reply = move |done| write.answer(&core, (waited.load(Ordering::Acquire), flight), done, reply);
         let reply = match held {
             None => {
-                let pins = self.core.locks.try_pin(&inode(ino, Mode::X));
-                self.write_at_once(pins, write, data, reply)
+                let pins = self.core.locks.try_pin(&inode(ino, mode));
+                self.write_at_once((mode, pins), write, data, reply)
             }
             Some(_) => Some(reply),
         };
@@ -255,20 +267,20 @@ impl Fs {
         }
         // While it waits, another host may change what a page shows that an invalidation goes around.
         waits.store(true, Ordering::Release);
-        serving::run_parkable(&self.core, ino, Mode::X, write.parks(), body, reply);
+        serving::run_parkable(&self.core, ino, mode, write.parks(), body, reply);
     }
 
     /// The write out of the request's own memory, if nothing has to be waited for. Gives `reply` back
     /// if something must.
     fn write_at_once<R: FnOnce(Result<(u32, Forget)>)>(
         &self,
-        pins: Option<crate::lock::Pins>,
+        (mode, pins): (Mode, Option<crate::lock::Pins>),
         write: Write,
         data: &[u8],
         reply: R,
     ) -> Option<R> {
         let Some(pins) = pins else { return Some(reply) };
-        let locks = inode(write.ino, Mode::X);
+        let locks = inode(write.ino, mode);
         match op::attempt(&self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
             Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
@@ -298,6 +310,9 @@ impl Fs {
     ) {
         let ino = self.core.ino(node);
         let core = self.core.clone();
+        if core.is_durable_by_flush(ino) {
+            return reply(core.commit_node(ino, fh, true));
+        }
         let clean = {
             let node = core.nodes.get(ino);
             let state = node.state.lock();
@@ -305,13 +320,13 @@ impl Fs {
         };
         if clean && let Some(pins) = core.locks.try_pin(&inode(ino, Mode::S)) {
             drop(pins);
-            return reply(core.commit_node(ino, fh));
+            return reply(core.commit_node(ino, fh, false));
         }
         if !clean {
             return core.fsync_dirty(ino, fh, data_only, reply);
         }
         let finish = move |pinned: Result<()>| {
-            let committed = core.commit_node(ino, fh);
+            let committed = core.commit_node(ino, fh, false);
             reply(pinned.and(committed));
         };
         op::run(&self.core, inode(ino, Mode::S), |_: &mut Op<'_>| Ok(()), finish);
@@ -334,7 +349,7 @@ impl Core {
         };
         let core = self.clone();
         let finish = move |flushed: Result<()>| {
-            let committed = core.commit_node(ino, fh);
+            let committed = core.commit_node(ino, fh, false);
             reply(flushed.and(committed));
         };
         op::run(self, inode(ino, Mode::X), body, finish);
@@ -348,12 +363,12 @@ impl Core {
         } else {
             self.flush_node(&node)?;
         }
-        self.commit_node(ino, fh)
+        self.commit_node(ino, fh, false)
     }
 
-    /// Wait for what changed the inode to be durable; everything of it has been flushed.
-    /// Tells the handle an error of write-back that it has not heard of.
-    fn commit_node(&self, ino: InodeNo, fh: u64) -> Result<()> {
+    /// Wait for what changed the inode to be durable; everything of it has been flushed. `shared`: others may have
+    /// written it directly. Tells the handle an error of write-back that it has not heard of.
+    fn commit_node(&self, ino: InodeNo, fh: u64, shared: bool) -> Result<()> {
         let node = self.nodes.get(ino);
         let handle = self.handles.get(fh);
         let (last, data, told) = {
@@ -365,7 +380,7 @@ impl Core {
             self.journal.commit(last)?;
         }
         // A commit flushes what was written before it was sealed; without one, that is done here.
-        if self.journal.durable() < data {
+        if shared || self.journal.durable() < data {
             self.store.flush_since(self.store.flush_mark())?;
         }
         told

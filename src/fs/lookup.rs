@@ -51,8 +51,14 @@ impl Fs {
         }
     }
 
-    /// The attributes.
-    pub fn getattr(&self, node: NodeId, reply: impl FnOnce(Result<AttrReply>) + Send + 'static) {
+    /// The attributes. By a handle (`by_handle`) the kernel asks before reads and for the end of a file, and wants the
+    /// size; programs do not.
+    pub fn getattr(
+        &self,
+        node: NodeId,
+        by_handle: bool,
+        reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
+    ) {
         let ino = self.core.ino(node);
         // Its number, and the lock, may be another host's by now.
         if let Some(last) = self.core.last_of_gone(ino) {
@@ -63,10 +69,18 @@ impl Fs {
             let mut state = node.state.lock();
             match op.core.last_of_gone(ino) {
                 Some(last) => Ok(last?),
-                None => op.core.attr_reply(&node, &mut state),
+                None => {
+                    let mut told = op.core.attr_reply(&node, &mut state)?;
+                    if op.is_shared(ino) {
+                        // The times are anybody's.
+                        told.attr_valid = Duration::ZERO;
+                    }
+                    Ok(told)
+                }
             }
         };
-        op::run(&self.core, inode(ino, Mode::S), body, reply);
+        let mode = if by_handle { self.core.looking_mode(ino) } else { Mode::S };
+        op::run(&self.core, inode(ino, mode), body, reply);
     }
 
     /// The target of a symbolic link.

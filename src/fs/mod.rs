@@ -54,6 +54,7 @@ mod remove;
 mod rename;
 mod serve;
 mod serving;
+mod shared;
 mod space;
 mod spawn;
 mod statfs;
@@ -251,6 +252,9 @@ impl Core {
         if let Some(file) = &state.file {
             attr.size = file.size();
             attr.blocks += file.delayed_blocks();
+        }
+        if let Some(note) = &state.note {
+            note.show(&mut attr);
         }
         Ok(attr)
     }

@@ -12,6 +12,7 @@ use crate::fs::append::Held;
 use crate::fs::flight::Flights;
 use crate::fs::gone::Gone;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
+use crate::fs::shared::{Note, Sharing};
 use crate::fs::walk::Walk;
 use crate::fs::writeback::WriteErrors;
 use crate::inode::Attr;
@@ -59,6 +60,8 @@ pub struct NodeState {
     pub attr_dirty: bool,
     /// When the oldest dirty data or attribute came (boot time).
     pub dirty_since: Option<Duration>,
+    /// The time of writes under `DW` that the inode does not show yet.
+    pub note: Option<Note>,
     /// Nothing that a write must take away (`privileges`), as far as this host can change it.
     pub unprivileged: bool,
     /// The last transaction that changed the inode; fsync waits for it.
@@ -80,7 +83,7 @@ impl NodeState {
 
     /// The inode is gone: nothing of it is to be kept, or written.
     pub fn forget(&mut self) {
-        (self.attr, self.file, self.space, self.attr_dirty) = (None, None, None, false);
+        (self.attr, self.file, self.space, self.note, self.attr_dirty) = (None, None, None, None, false);
     }
 
     /// Does the disk lack data, or the size that goes with it?
@@ -114,6 +117,8 @@ pub struct Node {
     pub filled: Mutex<Range<u64>>,
     /// The lock, kept for the rest of an appending write.
     pub append: Mutex<Option<Held>>,
+    /// How it has been read and written past the page cache.
+    pub sharing: Sharing,
     /// Of a directory: how its entries are looked up.
     pub walk: Mutex<Option<Box<Walk>>>,
     /// Held shared while a handle is open on this host.
@@ -145,6 +150,7 @@ impl Node {
             flights: Flights::default(),
             filled: Mutex::new(0..0),
             append: Mutex::default(),
+            sharing: Sharing::default(),
             walk: Mutex::default(),
             iopen: Mutex::new(None),
             nameless: AtomicBool::new(false),
@@ -339,7 +345,7 @@ impl NodeTable {
             return false;
         }
         let durable_with = match node.state.try_lock() {
-            Some(state) if state.is_clean() => state.last_txn.max(state.data_txn),
+            Some(state) if state.is_clean() && state.note.is_none() => state.last_txn.max(state.data_txn),
             _ => return false,
         };
         self.shed_txn.fetch_max(durable_with.0, Ordering::AcqRel);
@@ -409,90 +415,4 @@ impl NodeTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::inode::{FileKind, Timestamp};
-
-    fn known(table: &NodeTable, ino: u64, generation: u64) -> InodeNo {
-        let ino = InodeNo(ino);
-        table.remember(&table.get(ino), Generation(generation));
-        ino
-    }
-
-    #[test]
-    fn quiet_nodes_come_back_as_the_kernel_knows_them() {
-        let table = NodeTable::default();
-        let ino = known(&table, 5, 77);
-        known(&table, 5, 77);
-        let node = table.get(ino);
-        node.stale_pages.store(false, Ordering::Release);
-        node.state.lock().last_txn = TxnId(9);
-        table.quieten(0);
-        assert_eq!(table.awake(), 1, "somebody holds it");
-        drop(node);
-        table.quieten(0);
-        assert_eq!(table.awake(), 0);
-        let node = table.find(ino).unwrap();
-        assert_eq!((node.lookups(), node.generation.load(Ordering::Acquire)), (2, 77));
-        assert!(!node.stale_pages.load(Ordering::Acquire));
-        assert_eq!(node.state.lock().last_txn, TxnId(9), "fsync still waits for it");
-        drop(node);
-        table.quieten(0);
-        assert!(table.forget(ino, 1).is_none());
-        assert!(table.find(ino).is_some());
-        table.quieten(0);
-        assert!(table.forget(ino, 1).is_none());
-        assert!(table.find(ino).is_none());
-    }
-
-    #[test]
-    fn a_number_used_again_is_mixed_until_all_is_forgotten() {
-        let table = NodeTable::default();
-        let ino = known(&table, 5, 1);
-        known(&table, 5, 1);
-        assert!(table.find(ino).unwrap().is_known());
-        known(&table, 5, 2);
-        table.quieten(0);
-        assert_eq!(table.awake(), 0);
-        let node = table.find(ino).unwrap();
-        assert!(node.is_mixed() && !node.is_known());
-        assert!(table.forget(ino, 2).is_none());
-        known(&table, 5, 2);
-        assert!(node.is_mixed(), "which ones were forgotten?");
-        assert!(table.forget(ino, 2).is_some());
-        known(&table, 5, 3);
-        assert!(node.is_known() && !node.is_mixed());
-    }
-
-    #[test]
-    fn nodes_with_something_to_lose_stay_awake() {
-        let table = NodeTable::default();
-        let inos: Vec<InodeNo> = (16..22).map(|n| known(&table, n, 1)).collect();
-        table.get(inos[0]).opens.store(1, Ordering::Release);
-        table.get(inos[1]).state.lock().attr_dirty = true;
-        table.get(inos[2]).state.lock().write_errors.note(Error::NoSpace);
-        let mut unlinked = Attr::new(inos[3], Generation(1), FileKind::Regular, 0o644, Timestamp::default());
-        unlinked.nlink = 0;
-        table.get(inos[3]).state.lock().attr = Some(unlinked);
-        table
-            .get(inos[4])
-            .parked
-            .lock()
-            .push(ParkedRange { id: 1, pages: Pages { start: 0, end: 1, locked: true } });
-        table.quieten(0);
-        assert_eq!(table.awake(), 5);
-        assert!(inos[..5].iter().all(|ino| table.shard(*ino).lock().nodes.contains_key(ino)));
-        assert_eq!(table.all().len(), 6);
-    }
-
-    #[test]
-    fn what_was_just_used_stays_if_there_is_room() {
-        let table = NodeTable::default();
-        let inos: Vec<InodeNo> = (0..160).map(|n| known(&table, n, 1)).collect();
-        table.quieten(1000);
-        assert_eq!(table.awake(), 160);
-        drop(table.find(inos[3]));
-        table.quieten(1000);
-        assert_eq!(table.awake(), 1);
-    }
-}
+mod tests;

@@ -79,6 +79,11 @@ impl Op<'_> {
         outcome
     }
 
+    /// The mode in which the operation has asked for `name`.
+    pub fn pinned(&self, name: LockName) -> Mode {
+        self.locks.mode(name)
+    }
+
     /// Go on only with `name` pinned in at least `mode`.
     pub fn need(&mut self, name: LockName, mode: Mode) -> Step<()> {
         if self.locks.covers(name, mode) {

@@ -20,6 +20,30 @@ pub(super) fn without_set_id(mode: u32) -> u32 {
 }
 
 impl Core {
+    fn is_capable(&self, node: &Node) -> Result<bool> {
+        match xattr::get(&self.tree(node.ino), &*self.store, CAPABILITIES) {
+            Ok(_) => Ok(true),
+            Err(Error::NoAttribute) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Has [`Core::drop_privileges`] nothing to do? Changes nothing.
+    pub(super) fn is_unprivileged(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        keep_set_id: bool,
+    ) -> Result<bool> {
+        if state.unprivileged {
+            return Ok(true);
+        }
+        let mode = self.load(node, state)?.mode;
+        let (plain, capable) = (mode == without_set_id(mode), self.is_capable(node)?);
+        state.unprivileged = plain && !capable;
+        Ok(!capable && (plain || keep_set_id))
+    }
+
     /// The content of a regular file is about to change: its capabilities go, and its set-id bits
     /// unless `keep_set_id` says that the caller may keep them. True if the mode has changed; a direct
     /// write does not make the kernel doubt the one it knows.
@@ -38,11 +62,7 @@ impl Core {
             attr.mode = plain;
         }
         let tree = self.tree(node.ino);
-        let capable = match xattr::get(&tree, &*self.store, CAPABILITIES) {
-            Ok(_) => true,
-            Err(Error::NoAttribute) => false,
-            Err(e) => return Err(e),
-        };
+        let capable = self.is_capable(node)?;
         state.unprivileged = attr.mode == plain;
         let changed = attr.mode != old;
         if capable {

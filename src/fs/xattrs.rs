@@ -32,7 +32,8 @@ impl Fs {
             op.core.load(&node, &mut state)?;
             Ok(xattr::get(&op.core.tree(ino), &*op.core.store, &name)?)
         };
-        op::run(&self.core, inode(ino, Mode::S), body, reply);
+        // Asked for before writes; it does not change while they are shared.
+        op::run(&self.core, inode(ino, self.core.looking_mode(ino)), body, reply);
     }
 
     /// All names, each followed by a zero byte.

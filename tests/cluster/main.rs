@@ -27,5 +27,6 @@ mod rig;
 mod rig_stream;
 mod rig_xattr;
 mod set_id;
+mod shared_direct;
 mod synced;
 mod torture;

@@ -26,6 +26,7 @@ mod refused;
 mod replayed;
 mod reused;
 mod runs;
+mod shared;
 mod space;
 mod story;
 mod successor;

@@ -28,6 +28,20 @@ impl Host {
         ask("read", |r| Operations::read(&*self.fs, node, fh, 0, bytes, flags, r)).map(|part| part.to_vec())
     }
 
+    /// Write past the kernel's pages, as O_DIRECT does.
+    pub fn write_direct_kept(&self, node: NodeId, fh: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let (caller, open) = (Caller::default(), How::Direct.flags());
+        let flags = WriteFlags { open, past_cache: true, ..WriteFlags::default() };
+        ask("write", |r| Operations::write(&*self.fs, node, fh, offset, data, flags, caller, r)).map(|_| ())
+    }
+
+    /// Read past the kernel's pages.
+    pub fn read_direct_kept(&self, node: NodeId, fh: u64, offset: u64, bytes: u32) -> Result<Vec<u8>> {
+        let flags = ReadFlags { fills_cache: false, open: How::Direct.flags() };
+        ask("read", |r| Operations::read(&*self.fs, node, fh, offset, bytes, flags, r))
+            .map(|part| part.to_vec())
+    }
+
     pub fn fsync_kept(&self, node: NodeId, fh: u64) -> Result<()> {
         ask("fsync", |r| Operations::fsync(&*self.fs, node, fh, false, r))
     }

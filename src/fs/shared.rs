@@ -1,0 +1,248 @@
+//! Direct reads and writes of several hosts to one file at the same time: under [`Mode::DW`].
+//!
+//! While any host has it, nobody has S or X: sizes, extents, attributes and extended attributes stand still, and
+//! no kernel has pages of the file but such as wait for their lock. So what needs nothing else (whole blocks over
+//! written ones, below the size on disk) goes to the device and nowhere else, and whoever reads past his page cache
+//! reads there what others have written. Everything that would change more is refused here and done under X.
+//!
+//! *When.* Alone, X is as good and is given up once for another kind of use; so DW is asked for only when
+//! the lock has been taken away under direct reads and writes of late.
+//!
+//! *Times* change with each write, but only X may write them to the inode. They are noted, and handed in when DW is
+//! given up: the note asks for X in the very word that tells of it, and comes before all who wait (`lock::master`).
+
+use super::*;
+use crate::file::DirectWrite;
+
+/// For so long a lock that was taken away under direct reads and writes makes them ask for `DW`.
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// For so long after a write that `DW` is not enough for it is not asked for.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// How one inode was used directly on this host; milliseconds of the boot clock, 0: never.
+#[derive(Default)]
+pub struct Sharing {
+    used: AtomicU64,
+    taken: AtomicU64,
+    refused: AtomicU64,
+}
+
+fn set(place: &AtomicU64, now: Duration) {
+    place.store(now.as_millis() as u64 + 1, Ordering::Relaxed);
+}
+
+fn is_within(place: &AtomicU64, now: Duration, time: Duration) -> bool {
+    let (at, now) = (place.load(Ordering::Relaxed), now.as_millis() as u64 + 1);
+    at > 0 && now.saturating_sub(at) < time.as_millis() as u64
+}
+
+impl Sharing {
+    /// A direct read or write has come.
+    fn used(&self, now: Duration) {
+        set(&self.used, now);
+    }
+
+    /// The lock goes, and nothing of it stays.
+    pub fn taken(&self, now: Duration) {
+        if is_within(&self.used, now, REMEMBERED) {
+            set(&self.taken, now);
+        }
+    }
+
+    fn refused(&self, now: Duration) {
+        set(&self.refused, now);
+    }
+
+    /// Do hosts likely use it directly in turns?
+    fn pays(&self, now: Duration) -> bool {
+        is_within(&self.taken, now, REMEMBERED) && !is_within(&self.refused, now, REFUSED)
+    }
+}
+
+/// When this host last wrote to an inode under `DW`, as long as the inode does not say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    generation: Generation,
+    time: Timestamp,
+}
+
+impl Note {
+    /// Attributes as they will be.
+    pub fn show(&self, attr: &mut Attr) {
+        if attr.generation == self.generation {
+            attr.mtime = attr.mtime.max(self.time);
+            attr.ctime = attr.ctime.max(self.time);
+        }
+    }
+}
+
+impl Op<'_> {
+    /// Is the inode pinned for direct reads and writes beside others?
+    pub(super) fn is_shared(&self, ino: InodeNo) -> bool {
+        self.pinned(LockName::Inode(ino)) == Mode::DW
+    }
+}
+
+impl Core {
+    /// The mode for a direct read or write, which could as well be done in `otherwise`.
+    pub(super) fn direct_mode(&self, ino: InodeNo, otherwise: Mode) -> Mode {
+        let (node, now) = (self.nodes.get(ino), self.clock.now());
+        node.sharing.used(now);
+        // Also on its way down: then it is wanted again.
+        let shared = self.locks.mode(LockName::Inode(ino)) == Mode::DW;
+        // What is here is used while it is here; what is being taken away is not asked for anew.
+        let missing = || self.locks.try_pin(&inode(ino, otherwise)).is_none();
+        if shared || (node.sharing.pays(now) && missing()) { Mode::DW } else { otherwise }
+    }
+
+    /// The mode for a look at what does not change under `DW`.
+    pub(super) fn looking_mode(&self, ino: InodeNo) -> Mode {
+        match self.locks.mode(LockName::Inode(ino)) {
+            Mode::DW => Mode::DW,
+            _ => Mode::S,
+        }
+    }
+
+    /// A write of whole blocks past the kernel's pages. The inode is pinned `DW`; what that is not enough for
+    /// stops for X.
+    pub(super) fn write_shared(
+        &self,
+        op: &mut Op<'_>,
+        ino: InodeNo,
+        offset: u64,
+        data: &[u8],
+        keep_set_id: bool,
+    ) -> Step<()> {
+        let node = self.nodes.get(ino);
+        let _io = node.gate.read();
+        let plan = self.plan_shared(&node, &mut node.state.lock(), (offset, data.len()), keep_set_id)?;
+        let Some(plan) = plan else {
+            node.sharing.refused(self.clock.now());
+            return Err(Stop::Need(LockName::Inode(ino), Mode::X));
+        };
+        // Beside others of this host: nothing here is dirty, freed or moved as long as this is pinned.
+        plan.write(&*self.store, data)?;
+        let mut state = node.state.lock();
+        // Now: a transaction that was sealed meanwhile has been flushed too early.
+        state.data_txn = self.journal.running();
+        drop(state);
+        debug_assert!(op.is_shared(ino));
+        Ok(())
+    }
+
+    fn plan_shared(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        (offset, length): (u64, usize),
+        keep_set_id: bool,
+    ) -> Result<Option<DirectWrite>> {
+        self.check_writable()?;
+        let attr = self.load(node, state)?;
+        flags::may_write(attr, false)?;
+        let (generation, settled) = (attr.generation, attr.truncating.is_none());
+        if !settled || !self.is_unprivileged(node, state, keep_set_id)? {
+            return Ok(None);
+        }
+        let plan = self.file(node, state)?.plan_direct(&*self.store, offset, length)?;
+        if plan.is_some() {
+            let time = self.now().max(state.note.map_or(Timestamp::default(), |note| note.time));
+            state.note = Some(Note { generation, time });
+        }
+        Ok(plan)
+    }
+
+    /// Is `DW` here, so that a FLUSH makes durable what any host has written? The device's cache is one, and
+    /// nothing else is dirty anywhere.
+    pub(super) fn is_durable_by_flush(&self, ino: InodeNo) -> bool {
+        self.looking_mode(ino) == Mode::DW && self.locks.try_pin(&inode(ino, Mode::DW)).is_some()
+    }
+
+    /// A demotion from `DW` is done here: if there is a time to hand in, ask for X before anybody can look at
+    /// the inode. Nothing is waited for.
+    pub(super) fn hand_in_first(self: &Arc<Self>, ino: InodeNo) {
+        let Some(node) = self.nodes.find(ino).filter(|node| node.state.lock().note.is_some()) else { return };
+        let (core, locks) = (self.clone(), inode(ino, Mode::X));
+        let then = move |pins: Result<crate::lock::Pins>| {
+            let Ok(_pins) = pins else { return };
+            let mut body = |_: &mut Op<'_>| Ok(core.hand_in(&node, &mut node.state.lock())?);
+            match op::attempt(&core, &inode(ino, Mode::X), &mut None, &mut body) {
+                Ok(()) | Err(Stop::Fail(Error::Stale | Error::Halted(_))) => {}
+                Err(stop) => tracing::error!(inode = ino.0, "the time of a write is lost: {stop:?}"),
+            }
+        };
+        self.locks.acquire_first(locks, Box::new(then));
+    }
+
+    /// Hand in what is noted before this host leaves: later no lock is given out.
+    pub(super) fn hand_in_now(&self, node: &Node) -> Result<()> {
+        if node.state.lock().note.is_none() {
+            return Ok(());
+        }
+        let _pins = self.locks.acquire_wait(inode(node.ino, Mode::X))?;
+        match self.hand_in(node, &mut node.state.lock()) {
+            Err(e) if e != Error::Stale => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Put the time noted into the attributes. The inode is pinned X.
+    ///
+    /// # Errors
+    /// What loading the attributes gives; the note is forgotten then.
+    pub(super) fn hand_in(&self, node: &Node, state: &mut NodeState) -> Result<()> {
+        let Some(note) = state.note.take() else { return Ok(()) };
+        let open = node.is_open();
+        let attr = self.load(node, state)?;
+        // Another inode by that number; or one that somebody else may be freeing.
+        if attr.generation != note.generation || (attr.nlink == 0 && !open) {
+            return Ok(());
+        }
+        touch(attr, note.time);
+        state.attr_dirty = true;
+        state.dirty_since.get_or_insert(self.clock.now());
+        self.writeback.dirtied(node.ino);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inode::FileKind;
+
+    fn at(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    #[test]
+    fn what_is_taken_away_under_direct_use_is_asked_for_to_share() {
+        let sharing = Sharing::default();
+        sharing.taken(at(1));
+        assert!(!sharing.pays(at(1)), "nobody used it directly here");
+        sharing.used(at(2));
+        assert!(!sharing.pays(at(2)), "nobody else wanted it");
+        sharing.taken(at(3));
+        assert!(sharing.pays(at(3)) && sharing.pays(at(12)) && !sharing.pays(at(13)));
+        sharing.used(at(20));
+        sharing.taken(at(21));
+        sharing.refused(at(21));
+        assert!(!sharing.pays(at(21)) && sharing.pays(at(22)));
+        sharing.taken(at(40));
+        assert!(!sharing.pays(at(40)), "its direct use is long over");
+    }
+
+    #[test]
+    fn a_note_shows_in_newer_times_of_its_own_inode_only() {
+        let old = Timestamp { seconds: 5, nanos: 0 };
+        let attr = Attr::new(InodeNo(9), Generation(3), FileKind::Regular, 0o644, old);
+        let shown = |generation, seconds| {
+            let (mut attr, time) = (attr.clone(), Timestamp { seconds, nanos: 1 });
+            Note { generation: Generation(generation), time }.show(&mut attr);
+            (attr.mtime.seconds, attr.ctime.seconds, attr.atime.seconds)
+        };
+        assert_eq!(shown(3, 8), (8, 8, 5));
+        assert_eq!(shown(3, 4), (5, 5, 5));
+        assert_eq!(shown(4, 8), (5, 5, 5));
+    }
+}
