@@ -194,10 +194,13 @@ impl Core {
         for job in batch {
             let LockName::Inode(ino) = job.name else { continue };
             let Some(node) = self.nodes.find(ino) else { continue };
+            let (kind, wrote) = {
+                let state = node.state.lock();
+                (state.attr.as_ref().map(|a| a.kind), state.note.is_some())
+            };
             if job.to == Mode::N {
-                node.sharing.taken(self.clock.now());
+                node.sharing.taken(self.clock.now(), job.from == Mode::DW && !wrote);
             }
-            let kind = node.state.lock().attr.as_ref().map(|a| a.kind);
             names |= job.to == Mode::N && kind == Some(FileKind::Directory);
             let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());
             // Not open: no mapping, no reader, so there is nothing that dropping pages might wait for. It

@@ -6,7 +6,8 @@
 //! reads there what others have written. Everything that would change more is refused here and done under X.
 //!
 //! *When.* Alone, X is as good and is given up once for another kind of use; so DW is asked for only when
-//! the lock has been taken away under direct reads and writes of late.
+//! the lock has been taken away under direct reads and writes of late. Who only reads has no need of it but beside
+//! such as write.
 //!
 //! *Times* change with each write, but only X may write them to the inode. They are noted, and handed in when DW is
 //! given up: the note asks for X in the very word that tells of it, and comes before all who wait (`lock::master`).
@@ -42,9 +43,12 @@ impl Sharing {
         set(&self.used, now);
     }
 
-    /// The lock goes, and nothing of it stays.
-    pub fn taken(&self, now: Duration) {
-        if is_within(&self.used, now, REMEMBERED) {
+    /// The lock goes, and nothing of it stays. Was it `DW`, and this host `only_read`? Then it goes for somebody who
+    /// reads as well, perhaps through the cache, beside whom S will do, until that is taken away, too.
+    pub fn taken(&self, now: Duration, only_read: bool) {
+        if only_read {
+            self.taken.store(0, Ordering::Relaxed);
+        } else if is_within(&self.used, now, REMEMBERED) {
             set(&self.taken, now);
         }
     }
@@ -218,17 +222,19 @@ mod tests {
     #[test]
     fn what_is_taken_away_under_direct_use_is_asked_for_to_share() {
         let sharing = Sharing::default();
-        sharing.taken(at(1));
+        sharing.taken(at(1), false);
         assert!(!sharing.pays(at(1)), "nobody used it directly here");
         sharing.used(at(2));
         assert!(!sharing.pays(at(2)), "nobody else wanted it");
-        sharing.taken(at(3));
+        sharing.taken(at(3), false);
         assert!(sharing.pays(at(3)) && sharing.pays(at(12)) && !sharing.pays(at(13)));
+        sharing.taken(at(4), true);
+        assert!(!sharing.pays(at(4)), "readers need not share");
         sharing.used(at(20));
-        sharing.taken(at(21));
+        sharing.taken(at(21), false);
         sharing.refused(at(21));
         assert!(!sharing.pays(at(21)) && sharing.pays(at(22)));
-        sharing.taken(at(40));
+        sharing.taken(at(40), false);
         assert!(!sharing.pays(at(40)), "its direct use is long over");
     }
 

@@ -1,37 +1,23 @@
 //! Direct reads and writes of several hosts to one file at the same time.
 
-use crate::common::port::Weather;
+mod random;
+
 use crate::common::simdisk::{SimDisk, Unflushed};
 use crate::host::{Host, How};
 use crate::story::volume;
 use crate::tree::{self, Image};
-use parking_lot::{Mutex, RwLock};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use shoal::fs::{NodeId, SetAttr, SetTime};
 use shoal::inode::Timestamp;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 const BLOCK: usize = 4096;
-const SECTOR: usize = 512;
 const BLOCKS: usize = 48;
 const FILE: &str = "/f";
 
 /// Version `version` of block `block`: every eight bytes say so.
 fn content(block: usize, version: u64) -> Vec<u8> {
     (((block as u64) << 32) | version).to_le_bytes().repeat(BLOCK / 8)
-}
-
-/// The version that a sector of a block shows.
-fn version(block: usize, sector: &[u8]) -> Result<u64, String> {
-    let word = u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"));
-    let whole = sector.chunks(8).all(|bytes| bytes == word.to_le_bytes());
-    match whole && word >> 32 == block as u64 {
-        true => Ok(word & 0xffff_ffff),
-        false => Err(format!("block {block}: bytes of no write, they begin with {word:x}")),
-    }
 }
 
 /// A host with the file open twice.
@@ -67,13 +53,17 @@ impl Place {
         self.host.stop().expect("a clean leave");
     }
 
-    /// Words to other hosts so far.
     fn words(&self) -> u64 {
-        let report = self.host.get_xattr("/", "trusted.shoal.io").expect("on the root");
-        let report = String::from_utf8(report).expect("text");
-        let count = report.split(' ').find_map(|pair| pair.strip_prefix("inbox_writes="));
-        count.expect("counted").parse().expect("a number")
+        words_of(&self.host)
     }
+}
+
+/// Words of a host to others so far.
+fn words_of(host: &Host) -> u64 {
+    let report = host.get_xattr("/", "trusted.shoal.io").expect("on the root");
+    let report = String::from_utf8(report).expect("text");
+    let count = report.split(' ').find_map(|pair| pair.strip_prefix("inbox_writes="));
+    count.expect("counted").parse().expect("a number")
 }
 
 /// A volume with a file that is written throughout.
@@ -129,6 +119,59 @@ fn once_shared_it_costs_no_words() {
         assert!((0..3).all(|n| all[n * BLOCK..(n + 1) * BLOCK] == content(n, 199)), "through the cache");
     }
     places.into_iter().for_each(Place::leave);
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// Who only reads shares with a direct writer, but takes nothing from those who read through their caches.
+#[test]
+fn direct_readers_go_beside_cached_ones() {
+    let disk = written();
+    let hosts: Vec<_> = (0..3).map(|n| Host::mount(&disk, &format!("host{n}")).expect("mount")).collect();
+    let nodes: Vec<_> = hosts.iter().map(|host| host.keep(FILE).expect("lookup")).collect();
+    let writer = hosts[0].open_kept(nodes[0], How::Direct).expect("open");
+    let readers = [1, 2].map(|n| hosts[n].open_to_read_kept(nodes[n]).expect("open"));
+    let words = || hosts.iter().map(words_of).sum::<u64>();
+    let settled = || {
+        std::thread::sleep(Duration::from_millis(200));
+        words()
+    };
+    let direct = |version| {
+        let seen = hosts[1].read_direct_kept(nodes[1], readers[0], 0, BLOCK as u32).expect("read");
+        assert!(seen == content(0, version));
+    };
+    let write = |version| {
+        let bytes = content(0, version);
+        hosts[0].write_direct_kept(nodes[0], writer, 0, &bytes).expect("write");
+    };
+    for version in 0..8 {
+        write(version);
+        direct(version);
+    }
+    let before = settled();
+    (8..100).for_each(|version| {
+        write(version);
+        direct(version);
+    });
+    let shared = words() - before;
+    let cached = || {
+        let seen = hosts[2].read_kept(nodes[2], readers[1], BLOCK as u32).expect("read");
+        assert!(seen == content(0, 99));
+    };
+    (0..5).for_each(|_| {
+        cached();
+        direct(99);
+    });
+    let before = settled();
+    (0..50).for_each(|_| {
+        cached();
+        direct(99);
+    });
+    let beside = words() - before;
+    assert!(shared <= 4 && beside <= 4, "{shared} words beside a writer, {beside} beside a reader");
+    hosts[0].close_kept(nodes[0], writer).expect("close");
+    (0..2).for_each(|n| hosts[n + 1].close_kept(nodes[n + 1], readers[n]).expect("close"));
+    hosts.iter().zip(nodes).for_each(|(host, node)| host.forget(node));
+    hosts.into_iter().for_each(|host| host.stop().expect("a clean leave"));
     tree::fsck(&disk).expect("a sound volume");
 }
 
@@ -248,220 +291,5 @@ fn what_needs_more_is_done_alone() {
     share(&places);
     assert_eq!(places[0].host.stat(FILE).expect("stat").mode & 0o7777, 0o6755, "root may keep them");
     places.into_iter().for_each(Place::leave);
-    tree::fsck(&disk).expect("a sound volume");
-}
-
-/// What is known of a block: a version is written by one thread at a time, on any host.
-#[derive(Default)]
-struct Block {
-    /// Versions that were begun, and that are answered.
-    begun: AtomicU64,
-    done: RwLock<u64>,
-}
-
-/// Made durable: events on the disk by then, and the version of each block before.
-type Synced = Vec<(usize, Vec<u64>)>;
-
-struct Run {
-    places: Vec<Place>,
-    blocks: Vec<Block>,
-    synced: Mutex<Synced>,
-    disk: Arc<SimDisk>,
-    over: AtomicBool,
-    /// Direct reads and writes, and others.
-    counts: [AtomicU64; 2],
-}
-
-impl Run {
-    fn new(disk: Arc<SimDisk>, places: Vec<Place>) -> Run {
-        let blocks = (0..BLOCKS).map(|_| Block::default()).collect();
-        Run {
-            places,
-            blocks,
-            synced: Mutex::default(),
-            disk,
-            over: AtomicBool::new(false),
-            counts: Default::default(),
-        }
-    }
-
-    fn count(&self, which: usize) {
-        self.counts[which].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Work of one thread on one host, until all is over or the host's power is cut.
-    fn work(&self, at: usize, seed: u64, quiet: u32) -> Result<(), String> {
-        let mut random = StdRng::seed_from_u64(seed);
-        let place = &self.places[at];
-        while !self.over.load(Ordering::Acquire) {
-            let block = random.random_range(0..BLOCKS);
-            let done = match random.random_range(0..quiet) {
-                0 => self.look_through_cache(place, block),
-                1 => self.sync(place),
-                n if n % 3 == 0 => self.look(place, block),
-                _ => self.write(place, block),
-            };
-            done.map_err(|e| format!("host {at}: {e}"))?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, place: &Place, block: usize) -> Result<(), String> {
-        let known = &self.blocks[block];
-        let mut done = known.done.write();
-        let version = known.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        place.write(block, version).map_err(|e| format!("write of block {block}: {e}"))?;
-        *done = version;
-        self.count(0);
-        Ok(())
-    }
-
-    fn check(&self, block: usize, bytes: &[u8], wanted: u64) -> Result<(), String> {
-        for sector in bytes.chunks(SECTOR) {
-            let found = version(block, sector)?;
-            if found != wanted {
-                return Err(format!("block {block} shows version {found}, {wanted} is the last"));
-            }
-        }
-        Ok(())
-    }
-
-    fn look(&self, place: &Place, block: usize) -> Result<(), String> {
-        let wanted = self.blocks[block].done.read();
-        let bytes = place.read(block).map_err(|e| format!("read of block {block}: {e}"))?;
-        self.count(0);
-        self.check(block, &bytes, *wanted)
-    }
-
-    fn look_through_cache(&self, place: &Place, block: usize) -> Result<(), String> {
-        let wanted = self.blocks[block].done.read();
-        let length = ((block + 1) * BLOCK) as u32;
-        let bytes = place.host.read_kept(place.node, place.cached, length);
-        let bytes = bytes.map_err(|e| format!("cached read of block {block}: {e}"))?;
-        self.count(1);
-        self.check(block, &bytes[block * BLOCK..], *wanted)
-    }
-
-    fn sync(&self, place: &Place) -> Result<(), String> {
-        let before = self.blocks.iter().map(|b| *b.done.read()).collect();
-        place.host.fsync_kept(place.node, 0).map_err(|e| format!("fsync: {e}"))?;
-        self.count(1);
-        self.synced.lock().push((self.disk.event_count(), before));
-        Ok(())
-    }
-
-    /// Two threads on each host but those, for some time.
-    fn go(&self, seed: u64, quiet: u32, time: Duration, meanwhile: impl FnOnce()) {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..self.places.len() * 2)
-                .map(|n| scope.spawn(move || self.work(n / 2, seed * 100 + n as u64, quiet)))
-                .collect();
-            let begun = Instant::now();
-            meanwhile();
-            while begun.elapsed() < time && !threads.iter().any(|t| t.is_finished()) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            self.over.store(true, Ordering::Release);
-            let ended: Vec<_> = threads.into_iter().map(|t| t.join().expect("no panic")).collect();
-            ended.into_iter().for_each(|e| e.unwrap_or_else(|e| panic!("seed {seed}: {e}")));
-        });
-        let [direct, others] = [0, 1].map(|n| self.counts[n].load(Ordering::Relaxed));
-        println!("seed {seed}: {direct} direct reads and writes, {others} others");
-        assert!(direct > 100 && others > 5, "nothing was tested");
-    }
-
-    /// What must and may be there when the power goes after so many events.
-    fn check_cut(&self, data: &[u8], events: usize) -> Result<(), String> {
-        for (n, block) in self.blocks.iter().enumerate() {
-            let before = |(at, versions): &(usize, Vec<u64>)| (*at <= events).then(|| versions[n]);
-            let least = self.synced.lock().iter().filter_map(before).max().unwrap_or(0);
-            let most = block.begun.load(Ordering::SeqCst);
-            for sector in data[n * BLOCK..(n + 1) * BLOCK].chunks(SECTOR) {
-                let found = version(n, sector)?;
-                if !(least..=most).contains(&found) {
-                    return Err(format!("block {n} is version {found}, {least} was synced, {most} begun"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn weather(seed: u64) -> Weather {
-    let delay_us_max = [0, 300, 3000][seed as usize % 3];
-    Weather { delay_us_max, torn_of_1000: 100, ..Weather::default() }
-}
-
-#[test]
-fn direct_writers_and_cached_readers_of_several_hosts() {
-    for seed in 1..=6 {
-        let disk = written();
-        let run = Run::new(disk.clone(), places(&disk, 2 + seed as usize % 2));
-        for (n, place) in run.places.iter().enumerate() {
-            place.host.port.set_weather(weather(seed), seed * 10 + n as u64);
-        }
-        // From hardly ever to all the time somebody wants more than that.
-        run.go(seed, [4000, 200, 20][seed as usize / 2 % 3].max(3), Duration::from_millis(1500), || ());
-        for place in &run.places {
-            (0..BLOCKS).for_each(|block| run.look_through_cache(place, block).expect("in the end"));
-        }
-        run.places.into_iter().for_each(Place::leave);
-        tree::fsck(&disk).expect("a sound volume");
-    }
-}
-
-/// The power of all is cut: what fsync promised is there, whichever host had written it, and nothing else is.
-#[test]
-fn power_cuts_under_direct_writes_of_several_hosts() {
-    for seed in 1..=3 {
-        let disk = written();
-        let places = places(&disk, 3);
-        share(&places);
-        places.iter().for_each(|place| (0..6).for_each(|v| place.write(0, v).expect("write")));
-        let history = disk.record();
-        let run = Run::new(disk.clone(), places);
-        run.blocks[0].begun.store(6, Ordering::SeqCst);
-        *run.blocks[0].done.write() = 5;
-        run.go(seed, 30, Duration::from_millis(700), || ());
-        let events = disk.events();
-        let mut random = StdRng::seed_from_u64(seed);
-        for _ in 0..25 {
-            let count = random.random_range(0..=events.len());
-            let how = match random.random_range(0..3) {
-                0 => Unflushed::Lost,
-                1 => Unflushed::Subset(random.random()),
-                _ => Unflushed::Torn(random.random()),
-            };
-            let cut = history.crash_at(&events, count, how);
-            tree::fsck(&cut).unwrap_or_else(|e| panic!("seed {seed}, after {count} events: {e}"));
-            let found = Image::open(&cut).and_then(|image| image.walk()).expect("readable");
-            let checked = run.check_cut(&found.data[FILE], count);
-            checked.unwrap_or_else(|e| panic!("seed {seed}, after {count} events, {how:?}: {e}"));
-        }
-        run.places.into_iter().for_each(Place::leave);
-    }
-}
-
-/// One of three dies in the middle of it; the others go on, and see in the end what it had written.
-#[test]
-fn a_host_dies_among_direct_writers() {
-    let disk = written();
-    let mut all = places(&disk, 3);
-    share(&all);
-    let victim = all.pop().expect("three");
-    victim.write(7, 3).expect("write");
-    let run = Run::new(disk.clone(), all);
-    *run.blocks[7].done.write() = 3;
-    run.blocks[7].begun.store(3, Ordering::SeqCst);
-    *run.blocks[0].done.write() = 5;
-    run.blocks[0].begun.store(5, Ordering::SeqCst);
-    run.go(1, 60, Duration::from_secs(8), || {
-        std::thread::sleep(Duration::from_millis(300));
-        victim.host.crash();
-    });
-    for place in &run.places {
-        (0..BLOCKS).for_each(|block| run.look_through_cache(place, block).expect("in the end"));
-    }
-    run.places.into_iter().for_each(Place::leave);
     tree::fsck(&disk).expect("a sound volume");
 }

@@ -22,6 +22,12 @@ impl Host {
         ask("open", |r| Operations::open(&*self.fs, node, how.flags(), caller, r)).map(|open| open.fh)
     }
 
+    /// The same to read only.
+    pub fn open_to_read_kept(&self, node: NodeId) -> Result<u64> {
+        let caller = Caller::default();
+        ask("open", |r| Operations::open(&*self.fs, node, libc::O_RDONLY, caller, r)).map(|open| open.fh)
+    }
+
     /// Bytes from the beginning of a node that is kept, with one request.
     pub fn read_kept(&self, node: NodeId, fh: u64, bytes: u32) -> Result<Vec<u8>> {
         let flags = ReadFlags { fills_cache: true, open: 0 };
