@@ -178,15 +178,16 @@ impl Core {
         self.locks.acquire_first(locks, Box::new(then));
     }
 
-    /// Hand in what is noted before this host leaves: later no lock is given out.
-    pub(super) fn hand_in_now(&self, node: &Node) -> Result<()> {
+    /// Hand in what is noted before this host leaves: later no lock is given out. It is written when the lock goes; all
+    /// else has been written before, for this may have to wait for other hosts.
+    pub(super) fn hand_in_now(&self, node: &Node) {
         if node.state.lock().note.is_none() {
-            return Ok(());
+            return;
         }
-        let _pins = self.locks.acquire_wait(inode(node.ino, Mode::X))?;
-        match self.hand_in(node, &mut node.state.lock()) {
-            Err(e) if e != Error::Stale => Err(e),
-            _ => Ok(()),
+        let pinned = self.locks.acquire_wait(inode(node.ino, Mode::X));
+        match pinned.and_then(|_pins| self.hand_in(node, &mut node.state.lock())) {
+            Ok(()) | Err(Error::Stale | Error::Halted(_)) => {}
+            Err(e) => tracing::error!(inode = node.ino.0, "the time of a write is lost: {e}"),
         }
     }
 

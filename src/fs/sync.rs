@@ -67,8 +67,7 @@ impl Core {
         let mut written = Ok(());
         for node in self.nodes.all() {
             self.nodes.forget(node.ino, u64::MAX);
-            let handed_in = self.hand_in_now(&node);
-            let flushed = handed_in.and(self.flush_dirty(&node));
+            let flushed = self.flush_dirty(&node);
             written = written.and(flushed);
         }
         if !self.read_only {

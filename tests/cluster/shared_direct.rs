@@ -1,5 +1,6 @@
 //! O_DIRECT reads and writes of several hosts to one file at the same time.
 
+use crate::litmus::map::Map;
 use crate::rig::Cluster;
 use crate::rig_xattr;
 use std::fs::{self, File};
@@ -50,6 +51,11 @@ fn set_up() -> (Cluster, [File; 2]) {
 fn share(files: &[File; 2]) {
     (0..8).for_each(|n| write(&files[n % 2], n, 0));
     std::thread::sleep(Duration::from_millis(300));
+}
+
+/// The same between other uses; nothing is waited for.
+fn share_a_little(files: &[File; 2], version: u64) {
+    (0..6).for_each(|n| write(&files[n % 2], n, version));
 }
 
 fn words(cluster: &Cluster) -> u64 {
@@ -133,6 +139,29 @@ fn each_sees_what_the_other_has_written() {
         }
     }
     drop((files, cached));
+    (0..2).for_each(|host| cluster.umount(host));
+    cluster.check();
+}
+
+/// A mapping shows what was written directly, and direct readers what was stored through it.
+#[test]
+fn mappings_and_direct_writers_see_each_other() {
+    let (cluster, files) = set_up();
+    let cached = File::options().read(true).write(true).open(cluster.at(0).join("f")).unwrap();
+    let map = Map::new(&cached, BLOCKS * BLOCK, true);
+    for round in 1..60u64 {
+        share_a_little(&files, round);
+        let (written, stored) = (100 + round as usize, 300 + round as usize);
+        write(&files[round as usize % 2], written, round);
+        // The low byte of the first word is the version's.
+        assert_eq!(map.load(written * BLOCK), round as u8, "round {round}: the mapping");
+        map.store(stored * BLOCK, 200 + round as u8 % 50);
+        let seen = [1, 0].map(|host| read(&files[host], stored).0[0]);
+        assert_eq!(seen, [200 + round as u8 % 50; 2], "round {round}: direct reads");
+        write(&files[(round as usize + 1) % 2], stored, round);
+        assert_eq!(map.load(stored * BLOCK), round as u8, "round {round}: the mapping, overwritten");
+    }
+    drop((map, cached, files));
     (0..2).for_each(|host| cluster.umount(host));
     cluster.check();
 }

@@ -4,7 +4,7 @@ mod append;
 mod attributes;
 mod data;
 mod directories;
-mod map;
+pub mod map;
 mod mapped;
 mod names;
 mod parked;
