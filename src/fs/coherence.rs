@@ -199,7 +199,13 @@ impl Core {
                 (state.attr.as_ref().map(|a| a.kind), state.note.is_some())
             };
             if job.to == Mode::N {
-                node.sharing.taken(self.clock.now(), job.from == Mode::DW && !wrote);
+                let now = self.clock.now();
+                if job.asked {
+                    node.sharing.taken(now, job.from == Mode::DW && !wrote);
+                }
+                if job.from == Mode::DW {
+                    node.sharing.ended(now);
+                }
             }
             names |= job.to == Mode::N && kind == Some(FileKind::Directory);
             let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());

@@ -415,7 +415,7 @@ impl Core {
     fn leave(self: &Arc<Self>) -> Result<()> {
         self.close_all();
         self.make_safe()?;
-        self.nodes.all().iter().for_each(|node| self.hand_in_now(node));
+        self.hand_in_all(REAP_PATIENCE);
         let deadline = self.clock.now() + REAP_PATIENCE;
         while !self.read_only && self.has_leftovers()? && self.clock.now() < deadline {
             if let Err(e) = self.reap_now() {

@@ -6,7 +6,8 @@
 //! reads there what others have written. Everything that would change more is refused here and done under X.
 //!
 //! *When.* Alone, X is as good and is given up once for another kind of use; so DW is asked for only when
-//! the lock has been taken away under direct reads and writes of late. Who only reads has no need of it but beside
+//! other hosts have taken the lock away under direct reads and writes of late, and not after turns of it that were
+//! over at once. Who only reads has no need of it but beside
 //! such as write.
 //!
 //! *Times* change with each write, but only X may write them to the inode. They are noted, and handed in when DW is
@@ -14,18 +15,31 @@
 
 use super::*;
 use crate::file::DirectWrite;
+use std::sync::mpsc::RecvTimeoutError;
 
 /// For so long a lock that was taken away under direct reads and writes makes them ask for `DW`.
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// For so long after a write that `DW` is not enough for it is not asked for.
 const REFUSED: Duration = Duration::from_secs(1);
+/// A turn of `DW` in which this host has done less, or that was over sooner, has cost more than it was worth.
+const FEW: u64 = 4;
+const BRIEF: Duration = Duration::from_millis(10);
+/// For so long `DW` is not asked for after the first such turn; twice as long after each that follows it.
+const WARY: Duration = Duration::from_millis(250);
+const WARY_DOUBLINGS: u64 = 7;
 
 /// How one inode was used directly on this host; milliseconds of the boot clock, 0: never.
 #[derive(Default)]
 pub struct Sharing {
     used: AtomicU64,
     taken: AtomicU64,
+    /// Until then `DW` is not asked for.
     refused: AtomicU64,
+    /// The present turn: since when, and how many direct reads and writes.
+    begun: AtomicU64,
+    uses: AtomicU64,
+    /// Turns in a row that were not worth it.
+    vain: AtomicU64,
 }
 
 fn set(place: &AtomicU64, now: Duration) {
@@ -43,8 +57,15 @@ impl Sharing {
         set(&self.used, now);
     }
 
-    /// The lock goes, and nothing of it stays. Was it `DW`, and this host `only_read`? Then it goes for somebody who
-    /// reads as well, perhaps through the cache, beside whom S will do, until that is taken away, too.
+    /// It runs under `DW`.
+    fn shares(&self, now: Duration) {
+        if self.uses.fetch_add(1, Ordering::Relaxed) == 0 {
+            set(&self.begun, now);
+        }
+    }
+
+    /// Another host takes the lock, and nothing of it stays. Was it `DW`, and this host `only_read`? Then it goes for
+    /// somebody who reads as well, perhaps through the cache, beside whom S will do, until that is taken away, too.
     pub fn taken(&self, now: Duration, only_read: bool) {
         if only_read {
             self.taken.store(0, Ordering::Relaxed);
@@ -53,13 +74,32 @@ impl Sharing {
         }
     }
 
+    /// `DW` goes, whoever wants that.
+    pub fn ended(&self, now: Duration) {
+        let uses = self.uses.swap(0, Ordering::Relaxed);
+        if uses >= FEW && !is_within(&self.begun, now, BRIEF) {
+            return self.vain.store(0, Ordering::Relaxed);
+        }
+        let vain = self.vain.fetch_add(1, Ordering::Relaxed).min(WARY_DOUBLINGS);
+        self.refuse(now + WARY * (1 << vain));
+    }
+
+    /// A write has come for which it is not enough.
     fn refused(&self, now: Duration) {
-        set(&self.refused, now);
+        self.refuse(now + REFUSED);
+    }
+
+    fn refuse(&self, until: Duration) {
+        self.refused.fetch_max(until.as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    fn is_refused(&self, now: Duration) -> bool {
+        self.refused.load(Ordering::Relaxed) > now.as_millis() as u64 + 1
     }
 
     /// Do hosts likely use it directly in turns?
     fn pays(&self, now: Duration) -> bool {
-        is_within(&self.taken, now, REMEMBERED) && !is_within(&self.refused, now, REFUSED)
+        is_within(&self.taken, now, REMEMBERED)
     }
 }
 
@@ -92,19 +132,30 @@ impl Core {
     pub(super) fn direct_mode(&self, ino: InodeNo, otherwise: Mode) -> Mode {
         let (node, now) = (self.nodes.get(ino), self.clock.now());
         node.sharing.used(now);
-        // Also on its way down: then it is wanted again.
-        let shared = self.locks.mode(LockName::Inode(ino)) == Mode::DW;
+        if node.sharing.is_refused(now) {
+            return otherwise;
+        }
+        if self.is_shared_now(ino) {
+            node.sharing.shares(now);
+            return Mode::DW;
+        }
+        // On its way down it is wanted again if other hosts make it go, not if something done here does.
+        let name = LockName::Inode(ino);
+        let goes = self.locks.mode(name) == Mode::DW && self.locks.is_wanted_elsewhere(name);
         // What is here is used while it is here; what is being taken away is not asked for anew.
         let missing = || self.locks.try_pin(&inode(ino, otherwise)).is_none();
-        if shared || (node.sharing.pays(now) && missing()) { Mode::DW } else { otherwise }
+        if (goes || node.sharing.pays(now)) && missing() { Mode::DW } else { otherwise }
+    }
+
+    /// Is `DW` here, and may it be pinned? On its way down it is not asked for anew for a look.
+    fn is_shared_now(&self, ino: InodeNo) -> bool {
+        let shared = self.locks.mode(LockName::Inode(ino)) == Mode::DW;
+        shared && self.locks.try_pin(&inode(ino, Mode::DW)).is_some()
     }
 
     /// The mode for a look at what does not change under `DW`.
     pub(super) fn looking_mode(&self, ino: InodeNo) -> Mode {
-        match self.locks.mode(LockName::Inode(ino)) {
-            Mode::DW => Mode::DW,
-            _ => Mode::S,
-        }
+        if self.is_shared_now(ino) { Mode::DW } else { Mode::S }
     }
 
     /// A write of whole blocks past the kernel's pages. The inode is pinned `DW`; what that is not enough for
@@ -159,33 +210,55 @@ impl Core {
     /// Is `DW` here, so that a FLUSH makes durable what any host has written? The device's cache is one, and
     /// nothing else is dirty anywhere.
     pub(super) fn is_durable_by_flush(&self, ino: InodeNo) -> bool {
-        self.looking_mode(ino) == Mode::DW && self.locks.try_pin(&inode(ino, Mode::DW)).is_some()
+        self.is_shared_now(ino)
     }
 
     /// A demotion from `DW` is done here: if there is a time to hand in, ask for X before anybody can look at
     /// the inode. Nothing is waited for.
     pub(super) fn hand_in_first(self: &Arc<Self>, ino: InodeNo) {
         let Some(node) = self.nodes.find(ino).filter(|node| node.state.lock().note.is_some()) else { return };
-        let (core, locks) = (self.clone(), inode(ino, Mode::X));
-        let then = move |pins: Result<crate::lock::Pins>| {
-            let Ok(_pins) = pins else { return };
-            let mut body = |_: &mut Op<'_>| Ok(core.hand_in(&node, &mut node.state.lock())?);
-            match op::attempt(&core, &inode(ino, Mode::X), &mut None, &mut body) {
-                Ok(()) | Err(Stop::Fail(Error::Stale | Error::Halted(_))) => {}
-                Err(stop) => tracing::error!(inode = ino.0, "the time of a write is lost: {stop:?}"),
-            }
-        };
-        self.locks.acquire_first(locks, Box::new(then));
+        let core = self.clone();
+        let then = move |pins| core.hand_in_under(pins, &node);
+        self.locks.acquire_first(inode(ino, Mode::X), Box::new(then));
     }
 
-    /// Hand in what is noted before this host leaves: later no lock is given out. It is written when the lock goes; all
-    /// else has been written before, for this may have to wait for other hosts.
-    pub(super) fn hand_in_now(&self, node: &Node) {
-        if node.state.lock().note.is_none() {
+    /// Hand in what is noted before this host leaves: later no lock is given out. It is written when the locks go; all
+    /// else has been written before, for this may have to wait for other hosts. Not for ever: one of them may be
+    /// dead, and nothing but times is lost, as if this host had died.
+    pub(super) fn hand_in_all(self: &Arc<Self>, patience: Duration) {
+        let noted: Vec<_> = self.nodes.all().into_iter().filter(|n| n.state.lock().note.is_some()).collect();
+        let (sender, handed) = std::sync::mpsc::channel::<()>();
+        for node in &noted {
+            let (core, node, sender, locks) =
+                (self.clone(), node.clone(), sender.clone(), inode(node.ino, Mode::X));
+            let then = move |pins| {
+                core.hand_in_under(pins, &node);
+                drop(sender);
+            };
+            self.locks.acquire(locks, Box::new(then));
+        }
+        drop(sender);
+        if handed.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
-        let pinned = self.locks.acquire_wait(inode(node.ino, Mode::X));
-        match pinned.and_then(|_pins| self.hand_in(node, &mut node.state.lock())) {
+        for node in noted {
+            if node.state.lock().note.take().is_some() {
+                let inode = node.ino.0;
+                tracing::warn!(inode, "its lock does not come: the time of the last direct write is lost");
+            }
+        }
+    }
+
+    /// The lock has come, or it never will: either way nothing stays noted. A note that outlives its turn would
+    /// show a time here that nobody else sees, and overwrite one that was set elsewhere since.
+    fn hand_in_under(&self, pins: Result<crate::lock::Pins>, node: &Node) {
+        let handed = {
+            let mut state = node.state.lock();
+            let handed = pins.as_ref().map_or(Ok(()), |_| self.hand_in(node, &mut state));
+            state.note = None;
+            handed
+        };
+        match pins.map(drop).and(handed) {
             Ok(()) | Err(Error::Stale | Error::Halted(_)) => {}
             Err(e) => tracing::error!(inode = node.ino.0, "the time of a write is lost: {e}"),
         }
@@ -234,9 +307,31 @@ mod tests {
         sharing.used(at(20));
         sharing.taken(at(21), false);
         sharing.refused(at(21));
-        assert!(!sharing.pays(at(21)) && sharing.pays(at(22)));
+        assert!(sharing.pays(at(21)) && sharing.is_refused(at(21)) && !sharing.is_refused(at(22)));
         sharing.taken(at(40), false);
         assert!(!sharing.pays(at(40)), "its direct use is long over");
+    }
+
+    #[test]
+    fn turns_that_are_soon_over_come_ever_later() {
+        let sharing = Sharing::default();
+        let mut now = at(1);
+        let mut turn = |uses: u64, time: Duration| {
+            (0..uses).for_each(|_| sharing.shares(now));
+            now += time;
+            sharing.ended(now);
+            let begun = now;
+            while sharing.is_refused(now) {
+                now += Duration::from_millis(1);
+            }
+            (now - begun).as_millis()
+        };
+        let long = Duration::from_millis(20);
+        assert_eq!((turn(100, long), turn(4, long)), (0, 0));
+        assert_eq!((turn(3, long), turn(100, Duration::from_millis(9)), turn(0, long)), (250, 500, 1000));
+        assert_eq!((turn(4, long), turn(1, long)), (0, 250));
+        let longest = (0..20).map(|_| turn(1, long)).max();
+        assert_eq!(longest, Some(32_000));
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct DemoteJob {
     pub name: LockName,
     pub from: Mode,
     pub to: Mode,
+    /// Other hosts wait for that.
+    pub asked: bool,
 }
 
 /// How a demotion ended.
@@ -255,6 +257,11 @@ impl LockManager {
     /// What this host holds (`N` also for locks it could take without asking).
     pub fn mode(&self, name: LockName) -> Mode {
         self.hub.table().get(name).map_or(Mode::N, |held| held.told)
+    }
+
+    /// Do other hosts wait for this one to come down?
+    pub fn is_wanted_elsewhere(&self, name: LockName) -> bool {
+        self.hub.with_desk(|desk, _| desk.is_capped(name))
     }
 
     /// Does this host decide `name`?

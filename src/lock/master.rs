@@ -14,6 +14,7 @@
 //! - M3 Whoever stands in the way of a waiting head is told a cap, also of its own want.
 //! - M4 A group that was just taken over grants nothing until every member has declared what it
 //!   holds, and every dead host is recovered.
+//! - M6 Beside [`Mode::DW`] of a host that died nobody has, or gets, `DW` before that one is recovered.
 //! - Grant numbers grow over all locks and are never reused; a party is forgotten only when it
 //!   holds nothing, asks nothing and its request is gone from its register.
 //!
@@ -66,6 +67,8 @@ struct Party {
     seen: u64,
     /// Its request stands in its register.
     present: bool,
+    /// It is excluded, and what it holds counts still.
+    dead: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -314,6 +317,7 @@ impl Master {
     fn dead(&mut self, peer: SlotId, out: &mut Vec<MasterAction>) {
         for lock in self.known_to(peer) {
             let object = self.objects.get_mut(&lock).expect("just listed");
+            object.parties.get_mut(&peer).expect("known to it").dead = true;
             object.queue.retain(|(who, _)| *who != Some(peer));
             self.serve(lock, out);
         }
@@ -366,7 +370,7 @@ impl Master {
 
 impl Default for Party {
     fn default() -> Party {
-        Party { belief: Mode::N, cap: Mode::X, last_grant: 0, seen: 0, present: false }
+        Party { belief: Mode::N, cap: Mode::X, last_grant: 0, seen: 0, present: false, dead: false }
     }
 }
 

@@ -296,18 +296,45 @@ fn who_comes_down_and_asks_first_has_it_before_those_who_wait() {
     }
 }
 
+/// What it wrote last may still land: over nothing that was written after its death.
 #[test]
 fn what_a_dead_direct_writer_has_stands_until_it_is_recovered() {
-    let mut hosts = Hosts::new();
-    let dead = hosts.ask(2, Mode::DW);
-    assert!(hosts.is_done(dead));
-    hosts.learn(&[2], &[]);
-    let beside = hosts.ask(1, Mode::DW);
-    assert!(hosts.is_done(beside), "direct writers go on beside it");
-    hosts.end(beside);
-    let x = hosts.ask(0, Mode::X);
-    hosts.demote(1);
-    assert!(!hosts.is_done(x), "its writes may still land");
-    hosts.learn(&[], &[2]);
-    assert!(hosts.is_done(x));
+    for survivor in [0, 1] {
+        let mut hosts = Hosts::new();
+        let (dead, beside) = (hosts.ask(2, Mode::DW), hosts.ask(survivor, Mode::DW));
+        assert!(hosts.is_done(dead) && hosts.is_done(beside));
+        hosts.learn(&[2], &[]);
+        let next = hosts.ask(survivor, Mode::DW);
+        assert!(!hosts.is_done(next), "what is under way ends, what is new waits");
+        hosts.end(beside);
+        assert_eq!(hosts.demote(survivor), (Mode::DW, Mode::N));
+        let (third, x) = (hosts.ask(1 - survivor, Mode::DW), hosts.ask(survivor, Mode::X));
+        assert!(![next, third, x].iter().any(|ticket| hosts.is_done(*ticket)), "its writes may still land");
+        hosts.learn(&[], &[2]);
+        assert!(hosts.is_done(next) && hosts.is_done(third));
+        hosts.end(next);
+        hosts.end(third);
+        (0..2).for_each(|at| _ = hosts.demote(at));
+        assert!(hosts.is_done(x));
+    }
+}
+
+/// The master hears of a death later than the holder, or the other way round.
+#[test]
+fn direct_writers_stop_whoever_hears_of_a_death_first() {
+    let (dead, gone) = (BTreeSet::from([2]), BTreeSet::new());
+    for first in [0u16, 1] {
+        let mut hosts = Hosts::new();
+        let tickets = [2, 1].map(|at| hosts.ask(at, Mode::DW));
+        hosts.end(tickets[1]);
+        hosts.dead = dead.clone();
+        hosts.hosts[usize::from(first)].desk.on_view(hosts.now, membership(first, &dead, &gone));
+        hosts.settle();
+        assert_eq!(hosts.demote(1), (Mode::DW, Mode::N));
+        hosts.learn(&[2], &[]);
+        let next = hosts.ask(1, Mode::DW);
+        assert!(!hosts.is_done(next));
+        hosts.learn(&[], &[2]);
+        assert!(hosts.is_done(next));
+    }
 }

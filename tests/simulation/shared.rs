@@ -1,5 +1,6 @@
 //! Direct reads and writes of several hosts to one file at the same time.
 
+mod fence;
 mod random;
 
 use crate::common::simdisk::{SimDisk, Unflushed};

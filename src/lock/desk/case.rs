@@ -207,6 +207,7 @@ impl Desk {
             (case.demoting, case.idle_mark) = (Some((goal, held.late_pins)), None);
             // Wanted elsewhere: no operation of ours has shown to need it.
             case.ahead = Mode::N;
+            let asked = !held.mode.is_within(case.cap);
             if !held.written && (goal == Mode::N || held.mode == Mode::X) {
                 self.habits.only_read(name);
             }
@@ -216,7 +217,7 @@ impl Desk {
                 self.finish_demotion(now, name, DemoteAnswer::Done);
                 return self.evaluate_soon(name);
             }
-            self.effects.push_back(Effect::Demote(DemoteJob { name, from: held.mode, to: goal }));
+            self.effects.push_back(Effect::Demote(DemoteJob { name, from: held.mode, to: goal, asked }));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Who decides a lock: the way from the desk to the two machines of the conversation.
 
-use super::{Desk, Effect};
+use super::{Desk, Effect, Shed};
 use crate::base::{AgNo, Incarnation, LockName, Mode, SlotId, Token};
 use crate::cluster::{Entry, EntryKind, Membership, Owner};
 use crate::format::cluster::SlotState;
@@ -25,6 +25,7 @@ impl Desk {
             return;
         }
         let before = self.membership.replace(membership.clone());
+        let died = before.as_ref().is_some_and(|b| dead(&membership).any(|slot| dead(b).all(|d| d != slot)));
         let before = before.map(|m| holders(&m)).unwrap_or_default();
         let after = holders(&membership);
         for (slot, incarnation) in before.clone() {
@@ -52,7 +53,19 @@ impl Desk {
             self.take_up_requests(now, from);
         }
         self.take_up_files(now);
+        if died {
+            self.shed_direct(now);
+        }
         self.run(now);
+    }
+
+    /// Somebody died, who may have written directly beside us to what he decided himself or a third host decides:
+    /// ask anew for what we write directly. It is granted when nothing of his can land there any more.
+    fn shed_direct(&mut self, now: Duration) {
+        let direct = self.table.all().into_iter().filter(|(_, held)| held.mode == Mode::DW);
+        let mut names: Vec<_> = direct.map(|(name, _)| name).collect();
+        names.sort_unstable();
+        self.shed(now, &names, Shed::Must);
     }
 
     /// The whole register of a peer.
@@ -319,6 +332,11 @@ fn dead(membership: &Membership) -> impl Iterator<Item = SlotId> + '_ {
 }
 
 impl Desk {
+    /// Do others wait for this host to come down?
+    pub fn is_capped(&self, name: LockName) -> bool {
+        self.cases.get(&name).is_some_and(|case| !self.table.mode(name).is_within(case.cap))
+    }
+
     /// Does this host decide `name`?
     pub fn masters(&self, name: LockName) -> bool {
         self.master.token(self.group_of(name)).is_some()

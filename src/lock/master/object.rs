@@ -46,6 +46,12 @@ impl Object {
         mode.covers(self.belief(who))
             && (who.is_none() || self.own.compatible(mode))
             && self.parties.iter().all(|(slot, p)| Some(*slot) == who || p.belief.compatible(mode))
+            && !(mode == Mode::DW && self.is_haunted(who))
+    }
+
+    /// Did somebody but `who` die with direct writes under way that may still land? They would undo newer ones.
+    fn is_haunted(&self, who: Option<SlotId>) -> bool {
+        self.parties.iter().any(|(slot, p)| Some(*slot) != who && p.dead && p.belief == Mode::DW)
     }
 
     /// M2. The answer is who waits and is entitled to caps.
@@ -88,7 +94,8 @@ impl Object {
         blocked
     }
 
-    /// M3: whoever stands in the way of a blocked want gets a cap; all others lose theirs.
+    /// M3: whoever stands in the way of a blocked want gets a cap, and who writes directly beside one that died
+    /// doing so; all others lose theirs.
     pub fn set_caps(
         &mut self,
         lock: LockName,
@@ -96,7 +103,14 @@ impl Object {
         changed: &mut BTreeSet<SlotId>,
         out: &mut Vec<MasterAction>,
     ) {
+        let haunted: BTreeSet<_> = std::iter::once(None)
+            .chain(self.parties.keys().map(|slot| Some(*slot)))
+            .filter(|who| self.is_haunted(*who))
+            .collect();
         let cap_of = |who: Option<SlotId>, holds: Mode| {
+            if holds == Mode::DW && haunted.contains(&who) {
+                return Mode::N;
+            }
             let in_the_way = |(by, want): &&(Option<SlotId>, Mode)| match *by == who {
                 true => !want.covers(holds),
                 false => !holds.compatible(*want),
