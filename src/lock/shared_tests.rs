@@ -296,6 +296,37 @@ fn who_comes_down_and_asks_first_has_it_before_those_who_wait() {
     }
 }
 
+/// An operation that waits here looks after all others have handed in, not under what this host hands in with.
+#[test]
+fn who_hands_in_before_others_serves_nothing_else_then() {
+    for (asker, last, mode) in [(0, 1, Mode::X), (1, 0, Mode::X), (1, 2, Mode::S), (2, 1, Mode::X)] {
+        let mut hosts = Hosts::new();
+        let (a, b) = (hosts.ask(asker, Mode::DW), hosts.ask(last, Mode::DW));
+        let early = hosts.ask(asker, mode);
+        hosts.end(a);
+        let note = hosts.ask_first(asker, Mode::X);
+        hosts.demote(asker);
+        hosts.end(b);
+        let (last_note, utimes) = (hosts.ask_first(last, Mode::X), hosts.ask(last, mode));
+        hosts.demote(last);
+        let mut left = vec![note, last_note, early, utimes];
+        while !left.is_empty() {
+            let done: Vec<_> = left.iter().copied().filter(|ticket| hosts.is_done(*ticket)).collect();
+            assert!(!done.is_empty(), "{left:?} of {note:?}, {last_note:?}, {early:?}, {utimes:?}");
+            let notes = [note, last_note].iter().filter(|ticket| left.contains(ticket)).count();
+            for ticket in done {
+                assert!(notes < 2 || ticket == last_note, "before all notes were handed in");
+                assert!(notes < 1 || ticket == note || ticket == last_note || ticket == early, "{ticket:?}");
+                hosts.end(ticket);
+                left.retain(|t| *t != ticket);
+            }
+            while let Some(at) = (0..3).find(|at| !hosts.hosts[*at].demotions.is_empty()) {
+                hosts.demote(at);
+            }
+        }
+    }
+}
+
 /// What it wrote last may still land: over nothing that was written after its death.
 #[test]
 fn what_a_dead_direct_writer_has_stands_until_it_is_recovered() {

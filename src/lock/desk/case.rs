@@ -1,6 +1,6 @@
 //! One lock about which something is going on: who waits, and the way down.
 
-use super::{Desk, Effect, TicketNo, Work};
+use super::{Desk, Effect, Ticket, TicketNo, Work};
 use crate::base::{LockName, Mode};
 use crate::lock::table::Held;
 use crate::lock::{DemoteAnswer, DemoteJob};
@@ -42,6 +42,8 @@ pub(super) struct Case {
     pub asked_at: Option<Duration>,
     /// Whoever waits to read it: it will be written (`habits`).
     pub to_write: bool,
+    /// The lock has come for what is handed in and goes on: others may have to hand in, too, before anybody looks.
+    pub handing: bool,
 }
 
 impl Default for Case {
@@ -59,6 +61,7 @@ impl Default for Case {
             idle_mark: None,
             asked_at: None,
             to_write: false,
+            handing: false,
         }
     }
 }
@@ -142,7 +145,7 @@ impl Desk {
                 self.effects.push_back(Effect::Kept { name, mode: held.mode });
                 return;
             }
-            case.idle_mark = None;
+            (case.idle_mark, case.handing) = (None, false);
             self.table.set_limit(name, held.mode, due != goal);
             self.serve(name);
             if due != goal && self.table.get(name).is_none_or(|h| h.pins() == 0) {
@@ -166,7 +169,7 @@ impl Desk {
     /// Is the time come to refuse new pins?
     fn may_close(&mut self, now: Duration, name: LockName, held: &Held) -> bool {
         let case = self.cases.get_mut(&name).expect("evaluate has it");
-        if case.shed != Shed::No || case.busy || now >= held.hold_until {
+        if case.shed != Shed::No || case.busy || case.handing || now >= held.hold_until {
             return true;
         }
         let mark = (held.pins() == 0).then(|| self.table.used(name));
@@ -237,11 +240,44 @@ impl Desk {
     /// up, and the demotion stays busy until they are through. New space is refused by the
     /// allocator, so this ends.
     fn serve_while_busy(&mut self, name: LockName) {
+        self.serve_held(name, |_| true);
+    }
+
+    /// The lock has come. Whoever waits is served before any cap is looked at. But if there is one, what is to be
+    /// handed in is all that is done: the next host may have to hand in before whoever waits here looks, or sets
+    /// times.
+    pub(super) fn serve_grant(&mut self, name: LockName) {
+        let hands_in = self.hands_in(name);
         let Some(case) = self.cases.get_mut(&name) else { return };
-        let table = &self.table;
+        case.handing = hands_in && case.cap != Mode::X;
+        let handing = case.handing;
+        self.table.change(name, |held| {
+            (held.told, held.limit) = (held.mode, if handing { Mode::N } else { held.mode })
+        });
+        match handing {
+            true => self.serve_held(name, |ticket| ticket.first),
+            false => self.serve(name),
+        }
+    }
+
+    /// Does an operation wait that comes before all others of this host?
+    pub(super) fn hands_in(&self, name: LockName) -> bool {
+        let is_first = |ticket: &TicketNo| self.tickets.get(ticket).is_some_and(|ticket| ticket.first);
+        self.cases.get(&name).is_some_and(|case| case.waiters.iter().any(|(ticket, _)| is_first(ticket)))
+    }
+
+    /// Give pins of what is held, whatever the limit is, to those waiting operations.
+    fn serve_held(&mut self, name: LockName, whom: impl Fn(&Ticket) -> bool) {
+        let Some(case) = self.cases.get_mut(&name) else { return };
+        let (table, tickets) = (&self.table, &self.tickets);
         let (mut served, mut rest) = (Vec::new(), VecDeque::new());
         for (ticket, mode) in case.waiters.drain(..) {
-            if table.pin_held(name, mode) { served.push(ticket) } else { rest.push_back((ticket, mode)) }
+            let may = tickets.get(&ticket).is_some_and(&whom);
+            if may && table.pin_held(name, mode) {
+                served.push(ticket)
+            } else {
+                rest.push_back((ticket, mode))
+            }
         }
         case.waiters = rest;
         self.go_on(served);
@@ -262,7 +298,7 @@ impl Desk {
         match answer {
             // A pin may have come by `pin_held` meanwhile: what it changed must be demoted too.
             DemoteAnswer::Done => {
-                (case.busy, case.retry_at) = (false, Duration::ZERO);
+                (case.busy, case.handing, case.retry_at) = (false, false, Duration::ZERO);
                 if self.table.lower(name, goal, late_pins) && goal == Mode::N {
                     case.shed = Shed::No;
                 }

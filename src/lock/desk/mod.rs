@@ -10,7 +10,7 @@
 //! - A cap closes the lock for new pins once the minimum hold is over, or at once if nobody uses
 //!   it; when the last pin above the cap is gone the demotion runs; then the lower mode is told.
 //! - After a grant all operations that waited and are satisfied get their pins before any cap is
-//!   looked at, so each grant serves at least one.
+//!   looked at, so each grant serves at least one; where times of direct writes are handed in under a cap, those.
 //! - `IOpen` stays open for new shared pins while there is one: an exclusive want waits for the
 //!   last one without stopping the next.
 
@@ -280,9 +280,7 @@ impl Desk {
         if let Some(case) = self.cases.get_mut(&name) {
             case.telling = case.telling.checked_sub(1).expect("told once for each telling");
             if case.telling == 0 {
-                // Whoever waits is served before any cap is looked at.
-                self.table.change(name, |held| (held.told, held.limit) = (held.mode, held.mode));
-                self.serve(name);
+                self.serve_grant(name);
             }
         }
         self.evaluate_soon(name);
