@@ -19,7 +19,7 @@
 mod places;
 
 use crate::base::{AgNo, LockName, Mode, SlotId, Token};
-use crate::format::cluster::{Entry, EntryKind};
+use crate::format::cluster::{Entry, EntryKind, HANDS_IN};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What happened.
@@ -28,12 +28,12 @@ pub enum HolderEvent {
     /// Requests for locks of `ag` go to this member under this token, or to nobody. Also to be sent
     /// when the member's incarnation changed.
     Route { ag: AgNo, to: Option<(SlotId, Token)> },
-    /// This host wants at least `want` of the lock (`N`: nothing more).
-    Want { ag: AgNo, lock: LockName, want: Mode },
+    /// This host wants at least `want` of the lock (`N`: nothing more), `first` to hand something in.
+    Want { ag: AgNo, lock: LockName, want: Mode, first: bool },
     /// The desk has begun to lower the mode.
     Lowering { ag: AgNo, lock: LockName },
     /// The desk has lowered the mode (or given the attempt up: same `held`), and now wants `want`.
-    Lowered { ag: AgNo, lock: LockName, held: Mode, want: Mode },
+    Lowered { ag: AgNo, lock: LockName, held: Mode, want: Mode, first: bool },
     /// The whole register of a peer, with the group of each entry.
     Register { from: SlotId, entries: Vec<(AgNo, Entry)> },
     /// This host masters the group itself now.
@@ -69,6 +69,8 @@ struct Said {
 struct Line {
     held: Mode,
     want: Mode,
+    /// The want is to hand something in.
+    first: bool,
     /// Number of the request that first asked for the present want.
     want_seq: u64,
     /// Number of the newest request.
@@ -132,13 +134,15 @@ impl Holder {
         let mut out = Vec::new();
         match event {
             HolderEvent::Route { ag, to } => self.route(ag, to, &mut out),
-            HolderEvent::Want { ag, lock, want } => self.want((ag, lock), want, &mut out),
+            HolderEvent::Want { ag, lock, want, first } => self.want((ag, lock), (want, first), &mut out),
             HolderEvent::Lowering { ag, lock } => {
                 if let Some(line) = self.lines.get_mut(&(ag, lock)) {
                     line.lowering = true;
                 }
             }
-            HolderEvent::Lowered { ag, lock, held, want } => self.lowered((ag, lock), held, want, &mut out),
+            HolderEvent::Lowered { ag, lock, held, want, first } => {
+                self.lowered((ag, lock), held, (want, first), &mut out)
+            }
             HolderEvent::Register { from, entries } => self.register(from, entries, &mut out),
             HolderEvent::Forget { ag } => self.forget(ag, &mut out),
         }
@@ -150,9 +154,9 @@ impl Holder {
         self.routes.keys().copied().collect()
     }
 
-    /// Locks of `ag`: (name, held, wanted).
-    pub fn of_group(&self, ag: AgNo) -> Vec<(LockName, Mode, Mode)> {
-        self.group(ag).map(|((_, name), l)| (*name, l.held, l.wanted())).collect()
+    /// Locks of `ag`: (name, held, wanted, to hand something in).
+    pub fn of_group(&self, ag: AgNo) -> Vec<(LockName, Mode, Mode, bool)> {
+        self.group(ag).map(|((_, name), l)| (*name, l.held, l.wanted(), l.first)).collect()
     }
 
     /// Is any lock of `ag` asked for?
@@ -203,7 +207,7 @@ impl Holder {
                 mode: line.wanted(),
                 held: line.held,
                 cap: Mode::N,
-                flags: 0,
+                flags: if line.first { HANDS_IN } else { 0 },
                 token,
                 number: line.ack,
                 seq: line.seq,
@@ -259,28 +263,27 @@ impl Holder {
         self.lines.get_mut(&key).expect("the line exists")
     }
 
-    fn want(&mut self, key: Key, want: Mode, out: &mut Vec<HolderAction>) {
+    fn want(&mut self, key: Key, (want, first): (Mode, bool), out: &mut Vec<HolderAction>) {
         if want == Mode::N && !self.lines.contains_key(&key) {
             return;
         }
         let line = self.lines.entry(key).or_insert_with(Line::new);
-        let before = line.wanted();
-        line.want = want;
-        let now = line.wanted();
-        if before != now {
+        let before = (line.wanted(), line.first);
+        (line.want, line.first) = (want, first);
+        if before != (line.wanted(), first) {
             let seq = self.say(key, out);
-            if before == Mode::N {
+            if before.0 == Mode::N {
                 self.line(key).want_seq = seq;
             }
         }
     }
 
-    fn lowered(&mut self, key: Key, held: Mode, want: Mode, out: &mut Vec<HolderAction>) {
+    fn lowered(&mut self, key: Key, held: Mode, (want, first): (Mode, bool), out: &mut Vec<HolderAction>) {
         let Some(line) = self.lines.get_mut(&key) else { return };
-        let before = (line.held, line.wanted());
+        let before = (line.held, line.wanted(), line.first);
         assert!(line.held.covers(held), "{key:?}: lowered from {:?} to {held:?}", line.held);
-        (line.held, line.want, line.lowering) = (held, want, false);
-        if before != (held, line.wanted()) {
+        (line.held, line.want, line.first, line.lowering) = (held, want, first, false);
+        if before != (held, line.wanted(), first) {
             let seq = self.say(key, out);
             if before.1 == Mode::N {
                 self.line(key).want_seq = seq;
@@ -466,6 +469,7 @@ impl Line {
         Line {
             held: Mode::N,
             want: Mode::N,
+            first: false,
             want_seq: 0,
             seq: 0,
             ack: 0,

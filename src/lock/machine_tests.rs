@@ -1,7 +1,7 @@
 //! Single rules of the two machines that random schedules rarely tell apart from their absence.
 
 use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId, Token};
-use crate::format::cluster::{Entry, EntryKind};
+use crate::format::cluster::{Entry, EntryKind, HANDS_IN};
 use crate::lock::holder::{Holder, HolderAction, HolderEvent};
 use crate::lock::master::{Master, MasterAction, MasterEvent};
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ fn hear(holder: &mut Holder, entry: Entry) -> Vec<HolderAction> {
 fn holder_that_wants(want: Mode) -> Holder {
     let mut holder = Holder::new(10);
     holder.step(HolderEvent::Route { ag: AG, to: Some((SlotId(2), TOKEN)) });
-    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want });
+    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want, first: false });
     holder
 }
 
@@ -42,13 +42,14 @@ fn no_grant_is_acted_on_while_the_mode_comes_down() {
     let mut holder = holder_that_wants(Mode::S);
     let seq = holder.outgoing(SlotId(2))[0].seq;
     hear(&mut holder, entry(EntryKind::Grant, Mode::S, 5, seq));
-    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want: Mode::X });
+    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want: Mode::X, first: false });
     holder.step(HolderEvent::Lowering { ag: AG, lock: LOCK });
     let seq = holder.outgoing(SlotId(2))[0].seq;
     let during = hear(&mut holder, entry(EntryKind::Grant, Mode::X, 6, seq));
     assert!(during.iter().all(|a| matches!(a, HolderAction::Publish { .. })), "{during:?}");
     assert_eq!(holder.outgoing(SlotId(2))[0].number, 5);
-    let after = holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::X });
+    let after =
+        holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::X, first: false });
     assert!(after.contains(&HolderAction::Granted { lock: LOCK, mode: Mode::X }));
 }
 
@@ -63,7 +64,7 @@ fn a_request_goes_only_when_all_is_said() {
     let actions = hear(&mut holder, capped);
     assert!(actions.contains(&HolderAction::Cap { lock: LOCK, cap: Mode::N }));
     assert_eq!(holder.outgoing(SlotId(2)).len(), 1);
-    holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::N });
+    holder.step(HolderEvent::Lowered { ag: AG, lock: LOCK, held: Mode::N, want: Mode::N, first: false });
     let said = holder.outgoing(SlotId(2))[0];
     hear(&mut holder, entry(EntryKind::Grant, Mode::N, 5, said.seq));
     assert_eq!((holder.outgoing(SlotId(2)).len(), holder.lines()), (0, 0));
@@ -118,6 +119,26 @@ fn nothing_is_granted_before_all_have_declared() {
     assert_eq!(capped.iter().map(|e| e.cap).collect::<Vec<_>>(), [Mode::N]);
 }
 
+/// Who decides a lock may change between the word that something is to be handed in and the grant.
+#[test]
+fn what_is_handed_in_comes_first_at_a_new_master_too() {
+    let mut holder = holder_that_wants(Mode::N);
+    holder.step(HolderEvent::Want { ag: AG, lock: LOCK, want: Mode::X, first: true });
+    holder.step(HolderEvent::Route { ag: AG, to: Some((SlotId(3), TOKEN)) });
+    let said = holder.outgoing(SlotId(3))[0];
+    assert_eq!((said.mode, said.flags), (Mode::X, HANDS_IN));
+    let mut master = Master::new(10);
+    let (awaited, own) = ([SlotId(1), SlotId(2)].into(), vec![(LOCK, Mode::N, Mode::X, false)]);
+    master.step(MasterEvent::Open { ag: AG, token: TOKEN, awaited, own }, &|_| Mode::N);
+    let declared = Entry { lock: LockName::Ag(AG), ..entry(EntryKind::Declared, Mode::N, 0, 0) };
+    for (from, flags) in [(1, 0), (2, HANDS_IN)] {
+        let wants = Entry { flags, ..entry(EntryKind::Request, Mode::X, 0, 1) };
+        let entries = vec![(AG, wants), (AG, declared)];
+        master.step(MasterEvent::Register { from: SlotId(from), entries }, &|_| Mode::N);
+    }
+    assert_eq!([1, 2].map(|slot| master.belief(LOCK, SlotId(slot))), [Mode::N, Mode::X]);
+}
+
 #[test]
 fn nobody_passes_a_waiting_head() {
     let mut master = open_master(BTreeSet::new());
@@ -133,7 +154,7 @@ fn nobody_passes_a_waiting_head() {
 fn wants_that_stand_for_ever_leave_places_to_others() {
     let mut holder = Holder::new(18);
     holder.step(HolderEvent::Route { ag: AG, to: Some((SlotId(2), TOKEN)) });
-    let mut want = |lock| holder.step(HolderEvent::Want { ag: AG, lock, want: Mode::X });
+    let mut want = |lock| holder.step(HolderEvent::Want { ag: AG, lock, want: Mode::X, first: false });
     (0..40).for_each(|n| _ = want(LockName::IOpen(InodeNo(9000 + n))));
     want(LOCK);
     let said = holder.outgoing(SlotId(2));
@@ -160,7 +181,7 @@ fn caps_that_stand_for_ever_leave_places_to_others() {
     step(MasterEvent::Register { from: peer, entries: locks.iter().zip(1..).map(done).collect() });
     step(MasterEvent::Register { from: peer, entries: vec![] });
     for lock in &locks {
-        step(MasterEvent::Own { ag: AG, lock: *lock, held: Mode::N, want: Mode::X });
+        step(MasterEvent::Own { ag: AG, lock: *lock, held: Mode::N, want: Mode::X, first: false });
     }
     let said = master.outgoing(peer);
     assert_eq!(said.len(), 4, "{said:?}");

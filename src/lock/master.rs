@@ -9,8 +9,8 @@
 //!   until then the belief stays at what was granted.
 //! - M2 First come, first served: the head of the queue is granted when it goes with the beliefs of
 //!   all others, and whoever follows it and also fits. Nothing passes a waiting head, except for
-//!   [`LockName::IOpen`], whose exclusive wants may wait for ever and are passed. Whoever comes down from
-//!   [`Mode::DW`] and in the same word asks for `X` comes first: it has the times of its writes to hand in.
+//!   [`LockName::IOpen`], whose exclusive wants may wait for ever and are passed. Whoever has times of direct
+//!   writes to hand in ([`HANDS_IN`]) comes first, at any master.
 //! - M3 Whoever stands in the way of a waiting head is told a cap, also of its own want.
 //! - M4 A group that was just taken over grants nothing until every member has declared what it
 //!   holds, and every dead host is recovered.
@@ -25,7 +25,7 @@ mod looks;
 mod object;
 
 use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId, Token};
-use crate::format::cluster::{Entry, EntryKind};
+use crate::format::cluster::{Entry, EntryKind, HANDS_IN};
 use object::Object;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,16 +33,17 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 pub enum MasterEvent {
     /// This host became the master of `ag`. `awaited`: every other host that may hold locks of it.
-    /// `own`: this host's own locks of the group, (lock, held, wanted).
-    Open { ag: AgNo, token: Token, awaited: BTreeSet<SlotId>, own: Vec<(LockName, Mode, Mode)> },
+    /// `own`: this host's own locks of the group, (lock, held, wanted, to hand in).
+    Open { ag: AgNo, token: Token, awaited: BTreeSet<SlotId>, own: Vec<(LockName, Mode, Mode, bool)> },
     /// The whole register of a peer, with the group of each entry.
     Register { from: SlotId, entries: Vec<(AgNo, Entry)> },
     /// The peer is excluded: it takes nothing any more; what it holds counts until it is recovered.
     Dead { peer: SlotId },
     /// The peer's incarnation holds nothing any more: it left, or it was recovered.
     Gone { peer: SlotId },
-    /// What this host itself now holds (it lowered it, or nothing changed) and wants.
-    Own { ag: AgNo, lock: LockName, held: Mode, want: Mode },
+    /// What this host itself now holds (it lowered it, or nothing changed) and wants, before others to hand
+    /// something in.
+    Own { ag: AgNo, lock: LockName, held: Mode, want: Mode, first: bool },
 }
 
 /// What to do about it.
@@ -126,7 +127,9 @@ impl Master {
             MasterEvent::Register { from, entries } => self.register(from, entries, own, &mut out),
             MasterEvent::Dead { peer } => self.dead(peer, &mut out),
             MasterEvent::Gone { peer } => self.gone(peer, &mut out),
-            MasterEvent::Own { ag, lock, held, want } => self.own(ag, lock, held, want, &mut out),
+            MasterEvent::Own { ag, lock, held, want, first } => {
+                self.own(ag, lock, (held, want, first), &mut out)
+            }
         }
         out
     }
@@ -190,7 +193,7 @@ impl Master {
         ag: AgNo,
         token: Token,
         awaited: BTreeSet<SlotId>,
-        own: Vec<(LockName, Mode, Mode)>,
+        own: Vec<(LockName, Mode, Mode, bool)>,
         out: &mut Vec<MasterAction>,
     ) {
         if self.groups.get(&ag).is_some_and(|g| g.token >= token) {
@@ -200,10 +203,10 @@ impl Master {
         out.extend(awaited.iter().map(|to| MasterAction::Publish { to: *to }));
         self.groups.insert(ag, Group { token, awaited });
         self.opening.insert(ag);
-        for (lock, held, want) in own {
+        for (lock, held, want, first) in own {
             if want != Mode::N {
                 let mut object = Object::new(ag, held);
-                object.queue.push_back((None, want));
+                object.ask(None, held, want, first);
                 self.objects.insert(lock, object);
             }
         }
@@ -260,7 +263,7 @@ impl Master {
         if let Some(party) = object.parties.get_mut(&from) {
             party.present = false;
         }
-        object.queue.retain(|(who, _)| *who != Some(from));
+        object.forget(Some(from));
         self.serve(lock, out);
     }
 
@@ -280,18 +283,23 @@ impl Master {
         }
         party.present = true;
         party.seen = entry.seq;
-        let before = party.belief;
         if entry.number >= party.last_grant {
             party.belief = entry.held;
         }
         let belief = party.belief;
-        object.ask(Some(from), before, belief, entry.mode);
+        object.ask(Some(from), belief, entry.mode, entry.flags & HANDS_IN != 0);
         // The answer carries the request's number at least.
         out.push(MasterAction::Publish { to: from });
         self.serve(lock, out);
     }
 
-    fn own(&mut self, ag: AgNo, lock: LockName, held: Mode, want: Mode, out: &mut Vec<MasterAction>) {
+    fn own(
+        &mut self,
+        ag: AgNo,
+        lock: LockName,
+        (held, want, first): (Mode, Mode, bool),
+        out: &mut Vec<MasterAction>,
+    ) {
         let Some(group) = self.groups.get(&ag) else { return };
         if !self.objects.contains_key(&lock) {
             if held.covers(want) {
@@ -303,8 +311,8 @@ impl Master {
             }
         }
         let object = self.objects.entry(lock).or_insert_with(|| Object::new(ag, held));
-        let before = std::mem::replace(&mut object.own, held);
-        object.ask(None, before, held, want);
+        object.own = held;
+        object.ask(None, held, want, first);
         self.serve(lock, out);
     }
 
@@ -318,7 +326,7 @@ impl Master {
         for lock in self.known_to(peer) {
             let object = self.objects.get_mut(&lock).expect("just listed");
             object.parties.get_mut(&peer).expect("known to it").dead = true;
-            object.queue.retain(|(who, _)| *who != Some(peer));
+            object.forget(Some(peer));
             self.serve(lock, out);
         }
     }
@@ -328,7 +336,7 @@ impl Master {
         for lock in self.known_to(peer) {
             let object = self.objects.get_mut(&lock).expect("just listed");
             object.parties.remove(&peer);
-            object.queue.retain(|(who, _)| *who != Some(peer));
+            object.forget(Some(peer));
             self.serve(lock, out);
         }
         for ag in self.opening.clone() {
@@ -360,7 +368,7 @@ impl Master {
         out.extend(changed.into_iter().map(|to| MasterAction::Publish { to }));
         let queue = &object.queue;
         object.parties.retain(|slot, p| {
-            p.belief != Mode::N || p.present || queue.iter().any(|(who, _)| *who == Some(*slot))
+            p.belief != Mode::N || p.present || queue.iter().any(|waiting| waiting.who == Some(*slot))
         });
         if object.parties.is_empty() && object.queue.is_empty() {
             self.objects.remove(&lock);

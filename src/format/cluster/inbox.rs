@@ -57,6 +57,9 @@ impl EntryKind {
     }
 }
 
+/// A request's flag: it comes before those without, for what direct writes have left to be handed in.
+pub const HANDS_IN: u8 = 1;
+
 /// One entry of a conversation. The lock is named by `class` and `id` as in
 /// [`LockName::to_raw`]; declarations name the group's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +70,7 @@ pub struct Entry {
     pub mode: Mode,
     pub held: Mode,
     pub cap: Mode,
-    /// Free for the lock room.
+    /// Request: [`HANDS_IN`].
     pub flags: u8,
     pub token: Token,
     /// Grant number or its acknowledgement.

@@ -25,7 +25,7 @@ pub mod view;
 
 pub use ballot::Ballot;
 pub use heartbeat::Heartbeat;
-pub use inbox::{Entry, EntryKind, REGISTER_ENTRIES_MAX};
+pub use inbox::{Entry, EntryKind, HANDS_IN, REGISTER_ENTRIES_MAX};
 pub use ledger::{LedgerEntry, LedgerPage};
 pub use lobby::Claim;
 pub use view::{Adopter, FenceClass, SlotState, SlotView, View};

@@ -139,6 +139,7 @@ impl Desk {
             case.to_write = false;
         }
         let want = case.wanted(name, held);
+        let first = want == Mode::X && self.hands_in(name);
         if matches!(name, LockName::Slot(_)) {
             if !held.covers(want) {
                 self.arrive(now, name, Mode::X); // by membership, without a word
@@ -150,9 +151,9 @@ impl Desk {
             self.route(now, ag, !held.covers(want));
         }
         if self.master.token(ag).is_some() {
-            self.step_master(now, MasterEvent::Own { ag, lock: name, held, want });
+            self.step_master(now, MasterEvent::Own { ag, lock: name, held, want, first });
         } else {
-            self.step_holder(now, HolderEvent::Want { ag, lock: name, want });
+            self.step_holder(now, HolderEvent::Want { ag, lock: name, want, first });
         }
     }
 
@@ -167,10 +168,11 @@ impl Desk {
         }
         let (ag, held) = (self.group_of(name), self.table.mode(name));
         let want = self.cases.get(&name).map_or(Mode::N, |c| c.wanted(name, held));
+        let first = want == Mode::X && self.hands_in(name);
         if self.master.token(ag).is_some() {
-            self.step_master(now, MasterEvent::Own { ag, lock: name, held, want });
+            self.step_master(now, MasterEvent::Own { ag, lock: name, held, want, first });
         } else {
-            self.step_holder(now, HolderEvent::Lowered { ag, lock: name, held, want });
+            self.step_holder(now, HolderEvent::Lowered { ag, lock: name, held, want, first });
         }
     }
 

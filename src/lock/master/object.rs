@@ -4,14 +4,22 @@ use super::{MasterAction, Party};
 use crate::base::{AgNo, LockName, Mode, SlotId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Waiting {
+    /// `None` is this host.
+    pub who: Option<SlotId>,
+    pub mode: Mode,
+    /// It has been put before the others.
+    pub first: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Object {
     pub ag: AgNo,
     pub own: Mode,
     pub own_cap: Mode,
     pub parties: BTreeMap<SlotId, Party>,
-    /// `None` is this host.
-    pub queue: VecDeque<(Option<SlotId>, Mode)>,
+    pub queue: VecDeque<Waiting>,
 }
 
 impl Object {
@@ -24,20 +32,26 @@ impl Object {
         who.map_or(self.own, |slot| self.parties.get(&slot).map_or(Mode::N, |p| p.belief))
     }
 
-    /// Who is known to hold `belief`, after `before`, wants `mode` (perhaps no more than it holds).
-    pub fn ask(&mut self, who: Option<SlotId>, before: Mode, belief: Mode, mode: Mode) {
-        let place = self.queue.iter().position(|(waiting, _)| *waiting == who);
-        let hands_in = before == Mode::DW && belief == Mode::N && mode == Mode::X;
+    /// Who is known to hold `belief` wants `mode` (perhaps no more than it holds), to hand something in: then
+    /// `first`.
+    pub fn ask(&mut self, who: Option<SlotId>, belief: Mode, mode: Mode, first: bool) {
+        let place = self.queue.iter().position(|waiting| waiting.who == who);
+        let ahead = place.is_some_and(|at| self.queue[at].first);
         match place {
-            _ if belief.covers(mode) => self.queue.retain(|(waiting, _)| *waiting != who),
+            _ if belief.covers(mode) => self.forget(who),
             // Before anybody can look at the times, and never again before it has had DW again: nobody starves.
-            _ if hands_in => {
-                self.queue.retain(|(waiting, _)| *waiting != who);
-                self.queue.push_front((who, mode));
+            _ if first && !ahead => {
+                self.forget(who);
+                self.queue.push_front(Waiting { who, mode, first });
             }
-            Some(at) => self.queue[at].1 = mode,
-            None => self.queue.push_back((who, mode)),
+            Some(at) => (self.queue[at].mode, self.queue[at].first) = (mode, first),
+            None => self.queue.push_back(Waiting { who, mode, first }),
         }
+    }
+
+    /// It waits no longer.
+    pub fn forget(&mut self, who: Option<SlotId>) {
+        self.queue.retain(|waiting| waiting.who != who);
     }
 
     /// Does everybody but `who` hold what goes with `mode`, and `who` no other mode than one that `mode`
@@ -64,7 +78,7 @@ impl Object {
     ) -> Vec<(Option<SlotId>, Mode)> {
         let mut blocked = Vec::new();
         let mut at = 0;
-        while let Some((who, mode)) = self.queue.get(at).copied() {
+        while let Some(Waiting { who, mode, .. }) = self.queue.get(at).copied() {
             if !self.fits(who, mode) {
                 blocked.push((who, mode));
                 if matches!(lock, LockName::IOpen(_)) && mode == Mode::X {
