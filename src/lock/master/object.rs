@@ -65,7 +65,11 @@ impl Object {
 
     /// Did somebody but `who` die with direct writes under way that may still land? They would undo newer ones.
     fn is_haunted(&self, who: Option<SlotId>) -> bool {
-        self.parties.iter().any(|(slot, p)| Some(*slot) != who && p.dead && p.belief == Mode::DW)
+        self.ghosts().any(|ghost| Some(ghost) != who)
+    }
+
+    fn ghosts(&self) -> impl Iterator<Item = SlotId> {
+        self.parties.iter().filter(|(_, p)| p.dead && p.belief == Mode::DW).map(|(slot, _)| *slot)
     }
 
     /// M2. The answer is who waits and is entitled to caps.
@@ -117,12 +121,9 @@ impl Object {
         changed: &mut BTreeSet<SlotId>,
         out: &mut Vec<MasterAction>,
     ) {
-        let haunted: BTreeSet<_> = std::iter::once(None)
-            .chain(self.parties.keys().map(|slot| Some(*slot)))
-            .filter(|who| self.is_haunted(*who))
-            .collect();
+        let ghosts: Vec<_> = self.ghosts().collect();
         let cap_of = |who: Option<SlotId>, holds: Mode| {
-            if holds == Mode::DW && haunted.contains(&who) {
+            if holds == Mode::DW && ghosts.iter().any(|ghost| Some(*ghost) != who) {
                 return Mode::N;
             }
             let in_the_way = |(by, want): &&(Option<SlotId>, Mode)| match *by == who {
