@@ -156,7 +156,7 @@ impl Holder {
 
     /// Locks of `ag`: (name, held, wanted, to hand something in).
     pub fn of_group(&self, ag: AgNo) -> Vec<(LockName, Mode, Mode, bool)> {
-        self.group(ag).map(|((_, name), l)| (*name, l.held, l.wanted(), l.first)).collect()
+        self.group(ag).map(|((_, name), l)| (*name, l.held, l.wanted(), l.asks().1)).collect()
     }
 
     /// Is any lock of `ag` asked for?
@@ -207,7 +207,7 @@ impl Holder {
                 mode: line.wanted(),
                 held: line.held,
                 cap: Mode::N,
-                flags: if line.first { HANDS_IN } else { 0 },
+                flags: if line.asks().1 { HANDS_IN } else { 0 },
                 token,
                 number: line.ack,
                 seq: line.seq,
@@ -268,9 +268,9 @@ impl Holder {
             return;
         }
         let line = self.lines.entry(key).or_insert_with(Line::new);
-        let before = (line.wanted(), line.first);
+        let before = line.asks();
         (line.want, line.first) = (want, first);
-        if before != (line.wanted(), first) {
+        if before != line.asks() {
             let seq = self.say(key, out);
             if before.0 == Mode::N {
                 self.line(key).want_seq = seq;
@@ -280,12 +280,12 @@ impl Holder {
 
     fn lowered(&mut self, key: Key, held: Mode, (want, first): (Mode, bool), out: &mut Vec<HolderAction>) {
         let Some(line) = self.lines.get_mut(&key) else { return };
-        let before = (line.held, line.wanted(), line.first);
+        let before = (line.held, line.asks());
         assert!(line.held.covers(held), "{key:?}: lowered from {:?} to {held:?}", line.held);
         (line.held, line.want, line.first, line.lowering) = (held, want, first, false);
-        if before != (held, line.wanted(), first) {
+        if before != (held, line.asks()) {
             let seq = self.say(key, out);
-            if before.1 == Mode::N {
+            if before.1.0 == Mode::N {
                 self.line(key).want_seq = seq;
             }
         }
@@ -484,5 +484,11 @@ impl Line {
     /// What is still to be asked for.
     fn wanted(&self) -> Mode {
         if self.held.covers(self.want) { Mode::N } else { self.want }
+    }
+
+    /// The same, and whether it is to hand something in.
+    fn asks(&self) -> (Mode, bool) {
+        let wanted = self.wanted();
+        (wanted, self.first && wanted != Mode::N)
     }
 }
