@@ -221,13 +221,14 @@ fn no_grant_takes_anything_away() {
 }
 
 #[test]
-fn who_comes_down_from_direct_writes_and_asks_for_x_comes_first() {
+fn who_has_something_to_hand_in_comes_first() {
     for hands_in in [true, false] {
         let mut master = open_master(BTreeSet::new());
         ask(&mut master, 1, entry(EntryKind::Request, Mode::DW, 0, 1));
         ask(&mut master, 2, entry(EntryKind::Request, Mode::S, 0, 1));
-        let wanted = if hands_in { Mode::X } else { Mode::DW };
-        ask(&mut master, 1, entry(EntryKind::Request, wanted, 1, 2));
+        // Without a word of that, X is for something that may wait.
+        let flags = if hands_in { HANDS_IN } else { 0 };
+        ask(&mut master, 1, Entry { flags, ..entry(EntryKind::Request, Mode::X, 1, 2) });
         let beliefs = [1, 2].map(|slot| master.belief(LOCK, SlotId(slot)));
         assert_eq!(beliefs, if hands_in { [Mode::X, Mode::N] } else { [Mode::N, Mode::S] });
     }

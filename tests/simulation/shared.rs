@@ -242,6 +242,8 @@ fn fsync_covers_direct_writes_of_other_hosts() {
             a.write(0, version).expect("write");
             assert!(b.read(0).expect("read") == content(0, version));
         }
+        // Turns that are over at once are not repeated soon.
+        std::thread::sleep(Duration::from_millis(20));
         a.write(5, round).expect("write");
         let words = b.words();
         b.host.fsync_kept(b.node, b.direct).expect("fsync");
