@@ -345,7 +345,7 @@ fn what_a_dead_direct_writer_has_stands_until_it_is_recovered() {
         assert!(hosts.is_done(next) && hosts.is_done(third));
         hosts.end(next);
         hosts.end(third);
-        [survivor, 1 - survivor].map(|at| hosts.demote(at));
+        [survivor, 1 - survivor].into_iter().for_each(|at| _ = hosts.demote(at));
         assert!(hosts.is_done(x));
     }
 }
