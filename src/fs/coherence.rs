@@ -199,12 +199,12 @@ impl Core {
                 (state.attr.as_ref().map(|a| a.kind), state.note.is_some())
             };
             if job.to == Mode::N {
-                let now = self.clock.now();
+                let (now, shared) = (self.clock.now(), job.from == Mode::DW);
                 if job.asked {
-                    node.sharing.taken(now, job.from == Mode::DW && !wrote);
+                    node.sharing.taken(now, shared && !wrote);
                 }
-                if job.from == Mode::DW {
-                    node.sharing.ended(now);
+                if shared {
+                    node.sharing.ended(now, !wrote);
                 }
             }
             names |= job.to == Mode::N && kind == Some(FileKind::Directory);

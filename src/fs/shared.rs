@@ -74,9 +74,12 @@ impl Sharing {
         }
     }
 
-    /// `DW` goes, whoever wants that.
-    pub fn ended(&self, now: Duration) {
+    /// `DW` goes, whoever wants that. Who `only_read` had nothing to flush and hand in.
+    pub fn ended(&self, now: Duration, only_read: bool) {
         let uses = self.uses.swap(0, Ordering::Relaxed);
+        if only_read {
+            return;
+        }
         if uses >= FEW && !is_within(&self.begun, now, BRIEF) {
             return self.vain.store(0, Ordering::Relaxed);
         }
@@ -319,7 +322,7 @@ mod tests {
         let mut turn = |uses: u64, time: Duration| {
             (0..uses).for_each(|_| sharing.shares(now));
             now += time;
-            sharing.ended(now);
+            sharing.ended(now, false);
             let begun = now;
             while sharing.is_refused(now) {
                 now += Duration::from_millis(1);
@@ -332,6 +335,9 @@ mod tests {
         assert_eq!((turn(4, long), turn(1, long)), (0, 250));
         let longest = (0..20).map(|_| turn(1, long)).max();
         assert_eq!(longest, Some(32_000));
+        let reader = Sharing::default();
+        reader.ended(at(1), true);
+        assert!(!reader.is_refused(at(1)));
     }
 
     #[test]
