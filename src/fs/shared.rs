@@ -24,7 +24,7 @@ const REFUSED: Duration = Duration::from_secs(1);
 /// A turn of `DW` in which this host has done less, or that was over sooner, has cost more than it was worth.
 const FEW: u64 = 4;
 const BRIEF: Duration = Duration::from_millis(10);
-/// For so long `DW` is not asked for after the first such turn; twice as long after each that follows it.
+/// For so long `DW` is not asked for after the second such turn in a row; twice as long after each that follows it.
 const WARY: Duration = Duration::from_millis(250);
 const WARY_DOUBLINGS: u64 = 7;
 
@@ -83,8 +83,10 @@ impl Sharing {
         if uses >= FEW && !is_within(&self.begun, now, BRIEF) {
             return self.vain.store(0, Ordering::Relaxed);
         }
-        let vain = self.vain.fetch_add(1, Ordering::Relaxed).min(WARY_DOUBLINGS);
-        self.refuse(now + WARY * (1 << vain));
+        // The first may have met the other host on its own way to DW.
+        if let Some(before) = self.vain.fetch_add(1, Ordering::Relaxed).checked_sub(1) {
+            self.refuse(now + WARY * (1 << before.min(WARY_DOUBLINGS)));
+        }
     }
 
     /// A write has come for which it is not enough.
@@ -331,8 +333,8 @@ mod tests {
         };
         let long = Duration::from_millis(20);
         assert_eq!((turn(100, long), turn(4, long)), (0, 0));
-        assert_eq!((turn(3, long), turn(100, Duration::from_millis(9)), turn(0, long)), (250, 500, 1000));
-        assert_eq!((turn(4, long), turn(1, long)), (0, 250));
+        assert_eq!((turn(3, long), turn(100, Duration::from_millis(9)), turn(0, long)), (0, 250, 500));
+        assert_eq!((turn(4, long), turn(1, long), turn(1, long)), (0, 0, 250));
         let longest = (0..20).map(|_| turn(1, long)).max();
         assert_eq!(longest, Some(32_000));
         let reader = Sharing::default();
