@@ -7,8 +7,7 @@
 //!
 //! *When.* Alone, X is as good and is given up once for another kind of use; so DW is asked for only when
 //! other hosts have taken the lock away under direct reads and writes of late, and not after turns of it that were
-//! over at once. Who only reads has no need of it but beside
-//! such as write.
+//! over at once. Who only reads has no need of it but beside such as write.
 //!
 //! *Times* change with each write, but only X may write them to the inode. They are noted, and handed in when DW is
 //! given up: the note asks for X in the very word that tells of it, and comes before all who wait (`lock::master`).

@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const FILES: usize = 300;
 
 /// Writes of all hosts to the inbox region so far.
-fn words(cluster: &Cluster) -> u64 {
+pub fn words(cluster: &Cluster) -> u64 {
     let count = |host| {
         let report = rig_xattr::get(&cluster.at(host), "trusted.shoal.io").expect("on the root");
         let report = String::from_utf8(report).expect("text");

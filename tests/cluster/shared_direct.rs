@@ -1,8 +1,8 @@
 //! O_DIRECT reads and writes of several hosts to one file at the same time.
 
 use crate::litmus::map::Map;
+use crate::lock_traffic::words;
 use crate::rig::Cluster;
-use crate::rig_xattr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,16 +56,6 @@ fn share(files: &[File; 2]) {
 /// The same between other uses; nothing is waited for.
 fn share_a_little(files: &[File; 2], version: u64) {
     (0..6).for_each(|n| write(&files[n % 2], n, version));
-}
-
-fn words(cluster: &Cluster) -> u64 {
-    let count = |host| {
-        let report = rig_xattr::get(&cluster.at(host), "trusted.shoal.io").expect("on the root");
-        let report = String::from_utf8(report).expect("text");
-        let count = report.split(' ').find_map(|pair| pair.strip_prefix("inbox_writes="));
-        count.expect("counted").parse::<u64>().expect("a number")
-    };
-    count(0) + count(1)
 }
 
 #[test]
