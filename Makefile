@@ -14,6 +14,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 DEPS = ca-certificates util-linux e2fsprogs fuse2fs sqlite3 rsync git attr acl python3-minimal
 # The same as programs, so that a demo or a test asks for a package only where one is missing.
 TOOLS = cc:gcc mount:mount unshare:util-linux mkfs.ext4:e2fsprogs
+POSTGRES = losetup:mount setpriv:util-linux unshare:util-linux python3:python3-minimal initdb:postgresql
 PROGRAMS = $(TOOLS) git:git sqlite3:sqlite3 rsync:rsync setfattr:attr setfacl:acl
 DEPS_VM = user-mode-linux uml-utilities open-iscsi iproute2 kmod util-linux python3-minimal sg3-utils
 
@@ -27,8 +28,10 @@ SEED ?= 1
 JOBS ?= 4
 DEATHS ?= 200
 REPLAYS ?= 60
+ROUNDS ?= 5
+STORE ?= loop
 
-.PHONY: all build demo tools test programs test-vm deps-vm crash-points simulate deaths replays torture bench install deps lint clean
+.PHONY: all build demo tools test programs postgres test-vm deps-vm crash-points simulate deaths replays torture bench install deps lint clean
 
 all: build
 
@@ -57,6 +60,11 @@ test: tools
 programs: build
 	tests/tools.sh $(PROGRAMS)
 	tests/programs.sh $(RELEASE) $(CARGO_TOO)
+
+# PostgreSQL on two hosts, of which the one that it runs on dies under load, ROUNDS times. Debian keeps its programs beside PATH.
+postgres: build
+	PATH="$$PATH$$(printf ':%s' /usr/lib/postgresql/*/bin)" tests/tools.sh $(POSTGRES)
+	tests/postgres.sh $(RELEASE) $(ROUNDS) $(SEED) $(STORE)
 
 # Several kernels on one image: User-Mode Linux guests. Root; no virtualisation is needed.
 test-vm: deps-vm
