@@ -52,7 +52,7 @@ impl Mount {
         let device = mount::open_device().unwrap();
         let notifier = Arc::new(Notifier::new(&device).unwrap());
         let fs = Arc::new(MemFs::new());
-        let adapter = Adapter::new(Arc::clone(&fs), Arc::clone(&notifier));
+        let adapter = Adapter::new(Arc::clone(&fs));
         let place = Place { source: OsStr::new(source), mountpoint: &path, flags, claim: None };
         let served = daemon::begin(adapter, device, Arc::clone(&notifier), place, 2).unwrap();
         let connection = served.connection;
@@ -272,28 +272,6 @@ fn attributes_and_pages_are_kept_until_invalidated() {
     assert_eq!(file.metadata().unwrap().len(), 14);
     assert_eq!(file.read_at(&mut text, 0).unwrap(), 8);
     assert_eq!(&text, b"new and ");
-}
-
-#[test]
-fn names_are_kept_until_the_epoch_or_their_own_invalidation() {
-    let Some(m) = Mount::new("mem", 0) else { return };
-    for (round, by_epoch) in [(0, true), (1, false)] {
-        let name = format!("f{round}");
-        assert_eq!(raw(fs::metadata(m.at(&name))), libc::ENOENT);
-        m.create_behind(&name);
-        assert_eq!(raw(fs::metadata(m.at(&name))), libc::ENOENT, "that there is no such name is kept");
-        if !by_epoch {
-            m.notifier.inval_entry(NodeId::ROOT, name.as_bytes()).unwrap();
-        } else if m.notifier.supports_epoch() {
-            m.notifier.inc_epoch().unwrap();
-        } else {
-            eprintln!("not run: this kernel has no epochs");
-            continue;
-        }
-        fs::metadata(m.at(&name)).unwrap();
-    }
-    let gone = m.notifier.inval_entry(NodeId::ROOT, b"never there").unwrap_err();
-    assert_eq!(gone.raw_os_error(), Some(libc::ENOENT));
 }
 
 #[test]

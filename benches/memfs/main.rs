@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mountpoint = std::fs::canonicalize(directory)?;
     let device = mount::open_device()?;
     let notifier = Arc::new(Notifier::new(&device)?);
-    let adapter = Adapter::new(Arc::new(tree::MemFs::new()), Arc::clone(&notifier));
+    let adapter = Adapter::new(Arc::new(tree::MemFs::new()));
     let source = OsStr::new("memfs");
     let place = mount::Place { source, mountpoint: &mountpoint, flags: request.flags, claim: None };
     let served = daemon::begin(adapter, device, notifier, place, request.threads)?;

@@ -4,7 +4,6 @@
 //! which writes dirty mapped pages back to us; (2) our dirty data and attributes go out; (3) the
 //! journal commits what touched the lock, its blocks go to their places, the device flushes; (4) what
 //! is in memory is forgotten, unless a request that (1) had to have served has changed it since.
-//! Directories also end all names the kernel remembers (their epoch).
 //!
 //! How pages go although requests that wait for this very lock keep some of them locked: `invalidation`.
 
@@ -187,9 +186,8 @@ impl Core {
         true
     }
 
-    /// Step 1, for a whole batch: names once, then inode by inode.
+    /// Step 1, for a whole batch.
     fn empty_kernel(self: &Arc<Self>, batch: &[DemoteJob]) {
-        let mut names = false;
         let mut running = Vec::new();
         for job in batch {
             let LockName::Inode(ino) = job.name else { continue };
@@ -207,7 +205,6 @@ impl Core {
                     node.sharing.ended(now, !wrote);
                 }
             }
-            names |= job.to == Mode::N && kind == Some(FileKind::Directory);
             let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());
             // Not open: no mapping, no reader, so there is nothing that dropping pages might wait for. It
             // cannot be left to the next open, beside which a second one would read what is left.
@@ -218,9 +215,6 @@ impl Core {
             if pages && !closed {
                 running.push(Invalidation::start(self, node, job.to));
             }
-        }
-        if names {
-            let _ = self.kernel.inc_epoch();
         }
         for invalidation in running {
             invalidation.finish(self);
@@ -249,7 +243,6 @@ impl Core {
     pub(super) fn empty_kernel_for_good(self: &Arc<Self>) {
         let core = self.clone();
         spawn("halt", move || {
-            let _ = core.kernel.inc_epoch();
             let nodes = core.nodes.all();
             nodes.iter().for_each(|node| core.drop_attributes(node, false));
             // What is not open now will not be opened any more.

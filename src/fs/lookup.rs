@@ -27,7 +27,7 @@ impl Fs {
                 }
             };
             let Some(ino) = found else {
-                return Ok(LookupReply::Missing { entry_valid: core.entry_valid() });
+                return Ok(LookupReply::Missing { entry_valid: NAMES_VALID });
             };
             op.need_entry(dir, ino, Mode::S)?;
             core.read_ahead(&node, ino);

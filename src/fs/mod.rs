@@ -74,8 +74,12 @@ pub use types::*;
 use node::{Node, NodeState, NodeTable};
 use op::{Op, Step, Stop};
 
-/// How long the kernel may keep entries and attributes without asking, where an invalidation can
-/// reach them, at most: as long as the lease lasts, so that a stalled host does not serve them when
+/// The kernel asks for every name, each time. It could be told that names have changed without its locks (INC_EPOCH,
+/// Linux 6.16), but then it does not ask again, it drops them: mounts on directories here would be gone, and getcwd(2)
+/// fail, because of what another host has changed elsewhere.
+const NAMES_VALID: Duration = Duration::ZERO;
+
+/// How long the kernel may keep attributes without asking, where an invalidation can reach them, at most: as long as the lease lasts, so that a stalled host does not serve them when
 /// others may have changed them. With attributes that must be asked for end cached pages, too.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -239,7 +243,7 @@ impl Core {
             ino: self.nodeid(node.ino),
             generation: attr.generation,
             attr,
-            entry_valid: self.entry_valid(),
+            entry_valid: NAMES_VALID,
             // What an invalidation might miss on its way must not be relied on (`drop_attributes`).
             attr_valid: if node.is_mixed() { Duration::ZERO } else { self.keep() },
         }
@@ -279,11 +283,6 @@ impl Core {
         self.load(node, state)?;
         let attr = self.visible(node, state)?;
         Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })
-    }
-
-    /// Names may be kept by the kernel only where all of them can be dropped without its locks.
-    fn entry_valid(&self) -> Duration {
-        if self.kernel.supports_epoch() { self.keep() } else { Duration::ZERO }
     }
 
     /// How long what is told now may be relied on.

@@ -202,23 +202,6 @@ pub trait KernelCache: Send + Sync {
     /// still be on its way.
     fn inval_inode(&self, ino: NodeId, offset: i64, length: i64) -> io::Result<()>;
 
-    /// Drops one cached name. Needs the directory's lock inside the kernel, which waits for lookups
-    /// and creations in flight there; also detaches mounts below the name.
-    ///
-    /// # Errors
-    /// `NotFound` if the directory or the name is not cached.
-    fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()>;
-
-    /// Makes all cached names of the mount be asked for again. Waits for nothing.
-    ///
-    /// # Errors
-    /// `Unsupported` if the kernel cannot.
-    fn inc_epoch(&self) -> io::Result<()>;
-
-    /// Can the kernel do [`KernelCache::inc_epoch`]? Without it names must not be cached. False until
-    /// the mount is complete.
-    fn supports_epoch(&self) -> bool;
-
     /// Cuts the connection: every request, waiting or new, fails. Cached pages stay readable, so
     /// invalidate first.
     ///

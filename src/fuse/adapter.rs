@@ -12,7 +12,6 @@ use crate::fuse::buffer::{PAYLOAD_MAX, Payload};
 use crate::fuse::convert::{caller, lock_request, rename_flags, set_attr};
 use crate::fuse::directory::Entries;
 use crate::fuse::ioctl;
-use crate::fuse::notify::Notifier;
 use crate::fuse::reply::{Reply, Safe};
 use crate::fuse::session::Handler;
 use crate::fuse::wire::flags::{self, Bits, init, setattr};
@@ -73,16 +72,15 @@ pub trait Leave: Send + Sync + 'static {
 /// The operations as the kernel's counterpart.
 pub struct Adapter<O> {
     fs: Arc<O>,
-    notifier: Arc<Notifier>,
     /// May the attributes in a SETATTR reply be cached?
     setattr_cached: bool,
     leave: Option<Arc<dyn Leave>>,
 }
 
 impl<O: Operations> Adapter<O> {
-    /// An adapter to `fs`; `notifier` learns the kernel's version at INIT.
-    pub fn new(fs: Arc<O>, notifier: Arc<Notifier>) -> Adapter<O> {
-        Adapter { fs, notifier, setattr_cached: false, leave: None }
+    /// An adapter to `fs`.
+    pub fn new(fs: Arc<O>) -> Adapter<O> {
+        Adapter { fs, setattr_cached: false, leave: None }
     }
 
     /// `leave` is done before the kernel hears that a mount is over for which umount(2) waits; when all is safe, it may
@@ -102,7 +100,6 @@ impl<O: Operations> Handler for Adapter<O> {
     }
 
     fn agreed(&mut self, offer: &Offer) {
-        self.notifier.set_protocol(offer.minor);
         self.setattr_cached = offer.minor >= MINOR_SETATTR_CHECKED;
     }
 

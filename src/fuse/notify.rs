@@ -7,22 +7,17 @@ use crate::fs::types::{KernelCache, NodeId};
 use crate::fuse::channel::Channel;
 use crate::fuse::daemon::Signals;
 use crate::fuse::guardian::Lease;
-use crate::fuse::wire::{FuseNotifyInvalEntryOut, FuseNotifyInvalInodeOut, NotifyCode};
+use crate::fuse::wire::{FuseNotifyInvalInodeOut, NotifyCode};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
-/// First protocol minor with FUSE_NOTIFY_INC_EPOCH (Linux 6.16).
-const MINOR_INC_EPOCH: u32 = 44;
-
 /// The kernel's caches of one mount.
 pub struct Notifier {
     channel: Channel,
-    /// Protocol minor that the kernel named in INIT; 0 before.
-    minor: AtomicU32,
     /// The connection's number while it is mounted, else 0.
     connection: AtomicU64,
     /// Who must know how long the caches may be trusted.
@@ -37,7 +32,6 @@ impl Notifier {
     pub fn new(device: impl AsFd) -> io::Result<Notifier> {
         Ok(Notifier {
             channel: Channel::duplicate_of(device)?,
-            minor: AtomicU32::new(0),
             connection: AtomicU64::new(0),
             guardian: OnceLock::new(),
         })
@@ -46,11 +40,6 @@ impl Notifier {
     /// The guardian hears of the lease from now on.
     pub fn set_guardian(&self, lease: Arc<Lease>) {
         let _ = self.guardian.set(lease);
-    }
-
-    /// INIT told the kernel's protocol version.
-    pub fn set_protocol(&self, minor: u32) {
-        self.minor.store(minor, Ordering::Release);
     }
 
     /// The mount is complete.
@@ -81,24 +70,6 @@ impl KernelCache for Notifier {
         self.send(NotifyCode::InvalInode, &[body.as_bytes()])
     }
 
-    fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()> {
-        let namelen =
-            u32::try_from(name.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))?;
-        let body = FuseNotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
-        self.send(NotifyCode::InvalEntry, &[body.as_bytes(), name, &[0]])
-    }
-
-    fn inc_epoch(&self) -> io::Result<()> {
-        if !self.supports_epoch() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        self.send(NotifyCode::IncEpoch, &[])
-    }
-
-    fn supports_epoch(&self) -> bool {
-        self.minor.load(Ordering::Acquire) >= MINOR_INC_EPOCH
-    }
-
     fn abort(&self) -> io::Result<()> {
         match self.connection.load(Ordering::Acquire) {
             0 => Err(io::ErrorKind::NotConnected.into()),
@@ -125,7 +96,6 @@ mod tests {
     fn sent(notify: impl FnOnce(&Notifier)) -> Vec<u8> {
         let (mut reader, writer) = io::pipe().unwrap();
         let notifier = Notifier::new(&writer).unwrap();
-        notifier.set_protocol(MINOR_INC_EPOCH);
         notify(&notifier);
         drop((notifier, writer));
         let mut bytes = Vec::new();
@@ -141,20 +111,5 @@ mod tests {
         let inode = sent(|n| n.inval_inode(NodeId(7), -1, 0).unwrap());
         let expected = [&head(40, 2)[..], &7u64.to_ne_bytes(), &(-1i64).to_ne_bytes(), &[0; 8]].concat();
         assert_eq!(inode, expected);
-        let entry = sent(|n| n.inval_entry(NodeId(1), b"abc").unwrap());
-        let expected =
-            [&head(36, 3)[..], &1u64.to_ne_bytes(), &3u32.to_ne_bytes(), &[0; 4], b"abc\0"].concat();
-        assert_eq!(entry, expected);
-        assert_eq!(sent(|n| n.inc_epoch().unwrap()), head(16, 8));
-    }
-
-    #[test]
-    fn no_epoch_before_the_kernel_named_its_version() {
-        let (_reader, writer) = io::pipe().unwrap();
-        let notifier = Notifier::new(&writer).unwrap();
-        assert!(!notifier.supports_epoch());
-        assert_eq!(notifier.inc_epoch().unwrap_err().kind(), io::ErrorKind::Unsupported);
-        notifier.set_protocol(MINOR_INC_EPOCH - 1);
-        assert!(!notifier.supports_epoch());
     }
 }

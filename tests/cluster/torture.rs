@@ -117,13 +117,13 @@ impl Torture {
     fn step(&self, host: usize, i: u64, random: &mut StdRng) -> Result<(), String> {
         let (load, name) = (self.load(host), |host: usize, i: u64| format!("h{host}-{i}"));
         let older = name(host, random.random_range(i.saturating_sub(KEPT)..=i));
-        let told = |e: std::io::Error| e.to_string();
-        self.make(&load, &name(host, i), random).map_err(told)?;
+        let told = |what: &'static str| move |e: std::io::Error| format!("{what} (file {i}): {e}");
+        self.make(&load, &name(host, i), random).map_err(told("make"))?;
         if random.random_bool(0.5) {
-            self.overwrite(&load, &older, random).map_err(told)?;
+            self.overwrite(&load, &older, random).map_err(told("overwrite"))?;
         }
         if let Some(old) = i.checked_sub(KEPT) {
-            self.remove(&load, &name(host, old)).map_err(told)?;
+            self.remove(&load, &name(host, old)).map_err(told("remove"))?;
         }
         let another = name(random.random_range(0..HOSTS), random.random_range(i.saturating_sub(KEPT)..=i));
         self.look(&load, &another)

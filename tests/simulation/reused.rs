@@ -22,15 +22,6 @@ impl KernelCache for Forgetful {
     fn inval_inode(&self, _: NodeId, _: i64, _: i64) -> io::Result<()> {
         if self.0.load(Ordering::Acquire) { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
     }
-    fn inval_entry(&self, _: NodeId, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::NotFound.into())
-    }
-    fn inc_epoch(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn supports_epoch(&self) -> bool {
-        true
-    }
     fn abort(&self) -> io::Result<()> {
         Ok(())
     }

@@ -22,15 +22,6 @@ impl KernelCache for Told {
     fn inval_inode(&self, node: NodeId, offset: i64, length: i64) -> io::Result<()> {
         NoKernel.inval_inode(node, offset, length)
     }
-    fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()> {
-        NoKernel.inval_entry(parent, name)
-    }
-    fn inc_epoch(&self) -> io::Result<()> {
-        NoKernel.inc_epoch()
-    }
-    fn supports_epoch(&self) -> bool {
-        NoKernel.supports_epoch()
-    }
     fn abort(&self) -> io::Result<()> {
         NoKernel.abort()
     }

@@ -271,7 +271,7 @@ fn begin(
     if Signals::are_pending() {
         return Err(std::io::Error::other(format!("{}: {UNWANTED}", task.source.display())));
     }
-    let adapter = Adapter::new(member.fs.clone(), notifier.clone()).leaving(member.clone());
+    let adapter = Adapter::new(member.fs.clone()).leaving(member.clone());
     let place = Place {
         source: task.source.as_os_str(),
         mountpoint: &task.mountpoint,

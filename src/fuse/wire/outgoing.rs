@@ -81,9 +81,6 @@ record!(
 record!(
     /// The notification INVAL_INODE.
     FuseNotifyInvalInodeOut, 24, { ino: u64, off: i64, len: i64 });
-record!(
-    /// The notification INVAL_ENTRY; the name and a NUL follow.
-    FuseNotifyInvalEntryOut, 16, { parent: u64, namelen: u32, flags: u32 });
 
 /// `enum fuse_notify_code`, as far as it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +88,4 @@ record!(
 pub enum NotifyCode {
     /// Drop pages and attributes.
     InvalInode = 2,
-    /// Drop a name.
-    InvalEntry = 3,
-    /// Ask again for all names.
-    IncEpoch = 8,
 }

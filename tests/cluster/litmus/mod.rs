@@ -8,6 +8,7 @@ pub mod map;
 mod mapped;
 mod names;
 mod parked;
+mod places;
 mod unlinked;
 
 use crate::rig::Cluster;

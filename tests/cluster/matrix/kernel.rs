@@ -14,52 +14,25 @@ use std::sync::Arc;
 /// Tells the daemon to be what to mount, and where.
 const IMAGE: &str = "SHOAL_MATRIX_IMAGE";
 const AT: &str = "SHOAL_MATRIX_AT";
-/// There if the daemon is to be careless.
-const CARELESS: &str = "SHOAL_MATRIX_CARELESS";
 
-/// The kernel without INC_EPOCH.
-struct Kernel {
-    inner: Arc<Notifier>,
-    /// A planted bug: pages of requests that wait for the lock are not left out when all others go.
-    careless: bool,
-}
+/// A planted bug: pages of requests that wait for the lock are not left out when all others go.
+struct Careless(Arc<Notifier>);
 
-/// What a host is given.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The kernel is one before 6.16: no name is cached, for no notification could end that.
-    OldKernel,
-    /// That, and a bug.
-    Careless,
-}
-
-impl KernelCache for Kernel {
+impl KernelCache for Careless {
     fn inval_inode(&self, ino: NodeId, offset: i64, length: i64) -> io::Result<()> {
-        let (offset, length) = if self.careless && offset > 0 { (0, 0) } else { (offset, length) };
-        self.inner.inval_inode(ino, offset, length)
-    }
-    fn inval_entry(&self, parent: NodeId, name: &[u8]) -> io::Result<()> {
-        self.inner.inval_entry(parent, name)
-    }
-    fn inc_epoch(&self) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn supports_epoch(&self) -> bool {
-        false
+        let (offset, length) = if offset > 0 { (0, 0) } else { (offset, length) };
+        self.0.inval_inode(ino, offset, length)
     }
     fn abort(&self) -> io::Result<()> {
-        self.inner.abort()
+        self.0.abort()
     }
 }
 
 /// Start the daemon of such a host. It ends when its mount does, with success if it has left in order.
-pub fn spawn(image: &Path, at: &Path, kind: Kind) -> Child {
+pub fn spawn(image: &Path, at: &Path) -> Child {
     let mut daemon = Command::new(std::env::current_exe().unwrap());
     daemon.args(["--exact", "--ignored", "matrix::kernel::the_daemon"]);
     daemon.env(IMAGE, image).env(AT, at).stdin(Stdio::null()).stdout(Stdio::null());
-    if kind == Kind::Careless {
-        daemon.env(CARELESS, "");
-    }
     daemon.spawn().unwrap()
 }
 
@@ -73,9 +46,8 @@ fn the_daemon() {
     let notifier = Arc::new(Notifier::new(&device).unwrap());
     let mut options = MountOptions::new(image.clone().into());
     options.host_name = Path::new(&at).file_name().map(|n| n.to_string_lossy().into_owned());
-    let kernel = Kernel { inner: notifier.clone(), careless: std::env::var_os(CARELESS).is_some() };
-    let fs = start(&options, Arc::new(kernel)).unwrap();
-    let adapter = Adapter::new(fs.clone(), notifier.clone());
+    let fs = start(&options, Arc::new(Careless(notifier.clone()))).unwrap();
+    let adapter = Adapter::new(fs.clone());
     let place = Place { source: &image, mountpoint: Path::new(&at), flags: 0, claim: None };
     let served = daemon::begin(adapter, device, notifier, place, 2).unwrap();
     served.run().unwrap();

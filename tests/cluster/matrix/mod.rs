@@ -5,8 +5,7 @@
 //! does the operation and the other takes the first lock away without end and the second now and
 //! then. A round begins with all locks and dirty mapped pages on the one host, or all on the other; for
 //! operations by handle also with a file that the other host has unlinked. Cells run beside each
-//! other, half of them in the opposite direction. All of it once more as on a kernel that cannot be told
-//! that names have changed.
+//! other, half of them in the opposite direction.
 
 mod hammer;
 mod kernel;
@@ -15,11 +14,10 @@ mod place;
 
 use crate::rig::Cluster;
 use hammer::Hammer;
-use kernel::Kind;
 use operations::{Operation, Role, TABLE};
 use place::{Pages, Place};
 use shoal::device::mountinfo;
-use shoal::fuse::mount::{self, Unmount};
+use shoal::fuse::mount;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -225,10 +223,10 @@ fn cut(at: &Path) {
 }
 
 /// Two hosts with a daemon of this program's own.
-fn hosts(cluster: &Cluster, kind: Kind) -> Vec<Child> {
+fn hosts(cluster: &Cluster) -> Vec<Child> {
     let mount = |host| {
         fs::create_dir(cluster.at(host)).unwrap();
-        let daemon = kernel::spawn(&cluster.image(), &cluster.at(host), kind);
+        let daemon = kernel::spawn(&cluster.image(), &cluster.at(host));
         let began = Instant::now();
         while mountinfo::mounted_at(&cluster.at(host)).unwrap().is_none() {
             assert!(began.elapsed() < ROUND_MAX, "host {host} does not mount");
@@ -247,24 +245,12 @@ fn no_operation_deadlocks_with_a_revoke() {
     cluster.check();
 }
 
-#[test]
-fn no_operation_deadlocks_with_a_revoke_on_kernels_before_6_16() {
-    let cluster = Cluster::unmounted("1G", LIMIT);
-    let mut daemons = hosts(&cluster, Kind::OldKernel);
-    Matrix::new(&cluster, wanted_cells(), ROUND_MAX).pass();
-    for (host, daemon) in daemons.iter_mut().enumerate() {
-        mount::unmount(&cluster.at(host), Unmount::Lazy).unwrap();
-        assert!(daemon.wait().unwrap().success(), "host {host} did not leave in order");
-    }
-    cluster.check();
-}
-
 /// What the matrix is for: a host whose demotions wait for the pages of requests that wait for the very
 /// lock is found out.
 #[test]
 fn a_planted_deadlock_is_found() {
     let cluster = Cluster::unmounted("1G", LIMIT);
-    let mut daemons = hosts(&cluster, Kind::Careless);
+    let mut daemons = hosts(&cluster);
     let faults = Matrix::new(&cluster, cells("write"), PLANTED_MAX).run();
     daemons.iter_mut().for_each(|daemon| drop(daemon.kill().and_then(|()| daemon.wait())));
     assert!(faults.iter().any(|f| f.contains("does not end")), "no cell hung: {faults:?}");
