@@ -396,40 +396,81 @@ impl Core {
         data: &[u8],
         how: How,
     ) -> Step<(u64, bool)> {
-        self.check_writable()?;
         let node = self.nodes.get(ino);
-        let _io = node.gate.read();
-        let mut state = node.state.lock();
-        let state = &mut *state;
-        self.finish_truncation(&node, state)?;
-        if how.fresh {
-            flags::may_write(self.load(&node, state)?, how.append)?;
-        }
-        self.file(&node, state)?;
-        let mode_changed = how.fresh && self.drop_privileges(&node, state, || how.keep_set_id)?;
-        let file = self.file(&node, state)?;
-        let offset = if how.append { file.size() } else { offset };
-        if how.direct
-            && let Some(plan) = file.plan_direct(&*self.store, offset, data.len())?
         {
-            self.note_write(&node, state);
-            plan.write(&*self.store, data)?;
-            state.data_txn = self.journal.running();
-            return Ok((offset, mode_changed));
+            let _io = node.gate.read();
+            if let Some(done) = self.write_gated(op, &node, (offset, data), how, false)? {
+                return Ok(done);
+            }
         }
-        let plan = file.plan_write(&*self.store, offset, data.len() as u64)?;
-        self.write_planned(op, &node, state, plan, data)?;
-        self.note_write(&node, state);
-        if how.direct {
-            match self.flush_locked(&node, state) {
+        let _alone = node.gate.write();
+        let done = self.write_gated(op, &node, (offset, data), how, true)?;
+        Ok(done.expect("no direct write is under way"))
+    }
+
+    /// `None`: a write through dirty pages that must wait until direct ones are done. Those go to the device without
+    /// the state: a block that is read in the meantime, for the bytes beside those that are written here, would undo
+    /// them when it is flushed. `alone`: there are none, the gate is held alone.
+    fn write_gated(
+        self: &Arc<Self>,
+        op: &mut Op<'_>,
+        node: &Arc<Node>,
+        (offset, data): (u64, &[u8]),
+        how: How,
+        alone: bool,
+    ) -> Step<Option<(u64, bool)>> {
+        self.check_writable()?;
+        let mut guard = node.state.lock();
+        let state = &mut *guard;
+        self.finish_truncation(node, state)?;
+        if how.fresh {
+            flags::may_write(self.load(node, state)?, how.append)?;
+        }
+        let file = self.file(node, state)?;
+        let offset = if how.append { file.size() } else { offset };
+        let direct = match how.direct {
+            true => file.plan_direct(&*self.store, offset, data.len())?,
+            false => None,
+        };
+        if direct.is_none() && !alone && node.overwrites.load(Ordering::Acquire) > 0 {
+            return Ok(None);
+        }
+        let mode_changed = how.fresh && self.drop_privileges(node, state, || how.keep_set_id)?;
+        let Some(direct) = direct else {
+            self.write_pages(op, node, state, (offset, data), how.direct)?;
+            return Ok(Some((offset, mode_changed)));
+        };
+        self.note_write(node, state);
+        let _under_way = node.overwrites();
+        drop(guard);
+        direct.write(&*self.store, data)?;
+        // Now: a transaction that was sealed meanwhile has been flushed too early.
+        node.state.lock().data_txn = self.journal.running();
+        Ok(Some((offset, mode_changed)))
+    }
+
+    /// A write into dirty pages, which are written at once if it was to be `direct`.
+    fn write_pages(
+        self: &Arc<Self>,
+        op: &mut Op<'_>,
+        node: &Arc<Node>,
+        state: &mut NodeState,
+        (offset, data): (u64, &[u8]),
+        direct: bool,
+    ) -> Step<()> {
+        let plan = self.file(node, state)?.plan_write(&*self.store, offset, data.len() as u64)?;
+        self.write_planned(op, node, state, plan, data)?;
+        self.note_write(node, state);
+        if direct {
+            match self.flush_locked(node, state) {
                 // It is written, as it were by a program that does not mind the cache.
-                Err(Error::NeedSpace) => self.writeback.flush_soon(ino),
+                Err(Error::NeedSpace) => self.writeback.flush_soon(node.ino),
                 other => other?,
             }
-        } else if self.file(&node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
-            self.writeback.flush_soon(ino);
+        } else if self.file(node, state)?.dirty_bytes() >= writeback::FILE_DIRTY_MAX {
+            self.writeback.flush_soon(node.ino);
         }
-        Ok((offset, mode_changed))
+        Ok(())
     }
 
     /// A write changes the times.

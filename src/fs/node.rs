@@ -99,6 +99,8 @@ pub struct Node {
     generation: AtomicU64,
     pub state: Mutex<NodeState>,
     pub gate: RwLock<()>,
+    /// Direct writes under X that are on their way to the device without `state`, but with the gate. Counted up under `state`.
+    pub overwrites: AtomicU32,
     /// Lookups the kernel has not yet forgotten.
     lookups: AtomicU64,
     /// Some of these lookups may be of an inode that had the number before. The kernel keeps that one, out
@@ -133,6 +135,15 @@ pub struct Node {
     used: AtomicBool,
 }
 
+/// A direct write on its way.
+pub struct Overwrites<'a>(&'a AtomicU32);
+
+impl Drop for Overwrites<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Node {
     fn new(ino: InodeNo, last_txn: TxnId) -> Node {
         Node {
@@ -140,6 +151,7 @@ impl Node {
             generation: AtomicU64::new(0),
             state: Mutex::new(NodeState { last_txn, data_txn: last_txn, ..NodeState::default() }),
             gate: RwLock::new(()),
+            overwrites: AtomicU32::new(0),
             lookups: AtomicU64::new(0),
             mixed: AtomicBool::new(false),
             opens: AtomicU32::new(0),
@@ -172,6 +184,12 @@ impl Node {
             && idle(self.append.try_lock().map(|a| a.is_some()))
             && idle(self.iopen.try_lock().map(|i| i.is_some()))
             && !self.gone.is_so()
+    }
+
+    /// One direct write more, until the value is dropped.
+    pub fn overwrites(&self) -> Overwrites<'_> {
+        self.overwrites.fetch_add(1, Ordering::AcqRel);
+        Overwrites(&self.overwrites)
     }
 
     /// Lookups the kernel has not forgotten.

@@ -21,6 +21,7 @@ mod lapsed;
 mod leaving;
 mod model;
 mod orphans;
+mod overwrites;
 mod points;
 mod refused;
 mod replayed;
