@@ -1,7 +1,7 @@
 //! File locks of programs, between hosts.
 
 mod contention;
-mod program;
+pub mod program;
 
 use crate::rig::Cluster;
 use libc::{EAGAIN, EDEADLK, F_RDLCK, F_SETLKW, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN};

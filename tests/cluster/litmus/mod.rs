@@ -2,8 +2,10 @@
 
 mod append;
 mod attributes;
+mod cut;
 mod data;
 mod directories;
+mod executed;
 pub mod map;
 mod mapped;
 mod names;
