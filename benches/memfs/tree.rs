@@ -13,10 +13,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep attributes: as long as the leases of Shoal beside it last.
+/// How long the kernel may keep attributes: as long as Shoal's leases last. (Names: not at all, as Shoal has it.)
 const VALID: Duration = Duration::from_secs(2);
-/// How long names: not at all, as with Shoal, which could not take them back.
-const NAMES_VALID: Duration = Duration::ZERO;
 const SHARDS: usize = 16;
 
 /// One inode.
@@ -80,7 +78,7 @@ impl Node {
     fn entry(&mut self) -> EntryReply {
         self.lookups += 1;
         let AttrReply { ino, attr, .. } = self.attr();
-        EntryReply { ino, generation: Generation(1), attr, entry_valid: NAMES_VALID, attr_valid: VALID }
+        EntryReply { ino, generation: Generation(1), attr, entry_valid: Duration::ZERO, attr_valid: VALID }
     }
 
     fn insert(&mut self, name: &[u8], ino: u64, kind: FileKind, cookie: u64) -> Result<()> {
@@ -248,7 +246,7 @@ impl Operations for MemFs {
         let found = self.with(parent, |d| Ok(d.names.get(name).map(|(ino, ..)| NodeId(*ino))));
         reply(found.and_then(|found| match found {
             Some(ino) => self.with(ino, |n| Ok(LookupReply::Found(n.entry()))),
-            None => Ok(LookupReply::Missing { entry_valid: NAMES_VALID }),
+            None => Ok(LookupReply::Missing { entry_valid: Duration::ZERO }),
         }));
     }
 
