@@ -74,7 +74,13 @@ impl Fs {
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
         let change = move |core: &Core, txn: &mut Transaction, attr: &mut Attr| {
-            xattr::remove(&core.tree(attr.ino), txn, &name)
+            match xattr::remove(&core.tree(attr.ino), txn, &name) {
+                // No list is what is wanted, as on ext4 and XFS.
+                Err(Error::NoAttribute) if [xattr::acl::ACCESS, xattr::acl::DEFAULT].contains(&&name[..]) => {
+                    Ok(())
+                }
+                done => done,
+            }
         };
         self.change_xattr(nodeid, Box::new(change), reply);
     }

@@ -1,7 +1,7 @@
 //! Access control lists: what is inherited, and how list and mode follow each other, across hosts.
 
 use crate::rig::Cluster;
-use crate::rig_xattr::{get, set};
+use crate::rig_xattr::{get, remove, set};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -62,6 +62,12 @@ fn mode_and_list_follow_each_other() {
     fs::set_permissions(&a, Permissions::from_mode(0o610)).unwrap();
     assert_eq!(get(&b, ACCESS).unwrap(), list(6, 6, 5, 1, 0));
     assert_eq!(mode(&b), 0o610);
+    // It goes and leaves the mode; that there is none is no error.
+    for at in [&a, &b] {
+        remove(at, ACCESS).unwrap();
+        assert_eq!((mode(at), get(at, ACCESS).unwrap_err().raw_os_error()), (0o610, Some(libc::ENODATA)));
+    }
+    remove(b.parent().unwrap(), DEFAULT).unwrap();
     // A list that says no more than a mode is a mode.
     let mut plain = 2u32.to_le_bytes().to_vec();
     for (tag, perm) in [(1u16, 7u16), (4, 5), (0x20, 1)] {
