@@ -170,7 +170,14 @@ impl Fs {
                 false => file.seek_hole(&*core.store, offset)?,
             })
         };
-        op::run(&self.core, inode(ino, Mode::S), body, reply);
+        let core = self.core.clone();
+        let look = move || op::run(&core, inode(ino, Mode::S), body, reply);
+        // What programs have stored through mappings the kernel does not write back before it asks, and it would be
+        // passed over as a hole: by whoever copies the file, for one.
+        match self.core.nodes.get(ino).has_writers() {
+            true => self.core.after_invalidating(ino, offset, 0, look),
+            false => look(),
+        }
     }
 
     /// Copy bytes between files; answers with how many, fewer than asked for where that suits.

@@ -3,6 +3,7 @@
 use super::map::Map;
 use super::{Pair, ROUNDS};
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -90,6 +91,35 @@ fn stores_of_both_hosts_into_one_page() {
         let seen = fs::read(at.join("f")).unwrap();
         assert_eq!((seen[100], seen[200]), (STORES as u8, STORES as u8));
     }
+    pair.finish();
+}
+
+/// Whoever copies a file goes by its holes: what has only been stored is none, here and on the other host.
+#[test]
+fn what_is_stored_is_no_hole() {
+    let pair = Pair::new();
+    pair.alternate(4, |round, from, to| {
+        let file = File::create_new(from.join("f")).unwrap();
+        file.set_len(LENGTH as u64).unwrap();
+        if round >= 2 {
+            // Blocks that are there, and not written.
+            // SAFETY: an open descriptor; no pointers.
+            assert_eq!(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, LENGTH as i64) }, 0);
+        }
+        let writer = open(from);
+        let map = Map::new(&writer, LENGTH, true);
+        // The mapping alone keeps it open.
+        drop((file, writer));
+        map.store(2 * 4096 + 5, 1);
+        for at in [from, to] {
+            let reader = File::open(at.join("f")).unwrap();
+            // SAFETY: as above.
+            let found = unsafe { libc::lseek(reader.as_raw_fd(), 0, libc::SEEK_DATA) };
+            assert_eq!(found, 2 * 4096, "round {round}");
+        }
+        drop(map);
+        fs::remove_file(from.join("f")).unwrap();
+    });
     pair.finish();
 }
 
