@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -65,9 +65,15 @@ pub struct Child {
 
 impl Child {
     pub fn start(work: impl FnOnce() -> i32) -> Child {
+        Child::prepared(|| (), work)
+    }
+
+    /// `prepare` is done with the descriptors of this process, `work` with the first three.
+    fn prepared(prepare: impl FnOnce(), work: impl FnOnce() -> i32) -> Child {
         // SAFETY: the child calls nothing that could wait for another thread of this process.
         match unsafe { libc::fork() } {
             0 => {
+                prepare();
                 // Other tests' files would keep their mounts busy.
                 // SAFETY: this process's descriptors, none of which is used from here on.
                 unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
@@ -80,6 +86,18 @@ impl Child {
                 Child { pid, status: None }
             }
         }
+    }
+
+    /// The same with one end of a socket, its descriptor 0.
+    pub fn talking(socket: OwnedFd, work: fn(RawFd) -> i32) -> Child {
+        let end = socket.as_raw_fd();
+        Child::prepared(
+            // SAFETY: system calls on descriptors of the child.
+            || unsafe {
+                let _ = libc::dup2(end, 0);
+            },
+            || work(0),
+        )
     }
 
     /// Locks by a descriptor of its own, then waits for a signal.

@@ -1,5 +1,10 @@
 //! A file system in memory, as far as the random operations need one.
 
+pub mod acl;
+pub mod locks;
+
+use acl::Guard;
+use locks::Locks;
 use std::collections::BTreeMap;
 
 /// Number of a node in the model.
@@ -16,8 +21,11 @@ pub enum Content {
 pub struct Node {
     pub content: Content,
     pub links: u64,
-    pub mode: u32,
+    /// Made without a name, and not given one yet: what has lost its last name gets none any more.
+    pub nameless: bool,
+    pub guard: Guard,
     pub xattrs: BTreeMap<String, Vec<u8>>,
+    pub locks: Locks,
 }
 
 /// All of it; node 0 is the root.
@@ -37,12 +45,14 @@ pub struct Place {
 impl Model {
     pub fn new() -> Model {
         let mut model = Model { nodes: Vec::new() };
-        model.add(Content::Directory(BTreeMap::new()), 0o755);
+        model.add(Content::Directory(BTreeMap::new()), Guard::of_mode(0o755));
         model
     }
 
-    pub fn add(&mut self, content: Content, mode: u32) -> Id {
-        self.nodes.push(Node { content, links: 1, mode, xattrs: BTreeMap::new() });
+    /// A node with one name, which the caller gives it.
+    pub fn add(&mut self, content: Content, guard: Guard) -> Id {
+        let (xattrs, locks) = (BTreeMap::new(), Locks::default());
+        self.nodes.push(Node { content, links: 1, nameless: false, guard, xattrs, locks });
         self.nodes.len() - 1
     }
 
@@ -63,6 +73,30 @@ impl Model {
     pub fn data(&mut self, id: Id) -> &mut Vec<u8> {
         match &mut self.nodes[id].content {
             Content::File(data) => data,
+            _ => panic!("node {id} is no file"),
+        }
+    }
+
+    pub fn size(&self, id: Id) -> usize {
+        match &self.nodes[id].content {
+            Content::File(data) => data.len(),
+            _ => panic!("node {id} is no file"),
+        }
+    }
+
+    /// Overwrite, growing by zeros as far as it takes.
+    pub fn put(&mut self, id: Id, offset: usize, data: &[u8]) {
+        let file = self.data(id);
+        if file.len() < offset + data.len() {
+            file.resize(offset + data.len(), 0);
+        }
+        file[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    /// What a read gets.
+    pub fn get(&self, id: Id, offset: usize, length: usize) -> Vec<u8> {
+        match &self.nodes[id].content {
+            Content::File(data) => data.iter().skip(offset).take(length).copied().collect(),
             _ => panic!("node {id} is no file"),
         }
     }
