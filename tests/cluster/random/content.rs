@@ -72,7 +72,7 @@ impl Tester {
 
     fn write(&mut self, open: &Open) {
         let size = self.model.size(open.id);
-        if open.appends && self.wants_blocks(open) && size % BLOCK != 0 {
+        if open.appends && self.wants_blocks(open) && !size.is_multiple_of(BLOCK) {
             return;
         }
         let max = self.pick(&[60_000, 60_000, 5000, 100]);

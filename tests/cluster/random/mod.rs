@@ -183,12 +183,12 @@ fn random_operations(cluster: &Cluster, operations: u64) {
     (0..HOSTS).for_each(|host| cluster.umount(host));
     let (turns, shared) = tester.direct_turns;
     println!("{turns} turns of direct readers and writers, {shared} of them shared");
-    assert!(turns < 20 || shared > 0, "no direct writers ever shared a file");
+    assert!(turns < 60 || shared > 0, "no direct writers ever shared a file");
 }
 
 #[test]
 fn random_operations_on_three_hosts() {
-    let operations = number("SHOAL_OPS", 4000);
+    let operations = number("SHOAL_OPS", 3000);
     let cluster = Cluster::new("1G", HOSTS, Duration::from_secs(120 + operations / 20));
     random_operations(&cluster, operations);
     cluster.check();
@@ -196,7 +196,7 @@ fn random_operations_on_three_hosts() {
 
 #[test]
 fn random_operations_while_a_fourth_host_comes_and_goes() {
-    let operations = number("SHOAL_OPS", 4000) / 2;
+    let operations = number("SHOAL_OPS", 3000) / 2;
     let cluster = Cluster::new("1G", HOSTS, Duration::from_secs(120 + operations / 10));
     let done = AtomicBool::new(false);
     let visits = std::thread::scope(|scope| {
@@ -234,5 +234,5 @@ fn the_model_is_right() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(directory.path(), mode).unwrap();
     let hosts = vec![directory.path().canonicalize().unwrap(); HOSTS];
-    Tester::new(Kind::Local, hosts, seed).run(number("SHOAL_OPS", 4000));
+    Tester::new(Kind::Local, hosts, seed).run(number("SHOAL_OPS", 3000));
 }
