@@ -6,7 +6,7 @@
 Both devices are overwritten. Needs root and `make install`. Arguments after the path: groups as above
 or tests (generic/001). --fstype compares another filesystem, --limit is the seconds that one test may
 take, --out the table. A test beyond its limit has its mounts cut; the next one starts on a fresh
-TEST_DEV.
+TEST_DEV. With --beside a second host has both devices mounted and works there all the time (beside.py).
 """
 import argparse
 import os
@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+
+from beside import Beside
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -29,6 +31,7 @@ def arguments():
     parser.add_argument("--after", default="", help="start behind this test")
     parser.add_argument("--without", nargs="*", default=[], metavar="CALL",
                         help="leave out tests with this in their text, such as _require_dm_target")
+    parser.add_argument("--beside", action="store_true", help="a second host works on both (loop) devices")
     return parser.parse_args()
 
 
@@ -83,7 +86,7 @@ def make(env):
             subprocess.run(["umount", place], check=False, timeout=60)
     command = ["mkfs", "-t", env["FSTYP"], *env.get("MKFS_OPTIONS", "").split(), env["TEST_DEV"]]
     for attempt in range(1, 4):
-        made = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
+        made = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=200)
         if made.returncode == 0:
             return
         # A daemon whose mount was cut may still be on its way out.
@@ -115,6 +118,7 @@ def run(xfstests, name, env, limit):
 
 def main():
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     env = dict(os.environ, FSTYP=options.fstype, HOST_OPTIONS=os.path.join(HERE, "shoal.config"))
     if options.fstype not in ("fuse.shoal", "fuseblk.shoal"):
         env.setdefault("MKFS_OPTIONS", " ")
@@ -123,14 +127,25 @@ def main():
     env.setdefault("SCRATCH_MNT", "/mnt/scratch")
     for place in (env["TEST_DIR"], env["SCRATCH_MNT"]):
         os.makedirs(place, exist_ok=True)
-    make(env)
+    beside = Beside(env) if options.beside else None
     counts = {}
-    with open(options.out, "w") as table:
-        for name in tests(options):
-            start = time.monotonic()
-            result, why = run(options.xfstests, name, env, options.limit)
-            counts[result] = counts.get(result, 0) + 1
-            print(name, result, f"{time.monotonic() - start:.0f}", why, sep="\t", file=table, flush=True)
+    try:
+        make(env)
+        with open(options.out, "w") as table:
+            for name in tests(options):
+                start = time.monotonic()
+                if beside and os.path.ismount(env["TEST_DIR"]):
+                    beside.hosts["test"].join()
+                result, why = run(options.xfstests, name, env, options.limit)
+                if beside:
+                    beside.leave()
+                    if faults := beside.faults():
+                        result, why = "FAIL", "; ".join(faults)
+                counts[result] = counts.get(result, 0) + 1
+                print(name, result, f"{time.monotonic() - start:.0f}", why, sep="\t", file=table, flush=True)
+    finally:
+        if beside:
+            print(beside.close())
     print(", ".join(f"{n} {result}" for result, n in sorted(counts.items())))
     return 1 if counts.get("FAIL") or counts.get("timeout") else 0
 
