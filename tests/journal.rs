@@ -165,7 +165,7 @@ fn everything_at_once() {
     let config = JournalConfig {
         commit_interval: Duration::from_millis(5),
         checkpoint_quiet: Duration::from_millis(50),
-        background: true,
+        ..JournalConfig::default()
     };
     let store = Store::new(disk.clone(), FORMAT, geometry(), 64 << 10);
     let journal = Journal::open(store.clone(), extent(), SLOT, config).unwrap();
@@ -215,7 +215,7 @@ fn an_idle_journal_commits_and_empties_itself() {
     let config = JournalConfig {
         commit_interval: Duration::from_millis(20),
         checkpoint_quiet: Duration::from_millis(40),
-        background: true,
+        ..JournalConfig::default()
     };
     let (store, journal) = open_with(&disk, config);
     let txn = bump(&journal, 0);
@@ -235,6 +235,29 @@ fn an_idle_journal_commits_and_empties_itself() {
         ),
         1
     );
+}
+
+/// What others wait for leaves the log also while this host commits now and then, never quiet.
+#[test]
+fn light_steady_commits_do_not_keep_the_log_from_emptying() {
+    let disk = disk(2);
+    let config = JournalConfig {
+        checkpoint_quiet: Duration::from_secs(60),
+        checkpoint_latest: Duration::from_millis(300),
+        ..JournalConfig::default()
+    };
+    let (_, journal) = open_with(&disk, config);
+    let first = bump(&journal, 0);
+    let begun = Instant::now();
+    while journal.checkpointed() < first {
+        let txn = bump(&journal, 1);
+        journal.commit(txn).unwrap();
+        let (used, size) = journal.fill();
+        assert!(used < size / 4, "still not in place");
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(300), "at each commit");
+    journal.shutdown().unwrap();
 }
 
 /// The first failed journal write, or flush, ends all writing; nobody hangs.

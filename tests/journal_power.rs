@@ -23,7 +23,7 @@ fn crashes_under_threads() {
     let config = JournalConfig {
         commit_interval: Duration::from_millis(3),
         checkpoint_quiet: Duration::from_millis(10),
-        background: true,
+        ..JournalConfig::default()
     };
     let (_, journal) = open_with(&disk, config);
     let told = parking_lot::Mutex::new(Vec::new());

@@ -29,10 +29,22 @@ pub trait DeferredFrees: Send + Sync {
 /// show a heartbeat *started* after it (two counter steps); its journal head of then is noted; the
 /// ticket has passed once every tail has reached that head.
 pub trait DrainOracle: Send + Sync {
-    /// Start watching. `None`: not possible now, ask again later.
+    /// Start watching. `None`: not possible now, ask again later. Questions that cannot have different
+    /// answers may be given one ticket.
     fn ask(&self) -> Option<u64>;
-    /// Has it passed? A ticket that is not known (any more) has not.
-    fn passed(&self, ticket: u64) -> bool;
+    /// How a ticket stands; may be asked again after any answer.
+    fn look(&self, ticket: u64) -> TicketState;
+}
+
+/// How a ticket of a [`DrainOracle`] stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TicketState {
+    /// No journal has anything of the time before the question.
+    Passed,
+    /// Some journal may have.
+    Waits,
+    /// It has been forgotten, and must be asked for anew.
+    Unknown,
 }
 
 /// Never lets an emptied chunk go; for mounts without a view of the other journals.
@@ -43,8 +55,8 @@ impl DrainOracle for NeverDrains {
     fn ask(&self) -> Option<u64> {
         None
     }
-    fn passed(&self, _ticket: u64) -> bool {
-        false
+    fn look(&self, _ticket: u64) -> TicketState {
+        TicketState::Waits
     }
 }
 

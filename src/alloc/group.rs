@@ -89,8 +89,16 @@ pub(super) struct Drain {
     pub chunk: u32,
     /// The transaction that emptied it.
     pub since: TxnId,
-    /// What the oracle was asked, once that transaction was durable.
-    pub ticket: Option<u64>,
+    pub asked: Asked,
+}
+
+/// What the oracle has said of an emptying, once its transaction was durable. It may be long before the
+/// chunk can go after that: the answer is kept, for the oracle need not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nothing,
+    Ticket(u64),
+    Passed,
 }
 
 pub(super) struct Group {
@@ -185,7 +193,7 @@ impl Group {
             };
             for c in (0..len).filter(|c| map.chunk(*c).kind == ChunkKind::Draining) {
                 // Emptied under an earlier holder, whose log is in place.
-                self.drains.push(Drain { chunk: (first + c) as u32, since: TxnId(0), ticket: None });
+                self.drains.push(Drain { chunk: (first + c) as u32, since: TxnId(0), asked: Asked::Nothing });
             }
             self.pages[p] = Some(Box::new(map));
         }

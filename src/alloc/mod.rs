@@ -39,7 +39,7 @@ mod tests;
 
 pub use allocator::{Allocator, DemoteReady, Want};
 pub use counts::Counts;
-pub use deferred::{DEFERRED_PER_ITEM, DeferredFree, DeferredFrees, DrainOracle, NeverDrains};
+pub use deferred::{DEFERRED_PER_ITEM, DeferredFree, DeferredFrees, DrainOracle, NeverDrains, TicketState};
 pub use reservation::{PendingRuns, PickedInode, Reservation};
 pub use take::RUNS_MAX;
 pub use transaction::Transaction;

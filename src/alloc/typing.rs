@@ -3,7 +3,8 @@
 use super::allocator::{Allocator, Fit};
 use super::apply;
 use super::cell::Cell;
-use super::group::{Drain, EMERGENCY_META, Group};
+use super::deferred::TicketState;
+use super::group::{Asked, Drain, EMERGENCY_META, Group};
 use super::page::BITS;
 use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
 use crate::format::group::{ChunkKind, chunk_start};
@@ -18,6 +19,8 @@ const ZERO_BYTES: u64 = 1 << 20;
 const DATA_AHEAD: u64 = 4;
 /// Metadata blocks that stay before an emptied metadata chunk is given away without need.
 const META_KEPT: u64 = 256;
+/// Most emptied chunks of a group that one transaction gives away.
+const LET_GO_MAX: usize = 64;
 
 impl Allocator {
     /// Give chunks a type so that `data` and `meta` blocks more can be promised in this group: all of
@@ -161,21 +164,19 @@ impl Allocator {
     pub fn maintain(&self) -> Result<u64> {
         let mut freed = 0;
         for cell in self.cells() {
-            let chunk = {
+            let chunks = {
                 let mut state = cell.state.lock();
                 if state.demoting || state.damaged.is_some() {
                     continue;
                 }
                 let Some(g) = state.group.as_mut() else { continue };
                 self.settle(g);
-                self.drained_chunk(g)
+                self.drained_chunks(g)
             };
-            if let Some(chunk) = chunk {
-                match self.let_go(&cell, chunk) {
-                    Ok(gone) => freed += u64::from(gone),
-                    Err(Error::Corrupt { .. }) => {}
-                    Err(e) => return Err(e),
-                }
+            match self.let_go(&cell, chunks) {
+                Ok(gone) => freed += gone,
+                Err(Error::Corrupt { .. }) => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(freed)
@@ -216,69 +217,91 @@ impl Allocator {
         self.cells().iter().any(|cell| cell.state.lock().group.as_mut().is_some_and(waits))
     }
 
-    /// Advance the draining chunks; one that may become free now.
-    fn drained_chunk(&self, g: &mut Group) -> Option<u32> {
+    /// Advance the draining chunks; those that may become free now.
+    pub(super) fn drained_chunks(&self, g: &mut Group) -> Vec<u32> {
         let mut drains = std::mem::take(&mut g.drains);
         drains.retain(|d| {
             let (map, c) = g.loaded(d.chunk);
             map.chunk(c).kind == ChunkKind::Draining
         });
-        let mut ready = None;
+        let mut ready = Vec::new();
         let durable = self.journal.durable();
         let pressed = g.free_chunks() == 0;
         let kept = if pressed { EMERGENCY_META } else { META_KEPT };
-        for d in &mut drains {
+        let mut spare = g.meta.unreserved();
+        // Else a new use begins (if it is finished, another draining follows, of which nothing was asked), or
+        // tombstones are not in place yet.
+        let mut settled = |d: &Drain| {
             let (map, c) = g.loaded(d.chunk);
-            if usize::from(map.chunk(c).ready) < BITS || map.chunk(c).claimed || d.since > durable {
-                // A new use begins (if it is finished, another draining follows, with no ticket), or
-                // tombstones are not in place yet.
-                continue;
+            usize::from(map.chunk(c).ready) == BITS && !map.chunk(c).claimed && d.since <= durable
+        };
+        // All are asked for before any is looked at: they may share a ticket until then.
+        for d in drains.iter_mut().filter(|d| d.asked == Asked::Nothing && settled(d)) {
+            d.asked = self.oracle.ask().map_or(Asked::Nothing, Asked::Ticket);
+        }
+        for d in &mut drains {
+            if let Asked::Ticket(ticket) = d.asked {
+                d.asked = match self.oracle.look(ticket) {
+                    TicketState::Passed => Asked::Passed,
+                    TicketState::Waits => d.asked,
+                    TicketState::Unknown => Asked::Nothing,
+                };
             }
-            if d.ticket.is_none() {
-                d.ticket = self.oracle.ask();
-            }
-            let passed = d.ticket.is_some_and(|t| self.oracle.passed(t));
-            if passed && ready.is_none() && g.meta.unreserved() >= CHUNK_BLOCKS + kept {
-                ready = Some(d.chunk);
+            let room = spare >= CHUNK_BLOCKS + kept && ready.len() < LET_GO_MAX;
+            if room && d.asked == Asked::Passed && settled(d) {
+                spare -= CHUNK_BLOCKS;
+                ready.push(d.chunk);
             }
         }
         g.drains.append(&mut drains);
         ready
     }
 
-    fn let_go(&self, cell: &Cell, chunk: u32) -> Result<bool> {
+    /// Give emptied chunks away: as many as may still go. Answers with their number.
+    pub(super) fn let_go(&self, cell: &Cell, mut chunks: Vec<u32>) -> Result<u64> {
+        if chunks.is_empty() {
+            return Ok(0);
+        }
         let _one = cell.typing.lock();
         {
             let mut state = cell.state.lock();
             if state.demoting || state.group.is_none() {
-                return Ok(false);
+                return Ok(0);
             }
             let g = state.group();
-            let (map, c) = g.loaded(chunk);
-            let still = map.chunk(c).kind == ChunkKind::Draining
-                && usize::from(map.chunk(c).ready) == BITS
-                && !map.chunk(c).claimed;
-            // It was looked at without `typing`: an allocation may have come in between, and one that
-            // came and went has begun another draining with no ticket.
-            let asked = g.drains.iter().any(|d| d.chunk == chunk && d.ticket.is_some());
-            if !still || !asked || g.meta.unreserved() < CHUNK_BLOCKS + EMERGENCY_META {
-                return Ok(false);
+            chunks.retain(|chunk| {
+                may_go(g, *chunk) && g.meta.unreserved() >= CHUNK_BLOCKS + EMERGENCY_META && {
+                    g.loaded_claim(*chunk, true);
+                    true
+                }
+            });
+            if chunks.is_empty() {
+                return Ok(0);
             }
-            g.loaded_claim(chunk, true);
             state.pins += 1;
         }
-        let result = self.retype(cell, &[chunk], ChunkKind::Free);
+        let result = self.retype(cell, &chunks, ChunkKind::Free);
         cell.with(|g| match &result {
-            Ok(()) => g.drains.retain(|d| d.chunk != chunk),
-            Err(_) => g.loaded_claim(chunk, false),
+            Ok(()) => g.drains.retain(|d| !chunks.contains(&d.chunk)),
+            Err(_) => chunks.iter().for_each(|chunk| g.loaded_claim(*chunk, false)),
         });
         cell.unpin();
-        result.map(|()| true)
+        result.map(|()| chunks.len() as u64)
     }
 
     /// A chunk has emptied in `txn`.
     pub(super) fn note_drain(g: &mut Group, chunk: u32, txn: TxnId) {
         g.drains.retain(|d| d.chunk != chunk);
-        g.drains.push(Drain { chunk, since: txn, ticket: None });
+        g.drains.push(Drain { chunk, since: txn, asked: Asked::Nothing });
     }
+}
+
+/// Is it empty, and has every journal let go of this very draining? It was looked at without `typing`: an
+/// allocation may have come in between, and one that came and went has begun another draining, whose images
+/// other journals may hold whatever was asked and answered before, or asked since.
+fn may_go(g: &mut Group, chunk: u32) -> bool {
+    let (map, c) = g.loaded(chunk);
+    let state = map.chunk(c);
+    let empty = state.kind == ChunkKind::Draining && usize::from(state.ready) == BITS && !state.claimed;
+    empty && g.drains.iter().any(|d| d.chunk == chunk && d.asked == Asked::Passed)
 }

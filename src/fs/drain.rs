@@ -8,7 +8,7 @@
 //! journal has been replayed.
 
 use super::*;
-use crate::alloc::DrainOracle;
+use crate::alloc::{DrainOracle, TicketState};
 use crate::base::Incarnation;
 use crate::cluster::Membership;
 use crate::format::cluster::heartbeat::FLAG_RECOVERING;
@@ -37,6 +37,8 @@ struct Ticket {
     own_head: u64,
     /// The other members as the first row showed them that was read after the question.
     others: Option<Vec<Other>>,
+    /// Nothing changes that any more: of the time before the question nothing comes back.
+    passed: bool,
 }
 
 /// Another member's journal.
@@ -57,27 +59,40 @@ impl DrainOracle for JournalWatch {
     fn ask(&self) -> Option<u64> {
         let (read, _) = self.cluster.heartbeats();
         let own_head = self.journal.positions().0;
-        let mut tickets = self.tickets.lock();
-        tickets.last += 1;
-        let number = tickets.last;
-        tickets.open.insert(number, Ticket { read, own_head, others: None });
-        if tickets.open.len() > TICKETS_MAX {
-            tickets.open.pop_first();
-        }
-        Some(number)
+        Some(self.tickets.lock().ask(read, own_head))
     }
 
-    fn passed(&self, number: u64) -> bool {
+    fn look(&self, number: u64) -> TicketState {
         let members = self.cluster.membership();
         let (read, row) = self.cluster.heartbeats();
         let own_tail = self.journal.positions().1;
-        let mut tickets = self.tickets.lock();
-        let Some(ticket) = tickets.open.get_mut(&number) else { return false };
-        let passed = ticket.have_others_passed(&members, read, &row) && own_tail >= ticket.own_head;
-        if passed {
-            tickets.open.remove(&number);
+        self.tickets.lock().look(number, own_tail, |ticket| ticket.have_others_passed(&members, read, &row))
+    }
+}
+
+impl Tickets {
+    /// Nothing was read and nothing logged here since the last question, and nobody has looked at its ticket
+    /// since: then that one does for this question, too. Many chunks empty at a time.
+    fn ask(&mut self, read: u64, own_head: u64) -> u64 {
+        let same =
+            |t: &Ticket| (t.read, t.own_head, t.passed) == (read, own_head, false) && t.others.is_none();
+        if let Some((number, _)) = self.open.last_key_value().filter(|(_, last)| same(last)) {
+            return *number;
         }
-        passed
+        self.last += 1;
+        self.open.insert(self.last, Ticket { read, own_head, others: None, passed: false });
+        if self.open.len() > TICKETS_MAX {
+            self.open.pop_first();
+        }
+        self.last
+    }
+
+    fn look(&mut self, number: u64, own_tail: u64, others: impl FnOnce(&mut Ticket) -> bool) -> TicketState {
+        let Some(ticket) = self.open.get_mut(&number) else { return TicketState::Unknown };
+        if !ticket.passed && others(ticket) && own_tail >= ticket.own_head {
+            (ticket.passed, ticket.others) = (true, None);
+        }
+        if ticket.passed { TicketState::Passed } else { TicketState::Waits }
     }
 }
 
@@ -158,7 +173,7 @@ mod tests {
     }
 
     fn ticket() -> Ticket {
-        Ticket { read: 10, own_head: 0, others: None }
+        Ticket { read: 10, own_head: 0, others: None, passed: false }
     }
 
     #[test]
@@ -187,5 +202,27 @@ mod tests {
         assert!(!t.have_others_passed(&members(live, 8), 13, &row(8, 1, 0, 0, FLAG_RECOVERING)));
         assert!(t.have_others_passed(&members(live, 8), 14, &row(8, 2, 0, 0, 0)), "replayed by its heir");
         assert!(!ticket().have_others_passed(&members(live, 8), 12, &row(7, 3, 0, 0, 0)), "an old cell");
+    }
+
+    #[test]
+    fn a_ticket_says_passed_as_often_as_it_is_asked_and_one_that_is_forgotten_says_so() {
+        let mut tickets = Tickets::default();
+        let first = tickets.ask(10, 7);
+        assert_eq!(tickets.ask(10, 7), first, "nothing has happened in between");
+        assert_ne!(tickets.ask(10, 8), first, "something was logged");
+        let last = tickets.ask(11, 8);
+        assert_eq!(tickets.look(first, 7, |_| false), TicketState::Waits);
+        assert_eq!(tickets.look(first, 6, |_| true), TicketState::Waits);
+        for _ in 0..3 {
+            assert_eq!(tickets.look(first, 7, |t| t.others.is_none()), TicketState::Passed);
+        }
+        // Looked at: what the others' journals had is noted as of then.
+        let noted = |t: &mut Ticket| t.others.insert(Vec::new()).len() > 3;
+        assert_eq!(tickets.look(last, 9, noted), TicketState::Waits);
+        let later = tickets.ask(11, 8);
+        assert_ne!(later, last);
+        (0..TICKETS_MAX as u64).for_each(|read| _ = tickets.ask(100 + read, 8));
+        assert_eq!(tickets.look(first, 7, |_| true), TicketState::Unknown);
+        assert_eq!(tickets.look(later, 9, |_| true), TicketState::Unknown);
     }
 }

@@ -58,6 +58,9 @@ pub struct JournalConfig {
     pub commit_interval: Duration,
     /// The log is emptied after so much time without a commit.
     pub checkpoint_quiet: Duration,
+    /// Nothing stays in the log for longer than about this, quiet or not: other hosts wait for what is in it
+    /// as well (chunks that become free).
+    pub checkpoint_latest: Duration,
     /// Commit and checkpoint by themselves; without it only callers do (tools, tests).
     pub background: bool,
 }
@@ -67,6 +70,7 @@ impl Default for JournalConfig {
         JournalConfig {
             commit_interval: Duration::from_secs(1),
             checkpoint_quiet: Duration::from_secs(4),
+            checkpoint_latest: Duration::from_secs(30),
             background: true,
         }
     }

@@ -14,7 +14,9 @@ struct Wanted {
     commit_at: Option<Instant>,
     /// The log is half used, or memory is: write in place now.
     checkpoint_now: bool,
-    /// Something is in the log since then: write in place after the quiet time.
+    /// The first and the last commit since the log was last written in place: due after the quiet time, or
+    /// when the first has waited for long enough.
+    first_commit: Option<Instant>,
     last_commit: Option<Instant>,
 }
 
@@ -40,7 +42,9 @@ impl Signal {
     pub fn committed(&self, due_now: bool) {
         let mut w = self.wanted.lock();
         let asleep = w.last_commit.is_none();
-        w.last_commit = Some(Instant::now());
+        let now = Instant::now();
+        w.first_commit.get_or_insert(now);
+        w.last_commit = Some(now);
         if due_now && !w.checkpoint_now {
             w.checkpoint_now = true;
             self.checkpointer.notify_one();
@@ -77,16 +81,17 @@ impl Signal {
     }
 
     /// Sleep until a checkpoint is due. False: stop.
-    fn await_checkpoint(&self, quiet: Duration) -> bool {
+    fn await_checkpoint(&self, quiet: Duration, latest: Duration) -> bool {
         let mut w = self.wanted.lock();
         loop {
             if w.stop {
                 return false;
             }
-            let due = w.last_commit.map(|at| at + quiet);
+            let quiet_at = w.last_commit.map(|at| at + quiet);
+            let due = quiet_at.map(|at| at.min(w.first_commit.map_or(at, |first| first + latest)));
             if w.checkpoint_now || due.is_some_and(|at| at <= Instant::now()) {
                 w.checkpoint_now = false;
-                w.last_commit = None;
+                (w.first_commit, w.last_commit) = (None, None);
                 return true;
             }
             match due {
@@ -101,14 +106,14 @@ impl Signal {
 
 /// Start both threads of `journal`.
 pub(super) fn start(journal: &Arc<Journal>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let quiet = journal.config.checkpoint_quiet;
+    let (quiet, latest) = (journal.config.checkpoint_quiet, journal.config.checkpoint_latest);
     let commit = {
         let (weak, signal) = (Arc::downgrade(journal), journal.signal.clone());
         move || run(&weak, || signal.await_commit(), |j| j.commit(j.running()))
     };
     let checkpoint = {
         let (weak, signal) = (Arc::downgrade(journal), journal.signal.clone());
-        move || run(&weak, || signal.await_checkpoint(quiet), Journal::checkpoint_durable)
+        move || run(&weak, || signal.await_checkpoint(quiet, latest), Journal::checkpoint_durable)
     };
     Ok(vec![
         std::thread::Builder::new().name("shoal-commit".into()).spawn(commit)?,

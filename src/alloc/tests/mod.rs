@@ -105,19 +105,26 @@ impl DeferredFrees for Keeper {
     }
 }
 
-/// Passes tickets up to a number that the test sets.
+/// Passes tickets up to a number that the test sets, and forgets those up to another.
 #[derive(Default)]
 struct Tickets {
     asked: AtomicU64,
     passed: AtomicU64,
+    forgotten: AtomicU64,
 }
 
 impl DrainOracle for Tickets {
     fn ask(&self) -> Option<u64> {
         Some(self.asked.fetch_add(1, Ordering::Relaxed) + 1)
     }
-    fn passed(&self, ticket: u64) -> bool {
-        ticket <= self.passed.load(Ordering::Relaxed)
+    fn look(&self, ticket: u64) -> TicketState {
+        if ticket <= self.forgotten.load(Ordering::Relaxed) {
+            TicketState::Unknown
+        } else if ticket <= self.passed.load(Ordering::Relaxed) {
+            TicketState::Passed
+        } else {
+            TicketState::Waits
+        }
     }
 }
 

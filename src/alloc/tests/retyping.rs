@@ -91,6 +91,79 @@ fn an_emptied_metadata_chunk_is_free_when_the_oracle_says_so() {
     assert_eq!(rig.audit().data, blocks(&runs).collect());
 }
 
+/// Three metadata chunks that have been emptied, with their tombstones in place.
+fn three_draining(rig: &Rig) {
+    let inodes: Vec<_> = (0..41).flat_map(|_| rig.create(30, 0).0).collect();
+    for part in inodes.chunks(30) {
+        rig.free(part, &[]).unwrap();
+    }
+    rig.journal.checkpoint_all().unwrap();
+    assert_eq!(rig.audit_group(AgNo(0)).count(ChunkKind::Draining), 3);
+}
+
+/// What the oracle has said once counts, however long it takes until there is room to let the chunk go.
+#[test]
+fn chunks_that_cannot_go_when_their_ticket_passes_go_later() {
+    let rig = Rig::granted(1, 10);
+    three_draining(&rig);
+    let free = rig.alloc.totals().free_chunks;
+    let keep = rig.reserve(0, 1200).unwrap();
+    rig.tickets.passed.store(3, Ordering::Relaxed);
+    assert_eq!(rig.alloc.maintain().unwrap(), 0, "their blocks are promised");
+    rig.tickets.forgotten.store(100, Ordering::Relaxed);
+    drop(keep);
+    (0..4).for_each(|_| _ = rig.alloc.maintain().unwrap());
+    assert_eq!(rig.alloc.totals().free_chunks, free + 2, "all that need not be kept");
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn a_ticket_that_was_forgotten_is_asked_for_anew() {
+    let rig = Rig::granted(1, 10);
+    three_draining(&rig);
+    let free = rig.alloc.totals().free_chunks;
+    assert_eq!(rig.alloc.maintain().unwrap(), 0);
+    rig.tickets.forgotten.store(3, Ordering::Relaxed);
+    (0..2).for_each(|_| assert_eq!(rig.alloc.maintain().unwrap(), 0));
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 6);
+    rig.tickets.passed.store(6, Ordering::Relaxed);
+    rig.alloc.maintain().unwrap();
+    assert_eq!(rig.alloc.totals().free_chunks, free + 2);
+}
+
+/// Between the look at it and its going a chunk was used and emptied again: other journals may have images
+/// of that use, whatever has been said, or asked, of the former one.
+#[test]
+fn a_chunk_does_not_go_by_what_was_said_of_an_earlier_emptying() {
+    let rig = Rig::granted(1, 10);
+    three_draining(&rig);
+    rig.tickets.passed.store(3, Ordering::Relaxed);
+    let cell = rig.alloc.cell(AgNo(0)).unwrap();
+    let look = || {
+        cell.with(|g| {
+            rig.alloc.settle(g);
+            rig.alloc.drained_chunks(g)
+        })
+    };
+    let ready = look();
+    assert_eq!(ready.len(), 2);
+    let (again, _) = rig.create(1, 0);
+    rig.free(&again, &[]).unwrap();
+    rig.journal.checkpoint_all().unwrap();
+    let used = |chunk: u32| {
+        let start = group::chunk_start(&rig.geometry, AgNo(0), chunk.into());
+        (start.0..start.0 + CHUNK_BLOCKS).contains(&again[0].0)
+    };
+    assert!(ready.iter().any(|chunk| used(*chunk)), "{ready:?}, {again:?}");
+    // The next one who looks asks for the new emptying, which has not passed.
+    assert!(!look().iter().any(|chunk| used(*chunk)));
+    assert_eq!(rig.tickets.asked.load(Ordering::Relaxed), 4);
+    assert_eq!(rig.alloc.let_go(&cell, ready).unwrap(), 1);
+    let audit = rig.audit_group(AgNo(0));
+    let first = ((again[0].0 - rig.geometry.ag_start(AgNo(0)).0) / CHUNK_BLOCKS) as usize;
+    assert_eq!(audit.kinds[first], ChunkKind::Draining);
+}
+
 #[test]
 fn a_draining_chunk_is_metadata_again_at_once() {
     let rig = Rig::granted(1, 6);
