@@ -16,6 +16,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// Metadata blocks of each group that only freeing transactions may take.
 pub(super) const EMERGENCY_META: u64 = 16;
+/// Most free blocks, and free chunks, of a group that are kept out of use because they could not be written.
+const REFUSED_BLOCKS_MAX: u64 = 4096;
+const REFUSED_CHUNKS_MAX: u32 = 8;
 /// Pages that are read in search of a better place before the next best is taken.
 const LOADS_FOR_BETTER: u32 = 4;
 
@@ -117,6 +120,9 @@ pub(super) struct Group {
     /// Where to look for a free chunk for data; no free chunk is below `free_low`.
     pub type_cursor: u32,
     pub free_low: u32,
+    /// Free blocks and chunks that the device did not take. They stay out of use as long as the group is here.
+    refused_blocks: u64,
+    refused_chunks: u32,
 }
 
 impl Group {
@@ -151,6 +157,8 @@ impl Group {
             drains: Vec::new(),
             type_cursor: 0,
             free_low: 0,
+            refused_blocks: 0,
+            refused_chunks: 0,
         })
     }
 
@@ -362,6 +370,26 @@ impl Group {
         let piece = Piece { chunk, bit, len: run.blocks as u16 };
         self.taken -= run.blocks;
         self.make_ready(class, piece);
+    }
+
+    /// Busy data blocks that were never used, and could not be written to, stay busy: the next flush of any
+    /// file would choose the very same ones. False if there are many of them already: a device that takes
+    /// nothing for a while is no reason to have no space afterwards.
+    pub fn refuse(&mut self, run: BlockRun) -> bool {
+        let most = (u64::from(self.chunks) * CHUNK_BLOCKS / 8).min(REFUSED_BLOCKS_MAX);
+        let few = self.refused_blocks + run.blocks <= most;
+        if few {
+            self.refused_blocks += run.blocks;
+            self.taken -= run.blocks;
+        }
+        few
+    }
+
+    /// The same for a claimed chunk: it stays claimed.
+    pub fn refuse_chunk(&mut self) -> bool {
+        let few = self.refused_chunks < REFUSED_CHUNKS_MAX;
+        self.refused_chunks += u32::from(few);
+        few
     }
 
     fn make_ready(&mut self, class: Class, piece: Piece) {

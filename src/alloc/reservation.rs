@@ -2,7 +2,7 @@
 
 use super::cell::Cell;
 use super::page::{Class, PAGE_CHUNKS};
-use crate::base::{AgNo, BlockNo, InodeNo};
+use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, InodeNo};
 use crate::format::layout::CHUNK_BLOCKS;
 use crate::txn::BlockRun;
 use std::collections::BTreeSet;
@@ -154,6 +154,36 @@ impl PendingRuns {
             });
             reservation.add(Part { cell, data: run.blocks, meta: 0 });
         }
+    }
+
+    /// As [`PendingRuns::give_back`] after `failed`. Blocks that the device has refused to write are not chosen
+    /// again as long as their group stays here; what was promised is less by them.
+    pub fn give_back_after(mut self, failed: Option<&Error>, reservation: &mut Reservation) {
+        let block = BLOCK_SIZE as u64;
+        let refused = match failed {
+            Some(Error::Io { op: "write", offset, length, .. }) => {
+                offset / block..offset.saturating_add(*length).div_ceil(block)
+            }
+            _ => 0..0,
+        };
+        let mut sound = PendingRuns::default();
+        for (cell, run) in std::mem::take(&mut self.taken) {
+            let (start, end) = (run.start.0, run.start.0 + run.blocks);
+            let from = refused.start.clamp(start, end);
+            let to = refused.end.clamp(from, end);
+            for (from, to, bad) in [(start, from, false), (from, to, true), (to, end, false)] {
+                let part = BlockRun { start: BlockNo(from), blocks: to - from };
+                if part.blocks == 0 {
+                    continue;
+                }
+                if bad && cell.with(|g| g.refuse(part)) {
+                    tracing::warn!("blocks {from} to {} cannot be written, they are left unused", to - 1);
+                } else {
+                    sound.push(&cell, part);
+                }
+            }
+        }
+        sound.give_back(reservation);
     }
 }
 

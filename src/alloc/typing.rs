@@ -48,7 +48,10 @@ impl Allocator {
             claimed
         };
         let mut result = Ok(true);
-        for (to, chunks) in claimed {
+        for (to, mut chunks) in claimed {
+            if result.is_ok() && to == ChunkKind::Metadata && !chunks.is_empty() {
+                result = self.zero(cell, &mut chunks).map(|()| true);
+            }
             if chunks.is_empty() {
                 continue;
             }
@@ -108,9 +111,6 @@ impl Allocator {
     /// # Errors
     /// The chunks are still claimed then. `Corrupt`, `Io`, `Halted`.
     fn retype(&self, cell: &Cell, chunks: &[u32], to: ChunkKind) -> Result<()> {
-        if to == ChunkKind::Metadata {
-            self.zero(cell, chunks)?;
-        }
         let blocks = cell.with(|g| apply::retype_blocks(g, chunks));
         let mut handle = self.journal.begin(blocks)?;
         let mut state = cell.state.lock();
@@ -140,18 +140,29 @@ impl Allocator {
     }
 
     /// Old user data must not look like a version: it is gone before the chunk can be a target of
-    /// replay.
-    fn zero(&self, cell: &Cell, chunks: &[u32]) -> Result<()> {
-        let geometry = self.store.geometry();
-        for chunk in chunks {
-            let start = chunk_start(&geometry, cell.ag, (*chunk).into()).byte();
-            let end = start + CHUNK_BLOCKS * BLOCK_SIZE as u64;
-            for at in (start..end).step_by(ZERO_BYTES as usize) {
-                self.store.permit().to_write(self.store.halt())?;
-                self.store.device().write_zeros(at, ZERO_BYTES.min(end - at))?;
+    /// replay. A chunk that the device does not take is passed over: it stays claimed, and is none of `chunks`
+    /// any more.
+    fn zero(&self, cell: &Cell, chunks: &mut Vec<u32>) -> Result<()> {
+        for chunk in chunks.clone() {
+            match self.zero_chunk(cell, chunk) {
+                Err(e @ Error::Io { .. }) if cell.with(|g| g.refuse_chunk()) => {
+                    tracing::error!("chunk {chunk} of group {} is left unused: {e}", cell.ag);
+                    chunks.retain(|c| *c != chunk);
+                }
+                other => other?,
             }
         }
         self.store.flush()
+    }
+
+    fn zero_chunk(&self, cell: &Cell, chunk: u32) -> Result<()> {
+        let start = chunk_start(&self.store.geometry(), cell.ag, chunk.into()).byte();
+        let end = start + CHUNK_BLOCKS * BLOCK_SIZE as u64;
+        for at in (start..end).step_by(ZERO_BYTES as usize) {
+            self.store.permit().to_write(self.store.halt())?;
+            self.store.device().write_zeros(at, ZERO_BYTES.min(end - at))?;
+        }
+        Ok(())
     }
 
     /// To be called about once a second by a background thread that holds nothing: makes freed

@@ -184,6 +184,7 @@ impl FileState {
         if self.inline_flush {
             return Ok(None);
         }
+        self.refused = None;
         if self.fits_inode() {
             if self.pages.is_empty() {
                 return Ok(self.take_size());
@@ -195,7 +196,7 @@ impl FileState {
         }
         let mut pieces = Vec::new();
         let mut left = limit;
-        for run in self.runs_to_take(limit.bytes / PAGE) {
+        for run in self.runs_to_take(limit.bytes.min(self.flush_max) / PAGE) {
             if !self.add_pieces(src, run, &mut left, &mut pieces)? {
                 break;
             }
@@ -429,6 +430,8 @@ impl FileState {
     /// The flush is done: its transaction is finished, or it needed none.
     pub fn flush_done(&mut self, batch: FlushBatch) {
         self.flushes -= 1;
+        self.refused_alone.1 = 0;
+        self.flush_max = if self.flush_max < FLUSH_IO_BYTES { self.flush_max * 2 } else { u64::MAX };
         self.disk_size = self.disk_size.max(batch.size);
         if batch.changes() > 0 {
             (self.has_extents, self.last_span) = (true, None);
@@ -467,6 +470,13 @@ impl FileState {
         self.placed_to = None;
         for (page, _) in &batch.pages {
             self.pages.put_back(*page);
+        }
+        self.flush_max = (batch.pages.len() as u64 / 2).max(1) * PAGE;
+        let (first, last) = (batch.pages.first(), batch.pages.last());
+        self.refused = first.zip(last).map(|((first, _), (last, _))| *first..last + 1);
+        if let [(page, _)] = batch.pages[..] {
+            let times = if self.refused_alone.0 == page { self.refused_alone.1 } else { 0 };
+            self.refused_alone = (page, times + 1);
         }
     }
 

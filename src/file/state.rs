@@ -48,6 +48,12 @@ pub struct FileState {
     pub(super) last_span: Option<Span>,
     /// Behind the blocks given to the last flush: in the file, and on the volume.
     pub(super) placed_to: Option<(u64, BlockNo)>,
+    /// Most bytes of the next flush: after one that failed less is tried at a time.
+    pub(super) flush_max: u64,
+    /// The last flush failed; its pages.
+    pub(super) refused: Option<Range<u64>>,
+    /// The page that was alone in a flush that failed, and how often it has been.
+    pub(super) refused_alone: (u64, u32),
 }
 
 impl FileState {
@@ -87,6 +93,9 @@ impl FileState {
             runs: 0,
             last_span: None,
             placed_to: None,
+            flush_max: u64::MAX,
+            refused: None,
+            refused_alone: (0, 0),
         }
     }
 
@@ -132,6 +141,31 @@ impl FileState {
         debug_assert!(self.flushes == 0);
         self.pages.discard(0..u64::MAX);
         (self.mem_size, self.guard, self.runs) = (self.disk_size, None, 0);
+    }
+
+    /// A flush has failed, and will however often it is tried: gives up what it could not write, if that is one
+    /// page, which has failed by itself some times. Of more the next flush tries less at a time, so that no page goes that can be written. Answers with the
+    /// number of pages that are lost: there the file is what the disk has. `None` if it is not known what failed; with `all`
+    /// everything goes then.
+    ///
+    /// No flush is in flight.
+    pub fn give_up(&mut self, all: bool) -> Option<u64> {
+        match self.refused.take() {
+            None if !all => None,
+            Some(pages) if !all && pages.end - pages.start > 1 => Some(0),
+            Some(_) if !all && self.refused_alone.1 < REFUSED_TIMES => Some(0),
+            // Nothing behind the guard may be seen on the disk without it.
+            Some(pages) if !all && self.guard != Some(pages.start) => {
+                self.pages.discard(pages);
+                self.forget_runs(0);
+                Some(1)
+            }
+            _ => {
+                let lost = self.pages.len() as u64;
+                self.abandon();
+                Some(lost)
+            }
+        }
     }
 
     /// # Errors
@@ -206,6 +240,8 @@ impl FileState {
     }
 }
 
+/// So often a page must have been refused by itself before it is given up.
+const REFUSED_TIMES: u32 = 4;
 /// Metadata blocks for the tree's growth at its inner pages and its root.
 const TREE_GROWTH: u64 = 4;
 /// New extents per new leaf when a run of pages falls into many extents.

@@ -116,7 +116,8 @@ impl Core {
             let want = self.lacks(node, &node.state.lock());
             let (sender, got) = mpsc::channel();
             space::acquire(self, want, Box::new(move |space| _ = sender.send(space)));
-            let space = got.recv().map_err(|_| Error::Halted("no more space is looked for".into()))??;
+            let got = got.recv().map_err(|_| Error::Halted("no more space is looked for".into()))?;
+            let space = got.inspect_err(|e| node.state.lock().write_errors.note(e.clone()))?;
             self.put_space(&mut node.state.lock(), space);
         }
     }

@@ -123,13 +123,7 @@ impl Core {
         match job.name {
             LockName::Inode(ino) if job.from == Mode::X => {
                 let Some(node) = self.nodes.find(ino) else { return Ok(DemoteAnswer::Done) };
-                match self.flush_node(&node) {
-                    Err(Error::NeedSpace) => {
-                        self.seek_space(&node);
-                        Ok(DemoteAnswer::Busy)
-                    }
-                    flushed => flushed.map(|()| DemoteAnswer::Done),
-                }
+                self.flush_for_good(&node)
             }
             LockName::Ag(ag) => match self.alloc.ag_demote(ag) {
                 DemoteReady::Ready => Ok(DemoteAnswer::Done),

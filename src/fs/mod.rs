@@ -34,6 +34,7 @@ mod filelocks;
 mod flags;
 mod flight;
 mod free;
+mod giving_up;
 mod gone;
 mod handles;
 mod invalidation;
@@ -111,6 +112,7 @@ pub struct Core {
     walks: walk::Queue,
     recovery: takeover::Recovery,
     writeback: writeback::Signal,
+    doubts: giving_up::Doubts,
     statfs: statfs::Cache,
     confirmations: filelocks::Confirmations,
     next_id: AtomicU64,

@@ -283,6 +283,7 @@ fn assemble(
         walks: walk::Queue::default(),
         recovery,
         writeback: writeback::Signal::default(),
+        doubts: giving_up::Doubts::default(),
         statfs: statfs::Cache::default(),
         confirmations: filelocks::Confirmations::begin()?,
         next_id: AtomicU64::new(1),

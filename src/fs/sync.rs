@@ -122,7 +122,6 @@ impl Core {
         });
         if let Err(e) = &flushed {
             tracing::error!(inode = node.ino.0, "writing what was not synced failed: {e}");
-            node.state.lock().write_errors.note(e.clone());
         }
         flushed
     }

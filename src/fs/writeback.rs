@@ -148,6 +148,18 @@ impl WriteErrors {
     }
 }
 
+impl NodeState {
+    /// What became of a flush, or a part of one: an error is noted for all handles, here and nowhere else.
+    fn noted<T>(&mut self, done: Result<T>) -> Result<T> {
+        if let Err(e) = &done
+            && *e != Error::NeedSpace
+        {
+            self.write_errors.note(e.clone());
+        }
+        done
+    }
+}
+
 impl Core {
     /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
     ///
@@ -180,7 +192,8 @@ impl Core {
     /// The same with the state locked throughout; the gate is held.
     pub(super) fn flush_locked(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<()> {
         while self.flush_one(node, state)? {}
-        check_takeable(state)?;
+        let takeable = check_takeable(state);
+        state.noted(takeable)?;
         self.flush_attr(node, state)
     }
 
@@ -190,7 +203,10 @@ impl Core {
             state.space = None;
         }
         match state.attr.clone() {
-            Some(attr) if state.attr_dirty => self.store_attr(node, state, attr),
+            Some(attr) if state.attr_dirty => {
+                let stored = self.store_attr(node, state, attr);
+                state.noted(stored)
+            }
             _ => Ok(()),
         }
     }
@@ -241,7 +257,7 @@ impl Core {
     ) -> Result<()> {
         let applied = written.and_then(|()| self.apply(node, state, &batch, &mut pending));
         if let Some(unused) = pending {
-            unused.give_back(state.space.get_or_insert_default());
+            unused.give_back_after(applied.as_ref().err(), state.space.get_or_insert_default());
         }
         let Some(file) = &mut state.file else { return applied };
         match &applied {
@@ -255,14 +271,9 @@ impl Core {
                     state.dirty_since = None;
                 }
             }
-            Err(e) => {
-                file.flush_failed(batch);
-                if *e != Error::NeedSpace {
-                    state.write_errors.note(e.clone());
-                }
-            }
+            Err(_) => file.flush_failed(batch),
         }
-        applied
+        state.noted(applied)
     }
 
     fn apply(
@@ -312,7 +323,8 @@ impl Core {
 
     /// Flush one batch with the state locked. `false` if there was nothing to take.
     fn flush_one(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<bool> {
-        let Some((batch, pending)) = self.take(node, state)? else { return Ok(false) };
+        let taken = self.take(node, state);
+        let Some((batch, pending)) = state.noted(taken)? else { return Ok(false) };
         let written = batch.write_data(&self.pool, &*self.store);
         self.settle(node, state, batch, pending, written)?;
         Ok(true)
@@ -321,8 +333,10 @@ impl Core {
     /// Flush one batch, the state unlocked while the data goes out; or wait for one in flight, if that
     /// has all there is.
     fn flush_batch(self: &Arc<Self>, node: &Arc<Node>, state: &mut MutexGuard<'_, NodeState>) -> Result<()> {
-        let Some((batch, pending)) = self.take(node, state)? else {
-            check_takeable(state)?;
+        let taken = self.take(node, state);
+        let Some((batch, pending)) = state.noted(taken)? else {
+            let takeable = check_takeable(state);
+            state.noted(takeable)?;
             MutexGuard::unlocked(state, || std::thread::sleep(Duration::from_micros(300)));
             return Ok(());
         };
@@ -427,10 +441,7 @@ impl Core {
         match flushed {
             Ok(()) => {}
             Err(Error::NeedSpace) => self.seek_space(&node),
-            Err(e) => {
-                tracing::error!(inode = ino.0, "write-back failed: {e}");
-                node.state.lock().write_errors.note(e);
-            }
+            Err(e) => tracing::error!(inode = ino.0, "write-back failed: {e}"),
         }
     }
 }

@@ -34,5 +34,6 @@ mod successor;
 mod taken;
 mod tree;
 mod unwanted;
+mod unwritable;
 mod worker;
 mod workloads;

@@ -6,7 +6,7 @@ mod model;
 mod retyping;
 
 use super::*;
-use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Generation, InodeNo, LockName, Result, SlotId, Version};
+use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, Generation, InodeNo, LockName, Result, SlotId, Version};
 use crate::device::BlockDevice;
 use crate::format::group::{self, ChunkEntry, ChunkKind, ChunkPage, GroupHeader};
 use crate::format::journal::JournalPlace;
@@ -38,6 +38,8 @@ struct MemoryDevice {
     blocks: Mutex<BTreeMap<u64, Box<[u8; BLOCK_SIZE]>>>,
     size: u64,
     events: Mutex<Vec<Event>>,
+    /// Blocks that it does not take.
+    refuses: Mutex<std::ops::Range<u64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,15 @@ impl BlockDevice for MemoryDevice {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         assert_eq!(data.len() % BLOCK_SIZE, 0);
         let first = offset / BLOCK_SIZE as u64;
+        let (refused, end) = (self.refuses.lock().clone(), first + (data.len() / BLOCK_SIZE) as u64);
+        if first < refused.end && end > refused.start {
+            return Err(Error::Io {
+                op: "write",
+                offset,
+                length: data.len() as u64,
+                cause: "refused".into(),
+            });
+        }
         let mut blocks = self.blocks.lock();
         for (i, page) in data.chunks(BLOCK_SIZE).enumerate() {
             blocks.insert(first + i as u64, Box::new(page.try_into().unwrap()));

@@ -225,3 +225,61 @@ fn a_chunk_is_handed_out_when_it_is_free_for_sure() {
     let (_, runs) = rig.create(0, CHUNK_BLOCKS);
     assert!(rig.audit().data.is_superset(&blocks(&runs).collect()));
 }
+
+/// A chunk that cannot be zeroed is passed over: metadata has the next one, and the group goes on.
+#[test]
+fn a_free_chunk_that_cannot_be_written_is_passed_over() {
+    let rig = Rig::granted(1, 16);
+    let free = rig.alloc.totals().free_chunks;
+    let first = 16 - free;
+    let bad = group::chunk_start(&rig.geometry, AgNo(0), first);
+    *rig.device.refuses.lock() = bad.0 + 100..bad.0 + 101;
+    let (inodes, _) = rig.create(3, 0);
+    let chunk = |ino: &InodeNo| (ino.0 - rig.geometry.ag_start(AgNo(0)).0) / CHUNK_BLOCKS;
+    assert!(inodes.iter().all(|ino| chunk(ino) == first + 1), "{inodes:?}");
+    let (_, runs) = rig.create(0, (free - 2) * CHUNK_BLOCKS);
+    assert!(blocks(&runs).all(|b| !(bad.0..bad.0 + CHUNK_BLOCKS).contains(&b.0)));
+    assert_eq!(rig.reserve(1, 0).err(), Some(Error::NeedSpace), "the bad one is not given away");
+    rig.give_up(AgNo(0));
+    rig.alloc.ag_granted(AgNo(0));
+    assert_eq!(rig.alloc.totals().free_chunks, 1, "it is free on the disk, for whoever finds it sound");
+    rig.audit();
+}
+
+/// What a failed write leaves out of use is what it wrote to, and is free for the next holder of the group. A
+/// device that takes nothing costs a part of the group only.
+#[test]
+fn blocks_of_a_failed_write_are_left_unused_within_bounds() {
+    let rig = Rig::granted(1, 16);
+    let failed = |start: u64, blocks: u64| {
+        let (offset, length) = (start * BLOCK_SIZE as u64, blocks * BLOCK_SIZE as u64);
+        Error::Io { op: "write", offset, length, cause: "refused".into() }
+    };
+    let mut res = rig.reserve(40, 0).unwrap();
+    let pending = rig.alloc.take_data(&mut res, 40, None).unwrap();
+    let start = pending.runs()[0].start;
+    assert_eq!(pending.runs(), [BlockRun { start, blocks: 40 }]);
+    pending.give_back_after(Some(&failed(start.0 + 10, 5)), &mut res);
+    assert_eq!(res.data(), 35);
+    let pending = rig.alloc.take_data(&mut res, 35, Some(start)).unwrap();
+    assert_eq!(pending.runs()[0], BlockRun { start, blocks: 10 });
+    assert!(blocks(pending.runs()).all(|b| !(start.0 + 10..start.0 + 15).contains(&b.0)));
+    pending.give_back_after(Some(&Error::NeedSpace), &mut res);
+    assert_eq!(res.data(), 35);
+    drop(res);
+    let mut lost = 0;
+    for _ in 0..40 {
+        let mut res = rig.reserve(100, 0).unwrap();
+        let pending = rig.alloc.take_data(&mut res, 100, None).unwrap();
+        let run = pending.runs()[0];
+        pending.give_back_after(Some(&failed(run.start.0, run.blocks)), &mut res);
+        lost += 100 - res.data();
+    }
+    assert!((500..=1024).contains(&lost), "{lost} of {} blocks", 16 * CHUNK_BLOCKS);
+    assert_eq!(rig.alloc.totals().promised, 0);
+    rig.give_up(AgNo(0));
+    rig.alloc.ag_granted(AgNo(0));
+    let mut res = rig.reserve(40, 0).unwrap();
+    let pending = rig.alloc.take_data(&mut res, 40, Some(start)).unwrap();
+    assert_eq!(pending.runs(), [BlockRun { start, blocks: 40 }]);
+}

@@ -1,0 +1,138 @@
+//! Single blocks that the disk does not take, or does not give back, while it does everything else: they cost
+//! what stands in them, and nothing else.
+
+use crate::common::simdisk::SimDisk;
+use crate::host::{Host, How};
+use crate::story::volume;
+use crate::tree;
+use shoal::base::SlotId;
+use shoal::format::superblock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const PAGE: u64 = 4096;
+/// An uncommon number of pages: a write of so many is known for what it is.
+const PAGES: u64 = 37;
+
+/// A file's content in one byte.
+fn bytes(of: u8) -> Vec<u8> {
+    vec![of; (PAGES * PAGE) as usize]
+}
+
+/// Make a file durable; answers with the byte of the disk where its data begins.
+fn place_of(disk: &Arc<SimDisk>, host: &Host, path: &str, content: &[u8]) -> u64 {
+    let found = Arc::<AtomicU64>::default();
+    let (note, wanted) = (found.clone(), content.len());
+    disk.on_request(move |op, offset, length| {
+        if op == "write" && length == wanted {
+            note.store(offset, Ordering::Release);
+        }
+    });
+    host.create(path).expect("create");
+    host.write(path, 0, content, How::Buffered).expect("write");
+    host.fsync(path).expect("fsync");
+    disk.on_request(|_, _, _| {});
+    let place = found.load(Ordering::Acquire);
+    assert!(place > 0, "the data has not been seen on its way");
+    place
+}
+
+/// Does a request touch the block at this byte?
+fn touches(block: u64, offset: u64, length: usize) -> bool {
+    offset < block + PAGE && offset + length as u64 > block
+}
+
+/// One block of a file cannot be written any more, and another host wants the file: that block keeps what it had,
+/// everything else is written, the program is told, and the host goes on.
+#[test]
+fn a_file_that_cannot_be_written_costs_its_host_nothing_else() {
+    let disk = volume(128, 2);
+    let [a, b] = ["a", "b"].map(|name| Host::mount(&disk, name).expect("mount"));
+    let place = place_of(&disk, &a, "/f", &bytes(1));
+    a.create("/g").expect("create");
+    let node = a.keep("/f").expect("lookup");
+    let handle = a.open_kept(node, How::Buffered).expect("open");
+    let bad = place + 5 * PAGE;
+    disk.fail_when(move |op, offset, length| op == "write" && touches(bad, offset, length));
+    a.write("/g", 0, &[3; 10_000], How::Buffered).expect("write");
+    a.write("/f", 0, &bytes(2), How::Buffered).expect("write");
+
+    let mut left = bytes(2);
+    left[5 * PAGE as usize..6 * PAGE as usize].fill(1);
+    assert!(b.read("/f").expect("read") == left, "all but the bad block");
+    assert!(b.read("/g").expect("read") == [3; 10_000], "what was dirty beside it");
+    a.create("/h").expect("it goes on");
+    a.fsync("/h").expect("it goes on");
+    a.fsync_kept(node, handle).expect_err("the program is told");
+    a.fsync_kept(node, handle).expect("but only once");
+
+    a.close_kept(node, handle).expect("close");
+    a.forget(node);
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// The disk takes nothing of a host for a while, its heartbeats no more than a file that another host wants
+/// meanwhile: nothing of the file is given up.
+#[test]
+fn what_a_disk_does_not_take_for_a_while_is_not_given_up() {
+    let disk = volume(128, 2);
+    let [a, b] = ["a", "b"].map(|name| Host::mount(&disk, name).expect("mount"));
+    let place = place_of(&disk, &a, "/f", &bytes(1));
+    let (superblock, _) = superblock::load(&*disk).expect("superblock");
+    let heartbeat = superblock.geometry.heartbeat_cell(SlotId(0));
+    a.write("/f", 0, &bytes(2), How::Buffered).expect("write");
+    let refused = Arc::<AtomicU64>::default();
+    let count = refused.clone();
+    disk.fail_when(move |op, offset, length| {
+        let data = (place..place + PAGES * PAGE).contains(&offset);
+        let fails = op == "write" && (data || touches(heartbeat / PAGE * PAGE, offset, length));
+        count.fetch_add(u64::from(fails && data), Ordering::Relaxed);
+        fails
+    });
+    let found = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| b.read("/f"));
+        let begun = Instant::now();
+        while refused.load(Ordering::Relaxed) == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing is tested");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        disk.heal();
+        reader.join().expect("the reader")
+    });
+    assert!(found.expect("read") == bytes(2));
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// The free blocks that come next cannot be written: the program whose data was to go there is told, and no other
+/// one: the next attempt, of whatever file, takes others.
+#[test]
+fn free_blocks_that_cannot_be_written_are_not_chosen_again() {
+    let disk = volume(128, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    let next = place_of(&disk, &a, "/first", &bytes(1)) + PAGES * PAGE;
+    disk.fail_when(move |op, offset, length| op == "write" && touches(next, offset, length));
+    a.create("/f").expect("create");
+    let node = a.keep("/f").expect("lookup");
+    let handle = a.open_kept(node, How::Buffered).expect("open");
+    a.write("/f", 0, &bytes(2), How::Buffered).expect("write");
+    a.fsync_kept(node, handle).expect_err("the blocks that come next are tried");
+    a.create("/g").expect("create");
+    a.write("/g", 0, &bytes(3), How::Buffered).expect("write");
+    a.fsync("/g").expect("another file has other blocks");
+    a.fsync_kept(node, handle).expect("so does this one the next time");
+    a.close_kept(node, handle).expect("close");
+    a.forget(node);
+    a.stop().expect("a clean leave");
+    let a = Host::mount(&disk, "a").expect("mount again");
+    for (path, content) in [("/first", 1), ("/f", 2), ("/g", 3)] {
+        assert!(a.read(path).expect("read") == bytes(content), "{path}");
+    }
+    a.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
