@@ -1,16 +1,18 @@
-//! Power cuts of a journal that several threads use, and of the tail's moves.
+//! Power cuts of a journal that several threads use, and of the tail's moves; blocks that they leave unreadable.
 
 mod common;
 
 use common::journal_rig::*;
-use common::simdisk::{Event, Unflushed};
-use shoal::format::BlockKind;
+use common::simdisk::{Event, SimDisk, Unflushed};
+use shoal::base::{Error, Version};
+use shoal::device::BlockDevice;
+use shoal::format::{Block, BlockKind};
 use shoal::journal::{DeviceSink, JournalConfig, replay};
 use shoal::store::Store;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Threads change all of their blocks together, commit and release; the disk is cut at random
 /// moments of that. Each thread's blocks must be equal then, and not older than what it was told.
@@ -174,4 +176,96 @@ fn a_transaction_does_not_overtake_the_data_it_refers_to() {
     store.write_data(place(1), &[98; 4096]).unwrap();
     journal.commit(bump(&journal, 0)).unwrap();
     assert_eq!(flushes(before), 3);
+}
+
+/// A block that cannot be read becomes what the journal has, if there is nobody else who might read it; one that can
+/// be read a little later is compared with what stands there.
+#[test]
+fn an_unreadable_block_is_written_by_the_last_who_could() {
+    let begin = || {
+        let disk = disk(3);
+        let (_, journal) = open_with(&disk, by_hand());
+        for n in 0..3 {
+            bump(&journal, n);
+        }
+        journal.commit(journal.running()).unwrap();
+        drop(journal);
+        disk
+    };
+    let run = |disk: &Arc<SimDisk>, last: bool| {
+        let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+        let sink = DeviceSink::new(&store, Duration::ZERO);
+        let mut sink = if last { sink.last_resort() } else { sink };
+        let done = replay(&store, extent(), SLOT, &mut sink);
+        store.halt().check().unwrap();
+        done
+    };
+    let bad = block(1).byte();
+    let disk = begin();
+    let mut written = false;
+    disk.fail_when(move |op, offset, length| {
+        let hit = (offset..offset + length as u64).contains(&bad);
+        written |= hit && op == "write";
+        hit && op == "read" && !written
+    });
+    assert!(matches!(run(&disk, false), Err(Error::Io { .. })), "another host may be able to");
+    assert_eq!(run(&disk, true).unwrap().torn, 1);
+    crash_and_expect(&disk, 3, 1);
+
+    // Meanwhile another host has changed it.
+    let disk = begin();
+    let mut newer = Block::init(FORMAT, block(1), BlockKind::Inode, block(1).0, cover(1), Version(9));
+    newer.body_mut()[..8].copy_from_slice(&7u64.to_le_bytes());
+    newer.seal();
+    disk.write(bad, &newer.0).unwrap();
+    let begun = Instant::now();
+    disk.fail_when(move |op, offset, _| {
+        op == "read" && offset == bad && begun.elapsed() < Duration::from_millis(500)
+    });
+    assert_eq!(run(&disk, true).unwrap().torn, 0);
+    let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+    assert_eq!(
+        value(&store.read(block(1), BlockKind::Inode, cover(1)).unwrap()),
+        7,
+        "the newer one was lost"
+    );
+
+    // It is the device that cannot be read.
+    let disk = begin();
+    disk.fail_when(|op, offset, _| op == "read" && offset >= extent().0.byte());
+    assert!(matches!(run(&disk, true), Err(Error::Io { .. })));
+}
+
+/// Where the next transaction would be nothing has to be readable; one that another follows was committed, and is missed.
+#[test]
+fn an_unreadable_end_of_the_log_is_its_end() {
+    let begin = || {
+        let disk = disk(3);
+        let (_, journal) = open_with(&disk, by_hand());
+        for n in 0..3 {
+            let txn = bump(&journal, n);
+            journal.commit(txn).unwrap();
+        }
+        (disk, journal.fill().0 / 3)
+    };
+    let run = |disk: &Arc<SimDisk>, at: u64, last: bool| {
+        let bad = extent().0.plus(2 + at).byte();
+        disk.fail_when(move |op, offset, length| {
+            op == "read" && (offset..offset + length as u64).contains(&bad)
+        });
+        let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+        let sink = DeviceSink::new(&store, Duration::ZERO);
+        let mut sink = if last { sink.last_resort() } else { sink };
+        replay(&store, extent(), SLOT, &mut sink).map(|report| report.txns)
+    };
+    let (disk, each) = begin();
+    assert!(
+        matches!(run(&disk, 3 * each, false), Err(Error::Io { .. })),
+        "another host may be able to read it"
+    );
+    assert_eq!(run(&disk, 3 * each, true), Ok(3));
+    let (disk, each) = begin();
+    assert_eq!(run(&disk, 2 * each, true), Ok(2), "as if it had been cut short");
+    let (disk, each) = begin();
+    assert!(matches!(run(&disk, each, true), Err(Error::Corrupt { .. })), "the third tells of it");
 }

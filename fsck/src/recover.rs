@@ -59,7 +59,7 @@ pub fn recover(
     for slot in &report.replay {
         let extents = &volume.slots[usize::from(slot.0)];
         let extent = (extents.journal_start, extents.journal_blocks);
-        let done = replay(&store, extent, *slot, &mut DeviceSink::new(&store, Duration::ZERO))?;
+        let done = replay(&store, extent, *slot, &mut DeviceSink::new(&store, Duration::ZERO).last_resort())?;
         replayed.push(Replayed { slot: *slot, txns: done.txns, blocks: done.applied });
     }
     cluster.recovered(&report.replay)?;

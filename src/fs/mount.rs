@@ -247,7 +247,7 @@ fn assemble(
     let recovery = takeover::Recovery::new(&opened.volume, Timing::of(opened.volume.timing), able);
     // There is no other member, or there would be nothing to replay yet: no torn block is in anybody's hands.
     let wanted = || unwanted::check_wanted(&*kernel);
-    recovery.replay_all(&store, &cluster, &report.replay, Duration::ZERO, &wanted)?;
+    recovery.replay_all(&store, &cluster, &report.replay, None, &wanted)?;
     let slot = report.slot;
     let config = JournalConfig { commit_interval: options.commit_interval, ..JournalConfig::default() };
     let journal = Journal::open(store.clone(), recovery.journal(slot)?, slot, config)?;

@@ -93,13 +93,13 @@ impl Recovery {
     }
 
     /// Replay the journals of `slots`, all of them gone, while that is `wanted`; `settle`: how long a torn block may
-    /// be under the hands of a host that lives.
+    /// be under the hands of a host that lives, `None` if none does.
     pub fn replay_all(
         &self,
         store: &Store,
         cluster: &Cluster,
         slots: &[SlotId],
-        settle: Duration,
+        settle: Option<Duration>,
         wanted: Wanted<'_>,
     ) -> Result<()> {
         for slot in slots {
@@ -112,7 +112,8 @@ impl Recovery {
                 cluster.set_replaying(Some(Replaying { slot: *slot, since_ms, done, total }));
             };
             tell(0, 0);
-            let mut sink = DeviceSink::new(store, settle).telling(&tell).while_wanted(wanted);
+            let sink = DeviceSink::new(store, settle.unwrap_or_default()).telling(&tell).while_wanted(wanted);
+            let mut sink = if settle.is_none() { sink.last_resort() } else { sink };
             let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
             tracing::info!(
                 "slot {slot}: replayed {} transactions of its journal in {:.2} s, {} of {} blocks written",
@@ -159,7 +160,13 @@ impl Core {
     }
 
     fn take_over(self: &Arc<Self>, slots: &[SlotId]) -> Result<()> {
-        self.recovery.replay_all(&self.store, &self.cluster, slots, self.recovery.settle, &|| Ok(()))?;
+        self.recovery.replay_all(
+            &self.store,
+            &self.cluster,
+            slots,
+            Some(self.recovery.settle),
+            &|| Ok(()),
+        )?;
         self.adopt_slots(slots)?;
         self.cluster.recovered(slots)?;
         self.reaper.look_soon();

@@ -21,6 +21,7 @@ mod handle;
 mod record;
 mod replay;
 mod ring;
+mod scan;
 mod state;
 mod threads;
 
@@ -110,8 +111,10 @@ impl Journal {
         if place.blocks < EXTENT_BLOCKS_MIN {
             return Err(Error::Device(format!("the journal of slot {slot} is too small")));
         }
-        let header = replay::read_header(&store, &place)?;
-        if !replay::is_empty(&store, &place, &header)? {
+        // Whose slot it was has left it empty, or it was replayed: what cannot be read in it is nothing.
+        let log = scan::Log { store: &store, place: &place, last_resort: true };
+        let header = log.read_header()?;
+        if !log.is_empty(&header)? {
             return Err(Error::Busy(format!("the journal of slot {slot} has not been replayed")));
         }
         let next = Mark { txn: skip(TxnId(header.tail_txn.get())), position: header.tail_position.get() };

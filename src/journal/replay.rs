@@ -6,12 +6,13 @@
 
 use super::record;
 use super::ring::Mark;
+use super::scan::{LOST_AFTER, Log, check_device};
 use super::skip;
-use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, SlotId, TxnId, Version};
+use crate::base::{BlockNo, Error, Result, SlotId, TxnId, Version};
 use crate::format::Block;
 use crate::format::block::crc32c;
-use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
-use crate::store::{AlignedBuf, Image as Sealed, Store};
+use crate::format::journal::{JournalHeader, JournalPlace};
+use crate::store::{Image as Sealed, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 const TORN_PAUSE: Duration = Duration::from_millis(10);
 /// Blocks written in one batch.
 const WRITE_BATCH: usize = 1024;
+/// So many single blocks that cannot be written are passed over, to write the others; of more it is the device.
+const UNWRITABLE_MAX: usize = 16;
 
 /// What to do with one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,18 @@ pub trait ReplaySink {
     fn tolerates_damage(&self) -> bool {
         false
     }
+    /// May what stays unreadable, on a device that can be read elsewhere, be taken for torn? Not as long as another
+    /// host might be able to read it.
+    fn is_last_resort(&self) -> bool {
+        false
+    }
+    /// All has been written.
+    ///
+    /// # Errors
+    /// The first of those for which a block was passed over: the journal must stay as it is.
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes to the device through the store.
@@ -69,6 +84,9 @@ pub struct DeviceSink<'a> {
     settle: Duration,
     progress: Option<Progress<'a>>,
     wanted: Option<Wanted<'a>>,
+    last_resort: bool,
+    /// What went wrong with blocks that could not be written.
+    unwritable: Vec<Error>,
 }
 
 /// Fails once the replay is not to go on.
@@ -81,7 +99,14 @@ impl<'a> DeviceSink<'a> {
     /// `settle`: the longest time a write of a host that may still live can take to land; zero when
     /// no other host lives.
     pub fn new(store: &'a Store, settle: Duration) -> DeviceSink<'a> {
-        DeviceSink { store, settle, progress: None, wanted: None }
+        let unwritable = Vec::new();
+        DeviceSink { store, settle, progress: None, wanted: None, last_resort: false, unwritable }
+    }
+
+    /// There is no other host: what cannot be read here is lost. A block of which the journal has an image is
+    /// written without being compared then, and what cannot be read of the journal's end was never committed.
+    pub fn last_resort(self) -> DeviceSink<'a> {
+        DeviceSink { last_resort: true, ..self }
     }
 
     /// Tells `progress` how far it is.
@@ -104,9 +129,12 @@ impl ReplaySink for DeviceSink<'_> {
     }
     fn write(&mut self, blocks: &[(BlockNo, Arc<Block>)]) -> Result<()> {
         let images: Vec<_> = blocks.iter().map(|(b, block)| (*b, Sealed::Whole(block.clone()))).collect();
-        self.store.write_blocks(&images)?;
+        let written = match self.store.put_blocks(&images) {
+            Err(Error::Io { .. }) => self.write_each(&images),
+            other => other,
+        };
         blocks.iter().for_each(|(b, _)| self.store.forget(*b));
-        Ok(())
+        written
     }
     fn is_persistent(&self) -> bool {
         true
@@ -118,6 +146,32 @@ impl ReplaySink for DeviceSink<'_> {
         if let Some(progress) = self.progress {
             progress(done, total);
         }
+    }
+    fn is_last_resort(&self) -> bool {
+        self.last_resort
+    }
+    fn end(&mut self) -> Result<()> {
+        self.unwritable.drain(..).next().map_or(Ok(()), Err)
+    }
+}
+
+impl DeviceSink<'_> {
+    /// One by one, those that cannot be written left out. That is no reason for this host to halt: nothing of its own
+    /// is in doubt, and the journal keeps what it has for another attempt, by whomever.
+    fn write_each(&mut self, images: &[(BlockNo, Sealed)]) -> Result<()> {
+        for one in images.chunks(1) {
+            match self.store.put_blocks(one) {
+                Err(e @ Error::Io { .. }) if self.unwritable.len() < UNWRITABLE_MAX => {
+                    tracing::error!(
+                        "block {} cannot be written, of which a journal has a newer image: {e}",
+                        one[0].0
+                    );
+                    self.unwritable.push(e);
+                }
+                other => other?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +208,9 @@ impl ReplaySink for OverlaySink<'_> {
     fn tolerates_damage(&self) -> bool {
         self.tolerate_damage
     }
+    fn is_last_resort(&self) -> bool {
+        true
+    }
 }
 
 /// What was done.
@@ -186,12 +243,13 @@ pub fn replay(
     sink: &mut dyn ReplaySink,
 ) -> Result<ReplayReport> {
     let place = place(store, extent, slot);
-    let header = read_header(store, &place)?;
+    let log = Log { store, place: &place, last_resort: sink.is_last_resort() };
+    let header = log.read_header()?;
     let mut report = ReplayReport::default();
     // As compact as in the log, whose length bounds it.
     let mut newest: BTreeMap<BlockNo, record::Image> = BTreeMap::new();
     let tolerant = sink.tolerates_damage();
-    let end = scan(store, &place, &header, &mut |txn, images| {
+    let end = log.scan(&header, &mut |txn, images| {
         report.txns += 1;
         let images = match images.and_then(|i| check_targets(store, &place, &i).map(|()| i)) {
             Ok(images) => images,
@@ -215,7 +273,8 @@ pub fn replay(
         Ok(())
     })?;
     report.blocks = newest.len() as u64;
-    apply(store, newest, sink, &mut report)?;
+    apply(&log, newest, sink, &mut report)?;
+    sink.end()?;
     if sink.is_persistent() {
         store.flush()?;
         mark_empty(store, &place, &header, end)?;
@@ -238,120 +297,13 @@ pub fn replay(
 /// `Corrupt` if no header copy is valid; `Io`; `Halted`.
 pub fn journal_is_clean(store: &Store, extent: (BlockNo, u64), slot: SlotId) -> Result<bool> {
     let place = place(store, extent, slot);
-    let header = read_header(store, &place)?;
-    is_empty(store, &place, &header)
+    let log = Log { store, place: &place, last_resort: false };
+    let header = log.read_header()?;
+    log.is_empty(&header)
 }
 
 fn place(store: &Store, extent: (BlockNo, u64), slot: SlotId) -> JournalPlace {
     JournalPlace { format_id: store.format_id(), slot, start: extent.0, blocks: extent.1 }
-}
-
-/// The valid header copy with the higher sequence.
-pub(super) fn read_header(store: &Store, place: &JournalPlace) -> Result<JournalHeader> {
-    let mut best: Option<JournalHeader> = None;
-    for copy in 0..2 {
-        let mut b = Block::zeroed();
-        store.read_data(place.start.plus(copy), &mut b.0)?;
-        if let Some(h) = place.read_header(&b)
-            && best.is_none_or(|o| o.sequence.get() < h.sequence.get())
-        {
-            best = Some(h);
-        }
-    }
-    best.ok_or_else(|| {
-        let kind = format!("journal header of slot {}", place.slot);
-        Error::corrupt(place.start, kind, "a valid copy", "none")
-    })
-}
-
-/// Is there no committed transaction at the tail?
-pub(super) fn is_empty(store: &Store, place: &JournalPlace, header: &JournalHeader) -> Result<bool> {
-    let tail = Mark { txn: TxnId(header.tail_txn.get()), position: header.tail_position.get() };
-    Ok(read_txn(store, place, tail)?.is_none())
-}
-
-/// A transaction as found in the ring, commit block included.
-struct Found {
-    header: TxnHeader,
-    stream: AlignedBuf,
-    crc_right: bool,
-}
-
-impl Found {
-    /// Where the one behind it stands if this one is at `at`.
-    fn end(&self, at: Mark) -> Mark {
-        let blocks = u64::from(self.header.stream_blocks.get()) + 1;
-        Mark { txn: TxnId(at.txn.0 + 1), position: at.position + blocks }
-    }
-}
-
-/// The transaction at `at`, if it is committed. Its commit block was written together with its stream:
-/// if the stream is not what the commit block says, it was cut short by a power failure and never
-/// counted, unless another one follows. That was written later; then the medium has lost something.
-fn read_txn(store: &Store, place: &JournalPlace, at: Mark) -> Result<Option<Found>> {
-    let Some(found) = read_written(store, place, at)? else { return Ok(None) };
-    let mut next = found.end(at);
-    let mut committed = found.crc_right;
-    while !committed && next.position - at.position < place.ring_blocks() {
-        let Some(later) = read_written(store, place, next)? else {
-            tracing::info!("transaction {} in the journal of slot {} was cut short", at.txn, place.slot);
-            return Ok(None);
-        };
-        committed = later.crc_right;
-        next = later.end(next);
-    }
-    Ok(Some(found))
-}
-
-/// The transaction at `at`, if its commit block stands behind it.
-fn read_written(store: &Store, place: &JournalPlace, at: Mark) -> Result<Option<Found>> {
-    let mut first = Block::zeroed();
-    store.read_data(place.block_at(at.position), &mut first.0)?;
-    let Some(header) = place.read_txn_header(&first.0, at.position) else { return Ok(None) };
-    if header.txn.get() != at.txn.0 {
-        return Ok(None);
-    }
-    let blocks = u64::from(header.stream_blocks.get());
-    let mut commit = Block::zeroed();
-    store.read_data(place.block_at(at.position + blocks), &mut commit.0)?;
-    let Some(commit) = place.read_commit(&commit.0, at.txn, at.position) else { return Ok(None) };
-    let mut stream = AlignedBuf::new(blocks as usize);
-    read_ring(store, place, at.position, stream.bytes_mut())?;
-    let crc_right = crc32c(stream.bytes()) == commit.stream_crc.get();
-    Ok(Some(Found { header, stream, crc_right }))
-}
-
-/// Ring blocks from `position` on, around the end.
-fn read_ring(store: &Store, place: &JournalPlace, position: u64, buf: &mut [u8]) -> Result<()> {
-    let ring = place.ring_blocks();
-    let until_wrap = ((ring - position % ring) as usize * BLOCK_SIZE).min(buf.len());
-    let (before, behind) = buf.split_at_mut(until_wrap);
-    store.read_data(place.block_at(position), before)?;
-    if !behind.is_empty() {
-        store.read_data(place.block_at(0), behind)?;
-    }
-    Ok(())
-}
-
-type Visit<'a> = dyn FnMut(TxnId, std::result::Result<Vec<record::Image>, String>) -> Result<()> + 'a;
-
-/// All committed transactions from the tail on. Returns where the next one would stand.
-fn scan(store: &Store, place: &JournalPlace, header: &JournalHeader, visit: &mut Visit) -> Result<Mark> {
-    let start = header.tail_position.get();
-    let mut at = Mark { txn: TxnId(header.tail_txn.get()), position: start };
-    while let Some(found) = read_txn(store, place, at)? {
-        let images = match found.crc_right {
-            true => record::decode(&found.header, found.stream.bytes()),
-            // Another one was committed behind it: the medium lost it.
-            false => Err("the checksum of its images is wrong".into()),
-        };
-        visit(at.txn, images)?;
-        at = found.end(at);
-        if at.position - start > place.ring_blocks() {
-            return Err(Error::corrupt(place.start, "journal", "one turn of the ring", "more"));
-        }
-    }
-    Ok(at)
 }
 
 /// A replay target lies in a group, and never in the journal itself.
@@ -373,7 +325,7 @@ fn check_targets(
 }
 
 fn apply(
-    store: &Store,
+    log: &Log,
     newest: BTreeMap<BlockNo, record::Image>,
     sink: &mut dyn ReplaySink,
     report: &mut ReplayReport,
@@ -385,7 +337,7 @@ fn apply(
         // What waits in the batch is written soon.
         sink.progress(done as u64, total);
         let mut seen = None;
-        match look(store, block, image.entry.version(), &mut seen, sink)? {
+        match look(log, block, image.entry.version(), &mut seen, sink)? {
             Decision::Skip => {}
             Decision::ReadAgain => torn.push((block, image, seen)),
             Decision::Apply => {
@@ -401,7 +353,7 @@ fn apply(
     }
     sink.write(&batch)?;
     sink.progress(total - torn.len() as u64, total);
-    await_torn(store, torn, sink, report)?;
+    await_torn(log, torn, sink, report)?;
     sink.progress(total, total);
     Ok(())
 }
@@ -409,16 +361,16 @@ fn apply(
 /// Look at torn blocks until all are decided. They wait side by side, each for its own time, and each is
 /// written at once: what was seen of it is not true for long.
 fn await_torn(
-    store: &Store,
+    log: &Log,
     mut torn: Vec<(BlockNo, record::Image, Option<Torn>)>,
     sink: &mut dyn ReplaySink,
     report: &mut ReplayReport,
 ) -> Result<()> {
     while !torn.is_empty() {
-        store.halt().check()?;
+        log.store.halt().check()?;
         std::thread::sleep(TORN_PAUSE);
         for (block, image, mut seen) in std::mem::take(&mut torn) {
-            match look(store, block, image.entry.version(), &mut seen, sink)? {
+            match look(log, block, image.entry.version(), &mut seen, sink)? {
                 Decision::Skip => {}
                 Decision::ReadAgain => torn.push((block, image, seen)),
                 Decision::Apply => {
@@ -441,30 +393,47 @@ fn sealed(block: BlockNo, image: &record::Image) -> (BlockNo, Arc<Block>) {
 /// How a torn block looked, and since when it has looked so.
 #[derive(Clone, Copy, Debug)]
 struct Torn {
-    crc: u32,
+    /// `None`: it could not be read.
+    crc: Option<u32>,
     since: Instant,
 }
 
 /// Compare with the disk. A live writer's hands are off a block that has stayed torn in the same way for
 /// the settle time; that counts from a look at this very block, and anew when it changes.
 fn look(
-    store: &Store,
+    log: &Log,
     block: BlockNo,
     image: Version,
     seen: &mut Option<Torn>,
     sink: &mut dyn ReplaySink,
 ) -> Result<Decision> {
     let begun = Instant::now();
-    let found = sink.read(block)?;
-    let on_disk = found.replay_version(store.format_id(), block);
-    if on_disk.is_some() {
-        return Ok(decide(on_disk, image, false));
-    }
-    let crc = crc32c(&found.0);
+    let (crc, patience) = match sink.read(block) {
+        Ok(found) => {
+            let on_disk = found.replay_version(log.store.format_id(), block);
+            if on_disk.is_some() {
+                return Ok(decide(on_disk, image, false));
+            }
+            (Some(crc32c(&found.0)), sink.settle())
+        }
+        // A newer version may stand there, if the device is merely out of reach.
+        Err(Error::Io { .. }) if sink.is_last_resort() => {
+            check_device(log.store, log.place)?;
+            (None, sink.settle().max(LOST_AFTER))
+        }
+        Err(e) => return Err(e),
+    };
     let same = seen.filter(|torn| torn.crc == crc);
     let torn = same.unwrap_or_else(|| Torn { crc, since: Instant::now() });
     *seen = Some(torn);
-    Ok(decide(None, image, begun.saturating_duration_since(torn.since) >= sink.settle()))
+    let decision = decide(None, image, begun.saturating_duration_since(torn.since) >= patience);
+    if crc.is_none() && decision == Decision::Apply {
+        tracing::error!(
+            "block {block} cannot be read: it becomes what the journal of slot {} has",
+            log.place.slot
+        );
+    }
+    Ok(decision)
 }
 
 /// Copy A, FLUSH, copy B, FLUSH. Numbers are skipped so that what the dead host had begun to write
@@ -472,7 +441,8 @@ fn look(
 fn mark_empty(store: &Store, place: &JournalPlace, header: &JournalHeader, end: Mark) -> Result<()> {
     let block = place.header(header.sequence.get() + 1, skip(end.txn), end.position);
     for copy in 0..2 {
-        store.write_critical(place.start.plus(copy), &block.0)?;
+        // Another host's: if it cannot be written, it is replayed again.
+        store.overwrite_data(place.start.plus(copy), &block.0)?;
         store.flush()?;
     }
     Ok(())

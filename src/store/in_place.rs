@@ -45,6 +45,14 @@ impl Store {
     /// # Errors
     /// Any failure halts the host.
     pub(crate) fn write_blocks(&self, blocks: &[(BlockNo, Image)]) -> Result<()> {
+        self.put_blocks(blocks).inspect_err(|e| self.halt_for(e, "a metadata write failed"))
+    }
+
+    /// The same of another host, whose journal has them.
+    ///
+    /// # Errors
+    /// A failed write does not halt this host: it leaves nothing unknown that the journal does not tell.
+    pub(crate) fn put_blocks(&self, blocks: &[(BlockNo, Image)]) -> Result<()> {
         let mut buffer = self.in_place.take(blocks.len());
         let mut whole = Block::zeroed();
         for ((block, image), page) in blocks.iter().zip(buffer.bytes_mut().chunks_exact_mut(BLOCK_SIZE)) {
@@ -60,7 +68,7 @@ impl Store {
             Segment { offset: run[0].0.byte(), buf: buffer.clone(), from: from - len, len }
         };
         let segments = runs(blocks).into_iter().map(segment).collect();
-        let written = self.write_segments(segments);
+        let written = self.put_segments(segments);
         self.in_place.keep(buffer);
         written
     }

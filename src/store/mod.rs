@@ -270,10 +270,12 @@ impl Store {
     /// # Errors
     /// Any failure halts the host.
     pub(crate) fn write_segments(&self, segments: Vec<Segment>) -> Result<()> {
+        self.put_segments(segments).inspect_err(|e| self.halt_for(e, "a metadata write failed"))
+    }
+
+    fn put_segments(&self, segments: Vec<Segment>) -> Result<()> {
         self.halt.check()?;
-        self.pool
-            .write(&self.device, &self.permit, &self.halt, segments)
-            .inspect_err(|e| self.halt_for(e, "a metadata write failed"))
+        self.pool.write(&self.device, &self.permit, &self.halt, segments)
     }
 }
 

@@ -5,8 +5,9 @@ use crate::common::simdisk::SimDisk;
 use crate::host::{Host, How};
 use crate::story::volume;
 use crate::tree;
-use shoal::base::SlotId;
+use shoal::base::{BlockNo, SlotId};
 use shoal::format::superblock;
+use shoal::fs::SetAttr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 const PAGE: u64 = 4096;
 /// An uncommon number of pages: a write of so many is known for what it is.
 const PAGES: u64 = 37;
+
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A file's content in one byte.
 fn bytes(of: u8) -> Vec<u8> {
@@ -134,5 +137,80 @@ fn free_blocks_that_cannot_be_written_are_not_chosen_again() {
         assert!(a.read(path).expect("read") == bytes(content), "{path}");
     }
     a.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// Nobody can write a block of which a dead host's journal has an image. What it held stays locked, and no other host is
+/// the worse for it; when the block can be written, everything goes on.
+#[test]
+fn a_block_of_the_dead_that_nobody_can_write_costs_no_other_host() {
+    let disk = volume(128, 3);
+    let [b, c, a] = ["b", "c", "a"].map(|name| Host::mount(&disk, name).expect("mount"));
+    let hosts = [(&b, "/b"), (&c, "/c")];
+    for (host, dir) in hosts {
+        host.mkdir(dir).expect("mkdir");
+        host.create(&format!("{dir}/0")).expect("create");
+    }
+    a.create("/f").expect("create");
+    a.fsync("/f").expect("fsync");
+    let inode = BlockNo(a.stat("/f").expect("stat").ino.0).byte();
+    // None of them waits for anything that the dead host will have had.
+    for (host, dir) in hosts {
+        host.create(&format!("{dir}/1")).expect("create");
+    }
+    let refused = Arc::<AtomicU64>::default();
+    let count = refused.clone();
+    disk.fail_when(move |op, offset, length| {
+        let fails = op == "write" && touches(inode, offset, length);
+        count.fetch_add(u64::from(fails), Ordering::Relaxed);
+        fails
+    });
+    let node = a.keep("/f").expect("lookup");
+    a.set_kept(node, SetAttr { perm: Some(0o600), ..SetAttr::default() }).expect("chmod");
+    a.fsync_kept(node, 0).expect("it is in the log");
+    let begun = Instant::now();
+    while a.stat_kept(node).is_ok() {
+        assert!(begun.elapsed() < WAIT_MAX, "it does not try to write it in place: nothing is tested");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let own = refused.load(Ordering::Relaxed);
+    a.crash();
+    while refused.load(Ordering::Relaxed) < own + 6 {
+        assert!(begun.elapsed() < WAIT_MAX, "those that live try no more, or never did");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for (host, dir) in hosts {
+        host.create(&format!("{dir}/2")).expect("a host that lives goes on");
+        host.fsync(&format!("{dir}/2")).expect("a host that lives goes on");
+    }
+    disk.heal();
+    for (host, _) in hosts {
+        assert_eq!(host.stat("/f").expect("stat").mode & 0o777, 0o600, "what was in the dead host's log");
+    }
+    b.stop().expect("a clean leave");
+    c.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// The power fails, and leaves a block of which the journal has an image unreadable until it is written, and the block
+/// where the journal would go on, too. The next mount heals the one and does not need the other.
+#[test]
+fn blocks_that_a_power_failure_left_unreadable_keep_nobody_from_mounting() {
+    let disk = volume(128, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    a.create("/f").expect("create");
+    a.chmod("/f", 0o600).expect("chmod");
+    a.fsync("/f").expect("fsync");
+    let inode = BlockNo(a.stat("/f").expect("stat").ino.0).byte();
+    a.crash();
+    let mut written = false;
+    disk.fail_when(move |op, offset, length| {
+        let hit = touches(inode, offset, length);
+        written |= hit && op == "write";
+        hit && op == "read" && !written
+    });
+    let b = Host::mount(&disk, "b").expect("mount");
+    assert_eq!(b.stat("/f").expect("stat").mode & 0o777, 0o600);
+    b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
