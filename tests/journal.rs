@@ -260,6 +260,20 @@ fn light_steady_commits_do_not_keep_the_log_from_emptying() {
     journal.shutdown().unwrap();
 }
 
+/// The log of a transaction could not be written, because others have taken this host for dead. Whoever waits for it
+/// is not told that it is durable, however late the halt is.
+#[test]
+fn a_transaction_whose_log_was_not_written_never_counts() {
+    let disk = disk(4);
+    let (store, journal) = open_with(&disk, by_hand());
+    let txn = bump(&journal, 0);
+    store.permit().revoke();
+    assert!(matches!(journal.commit(txn), Err(Error::Halted(_))));
+    store.halt().check().expect("whoever revokes the permit tells why, but has not yet");
+    assert!(matches!(journal.commit(txn), Err(Error::Halted(_))), "nothing is left to be committed");
+    assert!(journal.durable() < txn);
+}
+
 /// The first failed journal write, or flush, ends all writing; nobody hangs.
 #[test]
 fn a_failed_write_halts() {

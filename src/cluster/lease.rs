@@ -26,7 +26,6 @@ impl LeaseSink for StoreLease {
     }
 
     fn lost(&self, reason: &str) {
-        self.0.permit().revoke();
-        self.0.halt().trip(reason);
+        self.0.cut_off(reason);
     }
 }

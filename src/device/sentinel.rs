@@ -1,5 +1,6 @@
 //! A device that tells when it refuses a write of this host: once that is so, another host has taken over,
-//! and nothing more may be tried.
+//! and nothing more may be tried. And when a flush has failed, for whichever room: what was lost of the others'
+//! writes, no later flush tells.
 
 use super::{BlockDevice, IoCounts};
 use crate::base::{Error, Result};
@@ -19,8 +20,8 @@ impl Sentinel {
         Sentinel { inner, listener: OnceLock::new() }
     }
 
-    /// Call `tell` at each reservation conflict from now on, before the request fails.
-    pub fn on_fenced(&self, tell: impl Fn(&Error) + Send + Sync + 'static) {
+    /// Call `tell` at each reservation conflict and failed flush from now on, before the request fails.
+    pub fn on_refusal(&self, tell: impl Fn(&Error) + Send + Sync + 'static) {
         let _ = self.listener.set(Box::new(tell));
     }
 
@@ -42,7 +43,11 @@ impl BlockDevice for Sentinel {
     }
 
     fn flush(&self) -> Result<()> {
-        self.watch(self.inner.flush())
+        let done = self.inner.flush();
+        if let (Err(e), Some(tell)) = (&done, self.listener.get()) {
+            tell(e);
+        }
+        done
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {

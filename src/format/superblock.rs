@@ -213,7 +213,7 @@ pub(super) fn check_geometry(g: &Geometry) -> std::result::Result<(), &'static s
         return Err("ledgers with room for every group");
     }
     let last = AgNo(g.ag_count - 1);
-    if g.total_blocks > 1 << 52
+    if g.total_blocks >= 1 << 52
         || g.ag_start(last).0 >= g.total_blocks
         || g.ag_chunks(last) <= g.ag_own_chunks(last)
     {

@@ -47,13 +47,18 @@ pub fn options(backing: &Backing, options: &MountOptions, timing: &Timing) -> Re
     Ok(FenceOptions { wanted, reservations, reluctance, command })
 }
 
-/// From now on a write that the device refuses halts this host: another one has taken over from it.
+/// From now on a write that the device refuses halts this host: another one has taken over from it. So does a flush
+/// that fails, whoever wanted it: of what any room has written before some may be lost, and the next flush,
+/// which succeeds, says nothing of that.
 pub fn halt_when_fenced(device: &Sentinel, store: &Arc<Store>) {
     let store = Arc::downgrade(store);
-    device.on_fenced(move |why| {
+    device.on_refusal(move |why| {
         if let Some(store) = store.upgrade() {
-            store.permit().revoke();
-            store.halt().trip(format!("another host has taken over from this one: {why}"));
+            let what = match why {
+                Error::Fenced { .. } => "another host has taken over from this one",
+                _ => "the device could not flush",
+            };
+            store.cut_off(format!("{what}: {why}"));
         }
     });
 }

@@ -491,7 +491,6 @@ impl Fs {
     /// Write nothing any more, as if the lease were lost: to the others this host is dead. What waits
     /// fails. Only [`Fs::stop`] is of use afterwards.
     pub fn halt(&self, reason: &str) {
-        self.core.store.permit().revoke();
-        self.core.store.halt().trip(reason);
+        self.core.store.cut_off(reason);
     }
 }

@@ -3,7 +3,7 @@
 use super::record::{Stream, encode};
 use super::state::{Running, State};
 use super::{DIRTY_BLOCKS, Journal};
-use crate::base::{BLOCK_SIZE, BlockNo, Result, TxnId};
+use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, TxnId};
 use crate::store::{Image, Segment};
 use parking_lot::MutexGuard;
 use std::sync::Arc;
@@ -29,6 +29,11 @@ impl Journal {
             if s.committing {
                 self.changed.wait(&mut s);
                 continue;
+            }
+            if upto < s.running.id {
+                // Sealed, neither durable nor on its way: its log could not be written, and whoever knows why is
+                // about to halt this host.
+                return Err(Error::Halted(format!("transaction {upto} could not be committed")));
             }
             if s.running.blocks.is_empty() && s.running.open_handles == 0 {
                 return Ok(());

@@ -25,14 +25,22 @@ impl Halt {
 
     /// Trip the latch. The first reason stays; listeners are told once.
     pub fn trip(&self, reason: impl Into<String>) {
+        self.trip_then(reason, || {});
+    }
+
+    /// As [`Halt::trip`]; `then` is done in any case, after the latch has tripped and before anybody is told.
+    pub fn trip_then(&self, reason: impl Into<String>, then: impl FnOnce()) {
         let reason = reason.into();
-        {
+        let already = {
             let mut first = self.reason.lock();
-            if first.is_some() {
-                return;
-            }
-            *first = Some(reason.clone());
+            let already = first.is_some();
+            first.get_or_insert_with(|| reason.clone());
             self.tripped.store(true, Ordering::Release);
+            already
+        };
+        then();
+        if already {
+            return;
         }
         tracing::error!("this host halts: {reason}");
         let listeners = std::mem::take(&mut *self.listeners.lock());
@@ -100,5 +108,22 @@ mod tests {
         halt.on_trip(count(&told));
         assert_eq!(halt.check(), Err(Error::Halted("one".into())));
         assert_eq!(told.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn what_goes_with_a_halt_is_done_before_anybody_is_told_and_in_any_case() {
+        let halt = Arc::new(Halt::new());
+        let done = Arc::new(AtomicU32::new(0));
+        let (seen, at) = (Arc::new(AtomicU32::new(0)), done.clone());
+        let tell = seen.clone();
+        halt.on_trip(move |_| tell.store(1 + at.load(Ordering::Relaxed), Ordering::Relaxed));
+        let then = || {
+            assert!(halt.is_tripped());
+            done.fetch_add(1, Ordering::Relaxed);
+        };
+        halt.trip_then("one", then);
+        halt.trip_then("two", then);
+        assert_eq!((done.load(Ordering::Relaxed), seen.load(Ordering::Relaxed)), (2, 2));
+        assert_eq!(halt.check(), Err(Error::Halted("one".into())));
     }
 }

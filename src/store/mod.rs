@@ -88,6 +88,12 @@ impl Store {
         &self.halt
     }
 
+    /// Others may count this host as dead: it halts, and neither writes nor tells anything any more. Whoever finds
+    /// the permit revoked finds the latch tripped as well.
+    pub fn cut_off(&self, reason: impl Into<String>) {
+        self.halt.trip_then(reason, || self.permit.revoke());
+    }
+
     /// Until when writes may start.
     pub fn permit(&self) -> &Arc<Permit> {
         &self.permit
@@ -220,7 +226,7 @@ impl Store {
     }
 
     /// Halt for an error that must not be. Who finds the permit revoked leaves the reason to whoever has
-    /// revoked it, and is about to tell.
+    /// revoked it.
     fn halt_for(&self, error: &Error, what: &str) {
         if !matches!(error, Error::Halted(_)) {
             self.halt.trip(format!("{what}: {error}"));

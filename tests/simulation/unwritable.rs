@@ -214,3 +214,35 @@ fn blocks_that_a_power_failure_left_unreadable_keep_nobody_from_mounting() {
     b.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
+
+/// The flush behind the write of a ledger fails, and no other. What it has lost of what was written through the same
+/// device, a later flush does not tell: nothing is acknowledged any more.
+#[test]
+fn a_flush_that_failed_for_the_cluster_counts_for_the_data_too() {
+    let disk = volume(128, 3);
+    let [a, b] = ["a", "b"].map(|name| Host::mount(&disk, name).expect("mount"));
+    a.create("/g").expect("create");
+    b.create("/f").expect("create");
+    b.stop().expect("a clean leave");
+    let node = a.keep("/g").expect("lookup");
+    a.write("/g", 0, &bytes(1), How::Buffered).expect("write");
+    let (superblock, _) = superblock::load(&*disk).expect("superblock");
+    let geometry = superblock.geometry;
+    let ledgers = geometry.ledger(SlotId(0), 0, 0).byte()..geometry.ledger(SlotId(2), 0, 1).byte() + PAGE;
+    let failed = Arc::<AtomicU64>::default();
+    let (count, mut armed) = (failed.clone(), false);
+    disk.fail_when(move |op, offset, _| {
+        armed |= op == "write" && ledgers.contains(&offset);
+        let fails = op == "flush" && armed && count.load(Ordering::Relaxed) == 0;
+        count.fetch_add(u64::from(fails), Ordering::Relaxed);
+        fails
+    });
+    // Its group is nobody's: this host takes it.
+    let _ = a.chmod("/f", 0o600);
+    assert_eq!(failed.load(Ordering::Relaxed), 1, "nothing was tested");
+    a.fsync_kept(node, 0).expect_err("what was written before may be lost");
+    a.create("/h").expect_err("the host has halted");
+    a.crash();
+    disk.heal();
+    tree::fsck(&disk).expect("a sound volume");
+}

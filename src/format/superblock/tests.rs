@@ -58,7 +58,7 @@ fn each_flipped_bit_is_damage_never_a_panic() {
 #[test]
 fn impossible_values_are_refused() {
     type Change = fn(&mut DiskSuperblock);
-    let changes: [(&str, Change); 14] = [
+    let changes: [(&str, Change); 15] = [
         ("version", |d| d.version = U32::new(2)),
         ("blocks of 8192", |d| d.block_size = U32::new(8192)),
         ("slots", |d| d.max_slots = U16::new(65)),
@@ -70,6 +70,7 @@ fn impossible_values_are_refused() {
         ("16384 groups", |d| d.ag_count = U32::new(0)),
         ("within the volume", |d| d.ag_count = U32::new(9)),
         ("within the volume", |d| d.total_blocks = U64::new(u64::MAX)),
+        ("within the volume", |d| d.total_blocks = U64::new(1 << 52)),
         ("ledgers", |d| d.ledger_pages = U32::new(0)),
         ("ledgers", |d| d.ledger_pages = U32::new(u32::MAX)),
         ("timing", |d| d.timing = 3),
