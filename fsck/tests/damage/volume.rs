@@ -65,15 +65,6 @@ impl KernelCache for NoKernel {
     fn inval_inode(&self, _: NodeId, _: i64, _: i64) -> io::Result<()> {
         Ok(())
     }
-    fn inval_entry(&self, _: NodeId, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn inc_epoch(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn supports_epoch(&self) -> bool {
-        true
-    }
     fn abort(&self) -> io::Result<()> {
         Ok(())
     }
