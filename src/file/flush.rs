@@ -6,6 +6,7 @@
 //! the data. A death in between leaves free blocks with data nobody can see.
 
 use super::extents::Backing;
+use super::mark::FlushMark;
 use super::pages::{PAGE, PageBuf, PagePool};
 use super::state::{INLINE, INLINE_MAX, space_for};
 use super::{DataDevice, FileState, SpaceNeed, StepLimit};
@@ -28,6 +29,8 @@ pub struct TakeLimit {
     pub new_blocks: u64,
     /// Runs that change the item tree: bounds the transaction.
     pub changes: u32,
+    /// Only what was dirty at this mark.
+    pub mark: FlushMark,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +199,11 @@ impl FileState {
         }
         let mut pieces = Vec::new();
         let mut left = limit;
-        for run in self.runs_to_take(limit.bytes.min(self.flush_max) / PAGE) {
+        let runs = self.runs_to_take(limit.bytes.min(self.flush_max) / PAGE, limit.mark);
+        if runs.is_empty() {
+            return Ok(self.take_size_before(limit.mark));
+        }
+        for run in runs {
             if !self.add_pieces(src, run, &mut left, &mut pieces)? {
                 break;
             }
@@ -259,38 +266,21 @@ impl FileState {
 
     /// Only the size is left: it grew by a hole.
     fn take_size(&mut self) -> Option<FlushBatch> {
-        (self.mem_size > self.disk_size && self.flushes == 0).then(|| {
-            self.flushes += 1;
-            FlushBatch {
-                pages: Vec::new(),
-                pieces: Vec::new(),
-                inline: None,
-                leaves_inode: false,
-                size: self.mem_size,
-                old_size: self.disk_size,
-                near: None,
-                runs: (0, 0),
-            }
-        })
+        (self.mem_size > self.disk_size && self.flushes == 0).then(|| self.size_batch(self.mem_size))
     }
 
-    /// Runs of dirty pages not in flight, `most` pages of them.
-    fn runs_to_take(&self, most: u64) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        let (mut count, mut guard) = (0, self.guard);
-        for (page, _) in self.pages.range(0..u64::MAX).filter(|(_, dirty)| !dirty.in_flight) {
-            // Pages behind the guard raise the size: not before the guard itself.
-            if count == most || guard.is_some_and(|g| page > g) {
-                break;
-            }
-            guard = guard.filter(|g| *g != page);
-            count += 1;
-            match runs.last_mut() {
-                Some(run) if run.end == page => run.end += 1,
-                _ => runs.push(page..page + 1),
-            }
+    pub(super) fn size_batch(&mut self, size: u64) -> FlushBatch {
+        self.flushes += 1;
+        FlushBatch {
+            pages: Vec::new(),
+            pieces: Vec::new(),
+            inline: None,
+            leaves_inode: false,
+            size,
+            old_size: self.disk_size,
+            near: None,
+            runs: (0, 0),
         }
-        runs
     }
 
     /// What lies behind a run; false once a limit is reached.

@@ -31,6 +31,8 @@ pub struct PageBuf(pub [u8; BLOCK_SIZE]);
 pub struct PagePool {
     dirty: AtomicU64,
     limit: u64,
+    /// Counts the marks that flushes have set.
+    marks: AtomicU64,
     spare: ArrayQueue<Arc<PageBuf>>,
     buffers: ArrayQueue<AlignedBuf>,
     /// The last that came back is the next: memory is used for the first time as little as possible.
@@ -45,6 +47,7 @@ impl PagePool {
         Arc::new(PagePool {
             dirty: AtomicU64::new(0),
             limit,
+            marks: AtomicU64::new(0),
             spare: ArrayQueue::new(SPARE_PAGES),
             buffers: ArrayQueue::new(SPARE_BUFFERS),
             read_buffers: Mutex::default(),
@@ -72,6 +75,16 @@ impl PagePool {
         let mut guard = self.throttle.lock();
         self.room.wait_while_for(&mut guard, |()| self.dirty_bytes() >= self.limit, patience);
         self.dirty_bytes() < self.limit
+    }
+
+    /// A mark between what is dirty by now and what becomes so later.
+    pub(super) fn mark(&self) -> u64 {
+        self.marks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Pages that become dirty now come after all marks below this number.
+    fn marks(&self) -> u64 {
+        self.marks.load(Ordering::Relaxed)
     }
 
     /// A page with this content.
@@ -158,15 +171,22 @@ pub(super) struct DirtyPage {
     pub cost: Cost,
     /// A flush has a copy and is not finished.
     pub in_flight: bool,
-    /// Changed since that copy was taken: stays dirty when the flush is done.
-    pub again: bool,
+    /// Changed since that copy was taken, and behind which marks: stays dirty when the flush is done.
+    again: Option<u64>,
     /// The flush took its block out of the reservation.
     placed: bool,
+    /// Dirty since there were so many marks.
+    since: u64,
 }
 
 impl DirtyPage {
     fn wants_block(&self) -> bool {
         self.cost == Cost::Block && !self.placed
+    }
+
+    /// Does it hold what was dirty at `mark`?
+    pub(super) fn is_before(&self, mark: u64) -> bool {
+        self.since <= mark
     }
 }
 
@@ -176,11 +196,13 @@ pub(super) struct DirtyPages {
     pool: Arc<PagePool>,
     /// Pages of [`Cost::Block`] whose block no flush has taken yet.
     unplaced: u64,
+    /// All pages of [`Cost::Block`]: their blocks are not the file's yet.
+    blocks_to_come: u64,
 }
 
 impl DirtyPages {
     pub(super) fn new(pool: Arc<PagePool>) -> DirtyPages {
-        DirtyPages { map: BTreeMap::new(), pool, unplaced: 0 }
+        DirtyPages { map: BTreeMap::new(), pool, unplaced: 0, blocks_to_come: 0 }
     }
 
     pub(super) fn pool(&self) -> &Arc<PagePool> {
@@ -199,6 +221,15 @@ impl DirtyPages {
         self.unplaced
     }
 
+    pub(super) fn blocks_to_come(&self) -> u64 {
+        self.blocks_to_come
+    }
+
+    /// Is anything of what was dirty at `mark` dirty, or on its way?
+    pub(super) fn any_before(&self, mark: u64) -> bool {
+        self.map.values().any(|page| page.is_before(mark))
+    }
+
     pub(super) fn contains(&self, page: u64) -> bool {
         self.map.contains_key(&page)
     }
@@ -215,17 +246,21 @@ impl DirtyPages {
     pub(super) fn insert(&mut self, page: u64, data: Arc<PageBuf>, cost: Cost) {
         if cost == Cost::Block {
             self.unplaced += 1;
+            self.blocks_to_come += 1;
         }
         self.pool.charge();
-        let before =
-            self.map.insert(page, DirtyPage { data, cost, in_flight: false, again: false, placed: false });
+        let since = self.pool.marks();
+        let fresh = DirtyPage { data, cost, in_flight: false, again: None, placed: false, since };
+        let before = self.map.insert(page, fresh);
         debug_assert!(before.is_none());
     }
 
     /// Writes `bytes` into page `page` from byte `at` on; false if the page is clean.
     pub(super) fn overwrite(&mut self, page: u64, at: usize, bytes: &[u8]) -> bool {
         let Some(dirty) = self.map.get_mut(&page) else { return false };
-        dirty.again |= dirty.in_flight;
+        if dirty.in_flight {
+            dirty.again.get_or_insert_with(|| self.pool.marks());
+        }
         if let Some(data) = Arc::get_mut(&mut dirty.data) {
             data.0[at..at + bytes.len()].copy_from_slice(bytes);
         } else {
@@ -252,6 +287,7 @@ impl DirtyPages {
         if dirty.wants_block() {
             self.unplaced -= 1;
         }
+        self.blocks_to_come -= u64::from(dirty.cost == Cost::Block);
         self.pool.discharge();
         self.pool.give_back(dirty.data);
     }
@@ -279,20 +315,20 @@ impl DirtyPages {
     pub(super) fn written(&mut self, page: u64) {
         let Some(dirty) = self.map.get_mut(&page) else { return };
         debug_assert!(dirty.in_flight);
-        if dirty.again {
-            // Its block is there now, whatever it was before.
-            (dirty.cost, dirty.in_flight, dirty.again, dirty.placed) = (Cost::Free, false, false, false);
-        } else {
-            self.remove(page);
-        }
+        let Some(since) = dirty.again.take() else { return self.remove(page) };
+        // Its block is there now, whatever it was before.
+        self.blocks_to_come -= u64::from(dirty.cost == Cost::Block);
+        (dirty.cost, dirty.in_flight, dirty.placed, dirty.since) = (Cost::Free, false, false, since);
     }
 
     /// As [`DirtyPages::written`] for a page whose bytes went into the inode: it owns no block.
     pub(super) fn written_inline(&mut self, page: u64) {
-        if self.get(page).is_some_and(|dirty| dirty.again) {
-            self.put_back(page);
-        } else {
-            self.remove(page);
+        match self.map.get(&page).map(|dirty| dirty.again) {
+            Some(Some(since)) => {
+                self.put_back(page);
+                self.map.get_mut(&page).expect("just seen").since = since;
+            }
+            _ => self.remove(page),
         }
     }
 
@@ -302,7 +338,7 @@ impl DirtyPages {
         if dirty.placed && dirty.cost == Cost::Block {
             self.unplaced += 1;
         }
-        (dirty.in_flight, dirty.again, dirty.placed) = (false, false, false);
+        (dirty.in_flight, dirty.again, dirty.placed) = (false, None, false);
     }
 
     /// Pages in `pages` have unwritten blocks now.
@@ -310,6 +346,7 @@ impl DirtyPages {
         for dirty in self.map.range_mut(pages).map(|(_, page)| page) {
             if dirty.wants_block() {
                 self.unplaced -= 1;
+                self.blocks_to_come -= 1;
                 dirty.cost = Cost::Convert;
             }
         }

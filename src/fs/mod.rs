@@ -67,6 +67,7 @@ pub mod tune;
 pub mod types;
 mod unwanted;
 mod walk;
+mod write_errors;
 mod writeback;
 mod xattrs;
 

@@ -14,7 +14,7 @@ use crate::fs::gone::Gone;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
 use crate::fs::shared::{Note, Sharing};
 use crate::fs::walk::Walk;
-use crate::fs::writeback::WriteErrors;
+use crate::fs::write_errors::WriteErrors;
 use crate::inode::Attr;
 use crate::lock::Pins;
 use crate::store::BlockHash;

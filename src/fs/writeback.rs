@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::alloc::{RUNS_MAX, Want};
-use crate::file::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
+use crate::file::{FLUSH_IO_BYTES, FlushBatch, FlushMark, TakeLimit};
 use crate::inode::tree_costs;
 use parking_lot::Condvar;
 use serving::Parked;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// Dirty bytes of one file above which it is flushed at once.
 pub const FILE_DIRTY_MAX: u64 = 8 << 20;
@@ -88,13 +88,14 @@ impl Signal {
     }
 }
 
-/// Nothing could be taken for a flush: because all is clean, or flushes in flight have it.
+/// Nothing could be taken for a flush: because nothing is left of what was there at `mark`, or flushes in flight
+/// have it.
 ///
 /// # Errors
 /// `NeedSpace` if neither is the case: the space for what is dirty has been lost.
-fn check_takeable(state: &NodeState) -> Result<()> {
+fn check_takeable(state: &NodeState, mark: FlushMark) -> Result<()> {
     let in_flight = state.file.as_ref().is_some_and(|f| f.flushes_in_flight() > 0);
-    if !state.is_data_dirty() || in_flight {
+    if !lacks(state, mark) || in_flight {
         return Ok(());
     }
     match state.space.as_ref().map_or(0, Reservation::data) {
@@ -103,49 +104,14 @@ fn check_takeable(state: &NodeState) -> Result<()> {
     }
 }
 
-/// Errors of write-back, for those who have the file open: each handle hears of them once.
-#[derive(Default)]
-pub struct WriteErrors {
-    newest: Option<Error>,
-    count: u64,
-    /// Has any handle heard of the newest?
-    heard: bool,
+/// Does the disk lack data, or the size, of what was there at `mark`?
+fn lacks(state: &NodeState, mark: FlushMark) -> bool {
+    state.file.as_ref().is_some_and(|file| file.lacks(mark))
 }
 
-impl WriteErrors {
-    /// One more.
-    pub fn note(&mut self, e: Error) {
-        (self.newest, self.heard) = (Some(e), false);
-        self.count += 1;
-    }
-
-    /// Is there one that nobody has heard of?
-    pub fn has_news(&self) -> bool {
-        self.count > 0 && !self.heard
-    }
-
-    /// How many a new handle need not hear of: all, except a newest one that nobody has heard of.
-    pub fn before_open(&self) -> u64 {
-        self.count - u64::from(self.has_news())
-    }
-
-    /// Tell a handle that has heard of the first `heard`; without one, whoever asks first.
-    ///
-    /// # Errors
-    /// The newest, if it is news.
-    pub fn tell(&mut self, heard: Option<&AtomicU64>) -> Result<()> {
-        let news = match heard {
-            Some(heard) => heard.swap(self.count, Ordering::AcqRel) < self.count,
-            None => self.has_news(),
-        };
-        match &self.newest {
-            Some(e) if news => {
-                self.heard = true;
-                Err(e.clone())
-            }
-            _ => Ok(()),
-        }
-    }
+/// Up to where an inode is to be flushed now. Nothing matters if it has no data in memory.
+fn mark_of(state: &NodeState) -> FlushMark {
+    state.file.as_ref().map_or(FlushMark::ALL, FileState::flush_mark)
 }
 
 impl NodeState {
@@ -161,7 +127,8 @@ impl NodeState {
 }
 
 impl Core {
-    /// Write out everything of an inode that is dirty. Its lock is pinned X, or being given up.
+    /// Write out everything of an inode that is dirty now; what is written to it meanwhile may stay dirty. Its lock is
+    /// pinned X, or being given up.
     ///
     /// # Errors
     /// `NeedSpace` if it must be got from a group that is not held (`aside` has what to do then); so for
@@ -173,6 +140,16 @@ impl Core {
         self.flush_attr(node, &mut state)
     }
 
+    /// The same until nothing is dirty: nobody writes to it any more but who was let in before.
+    pub(super) fn flush_whole(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
+        loop {
+            self.flush_node(node)?;
+            if !node.state.lock().is_data_dirty() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Write out data and size, but not times that alone have changed: what fdatasync(2) asks for.
     pub(super) fn flush_data(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         let _io = node.gate.read();
@@ -180,19 +157,35 @@ impl Core {
     }
 
     fn flush_pages(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
-        loop {
-            let mut state = node.state.lock();
-            if !state.is_data_dirty() {
-                return Ok(());
-            }
-            self.flush_batch(node, &mut state)?;
+        let mut state = node.state.lock();
+        let mark = mark_of(&state);
+        while lacks(&state, mark) {
+            self.flush_batch(node, &mut state, mark)?;
+            // Writers get on meanwhile.
+            MutexGuard::bump(&mut state);
         }
+        Ok(())
+    }
+
+    /// One batch of what was dirty at `mark`, or just now. `Some` if there is more of that; else the attributes are
+    /// written as well.
+    fn flush_some(self: &Arc<Self>, node: &Arc<Node>, mark: Option<FlushMark>) -> Result<Option<FlushMark>> {
+        let _io = node.gate.read();
+        let mut state = node.state.lock();
+        let mark = mark.unwrap_or_else(|| mark_of(&state));
+        if lacks(&state, mark) {
+            self.flush_batch(node, &mut state, mark)?;
+        }
+        if lacks(&state, mark) {
+            return Ok(Some(mark));
+        }
+        self.flush_attr(node, &mut state).map(|()| None)
     }
 
     /// The same with the state locked throughout; the gate is held.
     pub(super) fn flush_locked(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<()> {
         while self.flush_one(node, state)? {}
-        let takeable = check_takeable(state);
+        let takeable = check_takeable(state, FlushMark::ALL);
         state.noted(takeable)?;
         self.flush_attr(node, state)
     }
@@ -211,10 +204,15 @@ impl Core {
         }
     }
 
-    fn take(&self, node: &Node, state: &mut NodeState) -> Result<Option<(FlushBatch, Option<PendingRuns>)>> {
+    fn take(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        mark: FlushMark,
+    ) -> Result<Option<(FlushBatch, Option<PendingRuns>)>> {
         self.reserve_lost(node, state);
         let promised = state.space.as_ref().map_or(0, Reservation::data);
-        let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: promised, changes: CHANGES };
+        let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: promised, changes: CHANGES, mark };
         let Some(file) = &mut state.file else { return Ok(None) };
         let Some(mut batch) = file.flush_take(&*self.store, limit)? else { return Ok(None) };
         let wanted = batch.blocks_wanted();
@@ -323,7 +321,7 @@ impl Core {
 
     /// Flush one batch with the state locked. `false` if there was nothing to take.
     fn flush_one(self: &Arc<Self>, node: &Arc<Node>, state: &mut NodeState) -> Result<bool> {
-        let taken = self.take(node, state);
+        let taken = self.take(node, state, FlushMark::ALL);
         let Some((batch, pending)) = state.noted(taken)? else { return Ok(false) };
         let written = batch.write_data(&self.pool, &*self.store);
         self.settle(node, state, batch, pending, written)?;
@@ -332,10 +330,15 @@ impl Core {
 
     /// Flush one batch, the state unlocked while the data goes out; or wait for one in flight, if that
     /// has all there is.
-    fn flush_batch(self: &Arc<Self>, node: &Arc<Node>, state: &mut MutexGuard<'_, NodeState>) -> Result<()> {
-        let taken = self.take(node, state);
+    fn flush_batch(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        state: &mut MutexGuard<'_, NodeState>,
+        mark: FlushMark,
+    ) -> Result<()> {
+        let taken = self.take(node, state, mark);
         let Some((batch, pending)) = state.noted(taken)? else {
-            let takeable = check_takeable(state);
+            let takeable = check_takeable(state, mark);
             state.noted(takeable)?;
             MutexGuard::unlocked(state, || std::thread::sleep(Duration::from_micros(300)));
             return Ok(());
@@ -380,12 +383,15 @@ impl Core {
         }
     }
 
-    /// The write-back thread.
+    /// The write-back thread: one batch of each file that is due after the other, so that none waits for the end of
+    /// a large one, nor for that of one that is being written all the time.
     pub(super) fn run_writeback(self: &Arc<Self>) {
+        let mut begun: HashMap<InodeNo, FlushMark> = HashMap::new();
+        let mut next_look = Duration::ZERO;
         loop {
-            let due = {
+            let (due, now) = {
                 let mut asked = self.writeback.state.lock();
-                if !asked.stop && !asked.all && asked.soon.is_empty() {
+                if !asked.stop && !asked.all && asked.soon.is_empty() && begun.is_empty() {
                     self.writeback.wake.wait_for(&mut asked, LOOK);
                 }
                 if asked.stop {
@@ -393,29 +399,51 @@ impl Core {
                 }
                 let all = std::mem::take(&mut asked.all);
                 let soon = std::mem::take(&mut asked.soon);
-                let both = asked.dirty.union(&soon);
-                both.map(|i| (*i, all || soon.contains(i))).collect::<Vec<_>>()
+                let mut due: BTreeSet<InodeNo> = begun.keys().chain(&soon).copied().collect();
+                let now = self.clock.now();
+                if all || now >= next_look {
+                    due.extend(&asked.dirty);
+                    next_look = now + LOOK;
+                }
+                (due.into_iter().map(|ino| (ino, all || soon.contains(&ino))).collect::<Vec<_>>(), now)
             };
-            let now = self.clock.now();
+            let mut going_on = HashMap::new();
             for (ino, at_once) in due {
-                self.flush_if_due(ino, at_once, now);
+                let mark = begun.remove(&ino);
+                if let Some(mark) = self.flush_if_due(ino, at_once || mark.is_some(), now, mark) {
+                    going_on.insert(ino, mark);
+                }
             }
+            begun = going_on;
         }
     }
 
     /// Flush everything that is dirty and not on its way out already; for threads that hold nothing.
     pub(super) fn flush_all_now(self: &Arc<Self>) {
         let now = self.clock.now();
-        self.writeback.dirty().into_iter().for_each(|ino| self.flush_if_due(ino, true, now));
+        for ino in self.writeback.dirty() {
+            let mut mark = self.flush_if_due(ino, true, now, None);
+            while mark.is_some() {
+                mark = self.flush_if_due(ino, true, now, mark);
+            }
+        }
     }
 
-    fn flush_if_due(self: &Arc<Self>, ino: InodeNo, at_once: bool, now: Duration) {
+    /// A batch of an inode, if it is time for it: of what was dirty at `mark`, if that was begun before. `Some` if
+    /// there is more of that.
+    fn flush_if_due(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        at_once: bool,
+        now: Duration,
+        mark: Option<FlushMark>,
+    ) -> Option<FlushMark> {
         let node = self.nodes.find(ino).or_else(|| {
             self.writeback.cleaned(ino);
             // Made and dirtied before that, it would be forgotten while it is dirty.
             self.nodes.find(ino)
         });
-        let Some(node) = node else { return };
+        let node = node?;
         let (clean, old) = {
             let mut state = node.state.lock();
             match state.is_clean() {
@@ -429,19 +457,21 @@ impl Core {
         };
         if clean {
             drop(node);
-            return self.nodes.shed(ino);
+            self.nodes.shed(ino);
+            return None;
         }
         if !at_once && !old {
-            return;
+            return None;
         }
         // Not pinned: it is being given up, and flushed by that.
-        let Some(pins) = self.locks.try_pin(&inode(ino, Mode::X)) else { return };
-        let flushed = self.flush_node(&node);
+        let pins = self.locks.try_pin(&inode(ino, Mode::X))?;
+        let flushed = self.flush_some(&node, mark);
         drop(pins);
         match flushed {
-            Ok(()) => {}
+            Ok(more) => return more,
             Err(Error::NeedSpace) => self.seek_space(&node),
             Err(e) => tracing::error!(inode = ino.0, "write-back failed: {e}"),
         }
+        None
     }
 }

@@ -11,7 +11,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 
-pub const ALL: TakeLimit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: u64::MAX, changes: 64 };
+pub const ALL: TakeLimit =
+    TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: u64::MAX, changes: 64, mark: FlushMark::ALL };
 
 pub struct Host {
     disk: Disk,

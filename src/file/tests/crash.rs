@@ -38,7 +38,7 @@ impl World {
         let plan = file.plan_grow(&meta, size).unwrap();
         file.write(plan, &disk, &meta, &[]).unwrap();
         while file.is_dirty() {
-            let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: 9, changes: 9 };
+            let limit = TakeLimit { bytes: FLUSH_IO_BYTES, new_blocks: 9, changes: 9, mark: FlushMark::ALL };
             let mut batch = file.flush_take(&meta, limit).unwrap().unwrap();
             let run = BlockRun { start: BlockNo(900_000), blocks: batch.blocks_wanted() };
             file.flush_place(&mut batch, &[run]);

@@ -32,6 +32,8 @@ pub struct World {
     pub(super) freed: Vec<BlockRun>,
     pub(super) flights: Vec<(FlushBatch, bool)>,
     pub(super) tag: u8,
+    /// Of a flush that was begun some time ago.
+    pub(super) mark: FlushMark,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl World {
             freed: Vec::new(),
             flights: Vec::new(),
             tag: 0,
+            mark: FlushMark::ALL,
         }
     }
 
@@ -160,10 +163,14 @@ impl World {
 
     fn start_flush(&mut self, all: bool) -> bool {
         let most = if self.rng.random() { 3 } else { 30 };
+        if self.rng.random_bool(0.3) {
+            self.mark = self.file.flush_mark();
+        }
         let limit = TakeLimit {
             bytes: if all { FLUSH_IO_BYTES } else { self.rng.random_range(1..most) * PAGE },
             new_blocks: self.held.data,
             changes: if all { 64 } else { self.rng.random_range(1..10) },
+            mark: if all || self.rng.random() { FlushMark::ALL } else { self.mark },
         };
         let Some(mut batch) = self.file.flush_take(&self.meta, limit).unwrap() else { return false };
         let blocks = batch.blocks_wanted();
