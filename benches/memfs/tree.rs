@@ -72,13 +72,13 @@ impl Node {
             attr.size = self.bytes.len() as u64;
             attr.blocks = attr.size.div_ceil(4096);
         }
-        AttrReply { ino: NodeId(attr.ino.0), attr, attr_valid: VALID }
+        AttrReply { ino: NodeId(attr.ino.0), attr, in_inode: 0, attr_valid: VALID }
     }
 
     fn entry(&mut self) -> EntryReply {
         self.lookups += 1;
-        let AttrReply { ino, attr, .. } = self.attr();
-        EntryReply { ino, generation: Generation(1), attr, entry_valid: Duration::ZERO, attr_valid: VALID }
+        let AttrReply { ino, attr, in_inode, attr_valid } = self.attr();
+        EntryReply { ino, generation: Generation(1), attr, in_inode, entry_valid: Duration::ZERO, attr_valid }
     }
 
     fn insert(&mut self, name: &[u8], ino: u64, kind: FileKind, cookie: u64) -> Result<()> {

@@ -48,7 +48,7 @@ pub use flush::{FLUSH_IO_BYTES, FlushBatch, TakeLimit};
 pub use mark::FlushMark;
 pub use pages::{PAGE, PagePool};
 pub use read::ReadPlan;
-pub use state::FileState;
+pub use state::{FileState, sectors_in_inode};
 pub use write::WritePlan;
 
 use crate::base::{BlockNo, Result};

@@ -13,6 +13,8 @@ use std::sync::Arc;
 /// The key of the item that holds a small file's bytes.
 pub(super) const INLINE: ItemKey = ItemKey { kind: ItemKind::Inline, id: 0 };
 
+/// Bytes of what stat(2) counts.
+const SECTOR: u64 = 512;
 /// Most bytes of a file that may lie in its inode.
 pub(super) const INLINE_MAX: u64 = crate::inode::INLINE_MAX as u64;
 // Such a file is page 0 and nothing else.
@@ -76,6 +78,14 @@ impl FileState {
         Ok(state)
     }
 
+    /// Does the inode hold bytes of the file?
+    ///
+    /// # Errors
+    /// What reading the tree gives.
+    pub fn has_bytes_in_inode(tree: &Tree, src: &dyn BlockSource) -> Result<bool> {
+        tree.get(src, INLINE).map(|bytes| bytes.is_some())
+    }
+
     /// The state of a file just created: empty.
     pub fn new_empty(tree: Tree, geometry: &Geometry, pool: Arc<PagePool>) -> FileState {
         FileState {
@@ -124,9 +134,18 @@ impl FileState {
         self.flushes
     }
 
-    /// Blocks that dirty pages will take: to be added to the inode's count for `stat`.
-    pub fn delayed_blocks(&self) -> u64 {
-        self.pages.unplaced()
+    /// What stat shows on top of the inode's count: blocks that dirty pages will take, or take already without being
+    /// the file's; and sectors of a file whose bytes lie in its inode, or will (see [`sectors_in_inode`]).
+    pub fn blocks_on_top(&self) -> (u64, u64) {
+        let in_inode = if self.mem_size <= INLINE_MAX && !self.has_extents && !self.no_inline {
+            self.inline || !self.pages.is_empty()
+        } else {
+            self.inline && self.pages.blocks_to_come() == 0
+        };
+        match in_inode {
+            true => (0, sectors_in_inode(self.mem_size)),
+            false => (self.pages.blocks_to_come(), 0),
+        }
     }
 
     /// All the space that must stay reserved for what is dirty now (flushes in flight hold their own
@@ -242,6 +261,12 @@ impl FileState {
 
 /// So often a page must have been refused by itself before it is given up.
 const REFUSED_TIMES: u32 = 4;
+/// Sectors that stat shows of a file of `size` bytes that lie in its inode. Programs that copy files take one with
+/// a size and no sectors for a hole, and do not read it.
+pub fn sectors_in_inode(size: u64) -> u64 {
+    size.min(INLINE_MAX).div_ceil(SECTOR)
+}
+
 /// Metadata blocks for the tree's growth at its inner pages and its root.
 const TREE_GROWTH: u64 = 4;
 /// New extents per new leaf when a run of pages falls into many extents.

@@ -119,7 +119,7 @@ impl Fs {
         let locks = inode(plan.dir, Mode::X);
         let body = move |op: &mut Op<'_>| -> Step<EntryReply> {
             let (node, attr, _) = plan.execute(op, false)?;
-            Ok(op.core.entry_of(&node, attr))
+            Ok(op.core.entry_of(&node, (attr, 0)))
         };
         op::run(&self.core, locks, body, reply);
     }
@@ -183,7 +183,7 @@ impl Fs {
                 made => made?,
             };
             let open = core.open_handle(op, node.clone(), OpenFlags::new(flags), iopen)?;
-            Ok((core.entry_of(&node, attr), open))
+            Ok((core.entry_of(&node, (attr, 0)), open))
         };
         op::run(&self.core, inode(dir, Mode::X), body, reply);
     }

@@ -61,7 +61,9 @@ impl Core {
     /// If the inode has been freed while the kernel knows it: its last attributes. No lock covers them.
     pub(super) fn last_of_gone(&self, ino: InodeNo) -> Option<Result<AttrReply>> {
         let attr = self.nodes.find(ino)?.gone.last()?;
-        let told = AttrReply { ino: self.nodeid(ino), attr, attr_valid: Duration::ZERO };
+        let whole = attr.kind == FileKind::Regular && attr.blocks == 0;
+        let in_inode = if whole { sectors_in_inode(attr.size) } else { 0 };
+        let told = AttrReply { ino: self.nodeid(ino), attr, in_inode, attr_valid: Duration::ZERO };
         Some(self.store.halt().check().map(|()| told))
     }
 

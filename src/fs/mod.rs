@@ -8,7 +8,7 @@ use crate::alloc::{Allocator, PendingRuns, Reservation, Transaction};
 use crate::base::{AgNo, BlockNo, Clock, Error, Generation, InodeNo, LockName, Mode, Result, SlotId};
 use crate::cluster::Cluster;
 use crate::dir::Directory;
-use crate::file::{DataBuf, FileState, PagePool, WritePlan};
+use crate::file::{DataBuf, FileState, PagePool, WritePlan, sectors_in_inode};
 use crate::format::Geometry;
 use crate::inode::{Attr, FileKind, Timestamp, Tree};
 use crate::journal::Journal;
@@ -238,32 +238,38 @@ impl Core {
         Ok(self.entry_of(&node, attr))
     }
 
-    /// Count a lookup and make the answer from attributes at hand.
-    fn entry_of(&self, node: &Node, attr: Attr) -> EntryReply {
+    /// Count a lookup and make the answer from attributes at hand, and the sectors in the inode.
+    fn entry_of(&self, node: &Node, (attr, in_inode): (Attr, u64)) -> EntryReply {
         self.nodes.remember(node, attr.generation);
         self.end_of_gone(node);
         EntryReply {
             ino: self.nodeid(node.ino),
             generation: attr.generation,
             attr,
+            in_inode,
             entry_valid: NAMES_VALID,
             // What an invalidation might miss on its way must not be relied on (`drop_attributes`).
             attr_valid: if node.is_mixed() { Duration::ZERO } else { self.keep() },
         }
     }
 
-    /// The attributes as programs see them: sizes and times include what is not on the disk yet. They are
-    /// of whatever inode has the number.
-    fn visible(&self, node: &Node, state: &mut NodeState) -> Result<Attr> {
+    /// The attributes as programs see them, and the sectors in the inode: sizes and times include what is not on the
+    /// disk yet. They are of whatever inode has the number.
+    fn visible(&self, node: &Node, state: &mut NodeState) -> Result<(Attr, u64)> {
         let mut attr = self.load_named(node, state)?.clone();
+        let mut in_inode = 0;
         if let Some(file) = &state.file {
-            attr.size = file.size();
-            attr.blocks += file.delayed_blocks();
+            let (blocks, sectors) = file.blocks_on_top();
+            (attr.size, attr.blocks, in_inode) = (file.size(), attr.blocks + blocks, sectors);
+        } else if attr.kind == FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
+            // Where that cannot be told, whoever reads is to find out.
+            let has_bytes = FileState::has_bytes_in_inode(&self.tree(node.ino), &*self.store);
+            in_inode = if has_bytes.unwrap_or(true) { sectors_in_inode(attr.size) } else { 0 };
         }
         if let Some(note) = &state.note {
             note.show(&mut attr);
         }
-        Ok(attr)
+        Ok((attr, in_inode))
     }
 
     /// The data of a regular file; its attributes and, if need be, the kind of its content are read.
@@ -284,8 +290,8 @@ impl Core {
 
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
         self.load(node, state)?;
-        let attr = self.visible(node, state)?;
-        Ok(AttrReply { ino: self.nodeid(node.ino), attr, attr_valid: self.keep() })
+        let (attr, in_inode) = self.visible(node, state)?;
+        Ok(AttrReply { ino: self.nodeid(node.ino), attr, in_inode, attr_valid: self.keep() })
     }
 
     /// How long what is told now may be relied on.

@@ -66,7 +66,7 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<(EntryReply, OpenReply)> {
             let core = op.core.clone();
             let (node, attr, open) = core.make_nameless(op, &plan, flags)?;
-            Ok((core.entry_of(&node, attr), open))
+            Ok((core.entry_of(&node, (attr, 0)), open))
         };
         op::run(&self.core, locks, body, reply);
     }

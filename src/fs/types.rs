@@ -42,6 +42,8 @@ pub struct EntryReply {
     pub ino: NodeId,
     pub generation: Generation,
     pub attr: Attr,
+    /// Sectors of 512 bytes that it has beside the blocks of `attr`: its bytes lie in the inode.
+    pub in_inode: u64,
     /// How long the kernel may trust the name.
     pub entry_valid: Duration,
     /// How long the kernel may trust the attributes.
@@ -63,6 +65,8 @@ pub enum LookupReply {
 pub struct AttrReply {
     pub ino: NodeId,
     pub attr: Attr,
+    /// As for [`EntryReply`].
+    pub in_inode: u64,
     pub attr_valid: Duration,
 }
 

@@ -67,12 +67,12 @@ pub fn seconds(time: Duration) -> (u64, u32) {
     (time.as_secs(), time.subsec_nanos())
 }
 
-/// Attributes as stat(2) shows them.
-fn attr(ino: NodeId, attr: &Attr) -> FuseAttr {
+/// Attributes as stat(2) shows them; so many sectors lie in the inode.
+fn attr(ino: NodeId, attr: &Attr, in_inode: u64) -> FuseAttr {
     FuseAttr {
         ino: ino.0,
         size: attr.size,
-        blocks: attr.blocks.saturating_mul(BLOCK_SIZE as u64 / STAT_BLOCK),
+        blocks: attr.blocks.saturating_mul(BLOCK_SIZE as u64 / STAT_BLOCK).saturating_add(in_inode),
         // Seconds before 1970 are negative numbers on both sides.
         atime: attr.atime.seconds as u64,
         mtime: attr.mtime.seconds as u64,
@@ -113,21 +113,21 @@ pub fn entry_out(e: &EntryReply) -> FuseEntryOut {
         attr_valid,
         entry_valid_nsec,
         attr_valid_nsec,
-        attr: attr(e.ino, &e.attr),
+        attr: attr(e.ino, &e.attr, e.in_inode),
     }
 }
 
 /// Attributes; `cached`: the kernel may keep them.
 pub fn attr_out(a: &AttrReply, cached: bool) -> FuseAttrOut {
     let (attr_valid, attr_valid_nsec) = seconds(if cached { a.attr_valid } else { Duration::ZERO });
-    FuseAttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr(a.ino, &a.attr) }
+    FuseAttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr(a.ino, &a.attr, a.in_inode) }
 }
 
 /// Attributes as statx(2) shows them: the same and the time of birth.
 pub fn statx_out(a: &AttrReply) -> FuseStatxOut {
     let time = |t: Timestamp| FuseSxTime { tv_sec: t.seconds, tv_nsec: t.nanos, reserved: 0 };
     let (attr_valid, attr_valid_nsec) = seconds(a.attr_valid);
-    let plain = attr(a.ino, &a.attr);
+    let plain = attr(a.ino, &a.attr, a.in_inode);
     let stat = FuseStatx {
         mask: libc::STATX_BASIC_STATS | libc::STATX_BTIME,
         blksize: plain.blksize,
@@ -200,7 +200,7 @@ mod tests {
         {
             let time = Timestamp { seconds, nanos };
             let stored = Attr::new(InodeNo(5), Generation(0), FileKind::Regular, 0, time);
-            let sent = attr(NodeId(5), &stored);
+            let sent = attr(NodeId(5), &stored, 0);
             let arg = FuseSetattrIn {
                 valid: setattr::MTIME,
                 mtime: sent.mtime,
@@ -235,13 +235,15 @@ mod tests {
         assert_eq!(entry_type(FileKind::Directory), u32::from(libc::DT_DIR));
         assert_eq!(entry_type(FileKind::Socket), u32::from(libc::DT_SOCK));
         let stored = Attr::new(InodeNo(5), Generation(0), FileKind::Fifo, 0o1755, Timestamp::default());
-        assert_eq!(attr(NodeId(5), &stored).mode, libc::S_IFIFO | 0o1755);
+        let sent = attr(NodeId(5), &Attr { blocks: 3, ..stored }, 2);
+        assert_eq!((sent.mode, sent.blocks), (libc::S_IFIFO | 0o1755, 26));
     }
 
     #[test]
     fn setattr_answers_may_be_kept_from_the_cache() {
         let stored = Attr::new(InodeNo(5), Generation(0), FileKind::Fifo, 0, Timestamp::default());
-        let a = AttrReply { ino: NodeId(5), attr: stored, attr_valid: Duration::from_millis(2500) };
+        let a =
+            AttrReply { ino: NodeId(5), attr: stored, in_inode: 0, attr_valid: Duration::from_millis(2500) };
         assert_eq!((attr_out(&a, true).attr_valid, attr_out(&a, true).attr_valid_nsec), (2, 500_000_000));
         assert_eq!((attr_out(&a, false).attr_valid, attr_out(&a, false).attr_valid_nsec), (0, 0));
     }

@@ -298,3 +298,93 @@ fn abandoning_forgets_what_was_not_flushed() {
     assert!(!host.file.is_dirty() && host.pool.dirty_bytes() == 0);
     assert_eq!(host.read(0, 10_000), vec![1; 9000]);
 }
+
+/// While one flush goes on, as much is written as it writes, before and behind.
+#[test]
+fn a_flush_ends_with_what_was_dirty_when_it_began() {
+    for whole in [false, true] {
+        let mut host = Host::new();
+        host.write(0, &vec![1; 64 * PAGE as usize]);
+        if whole {
+            // Blocks that are written change nothing: any page may be left out.
+            host.flush();
+            host.write(32 * PAGE, &vec![1; 32 * PAGE as usize]);
+        }
+        let mark = host.file.flush_mark();
+        let limit = TakeLimit { bytes: 8 * PAGE, mark, ..ALL };
+        let mut batches = 0;
+        while host.file.lacks(mark) {
+            assert!(batches < 20, "it does not end");
+            let batch = host.take(limit);
+            host.write(0, &vec![2; 8 * PAGE as usize]);
+            host.write((64 + batches * 8) * PAGE, &vec![3; 8 * PAGE as usize]);
+            host.finish(batch);
+            batches += 1;
+        }
+        assert!(batches >= 4 && host.file.is_dirty() && host.attr.size >= 64 * PAGE, "{batches}");
+        host.flush();
+        host.reload();
+        let bytes = host.read(8 * PAGE, 56 * PAGE as usize);
+        assert_eq!(bytes, vec![1; 56 * PAGE as usize]);
+    }
+}
+
+/// A page that is changed again on its way is as old as that change.
+#[test]
+fn what_was_changed_on_its_way_is_flushed_again_for_a_later_mark() {
+    let mut host = Host::new();
+    host.write(0, &[1; 8192]);
+    let first = host.file.flush_mark();
+    let batch = host.take(ALL);
+    host.write(0, &[2; 4096]);
+    let second = host.file.flush_mark();
+    host.write(0, &[3; 4096]);
+    host.finish(batch);
+    assert!(!host.file.lacks(first) && host.file.lacks(second));
+    let batch = host.take(TakeLimit { mark: second, ..ALL });
+    host.finish(batch);
+    assert!(!host.file.lacks(second) && !host.file.is_dirty());
+}
+
+/// Made long at first, and then written all the time.
+#[test]
+fn the_size_is_flushed_while_its_file_is_written_all_the_time() {
+    let mut host = Host::new();
+    host.write(0, &[1; 5000]);
+    let plan = host.file.plan_grow(&host.meta, 1 << 20).unwrap();
+    host.file.write(plan, &host.disk, &host.meta, &[]).unwrap();
+    let mark = host.file.flush_mark();
+    host.write(40_000, &[2; 5000]);
+    let batch = host.take(TakeLimit { mark, ..ALL });
+    host.finish(batch);
+    assert!(host.file.lacks(mark) && host.attr.size < 1 << 20);
+    let batch = host.take(TakeLimit { mark, ..ALL });
+    assert_eq!(batch.bytes(), 0);
+    host.finish(batch);
+    assert!(!host.file.lacks(mark) && host.file.is_dirty());
+    assert_eq!(host.attr.size, 1 << 20);
+}
+
+#[test]
+fn what_has_bytes_has_sectors() {
+    let mut host = Host::new();
+    assert_eq!(host.file.blocks_on_top(), (0, 0));
+    host.write(0, &[1; 1300]);
+    assert_eq!(host.file.blocks_on_top(), (0, 3));
+    let batch = host.take(ALL);
+    assert_eq!(host.file.blocks_on_top(), (0, 3));
+    host.finish(batch);
+    host.reload();
+    assert_eq!((host.file.blocks_on_top(), host.attr.blocks), ((0, 3), 0));
+    host.write(1300, &[1; 5000]);
+    assert_eq!(host.file.blocks_on_top(), (2, 0));
+    let batch = host.take(ALL);
+    assert_eq!((host.file.blocks_on_top(), host.attr.blocks), ((2, 0), 0), "on its way");
+    host.write(4096, &[2; 10]);
+    host.finish(batch);
+    assert_eq!((host.file.blocks_on_top(), host.attr.blocks), ((0, 0), 2), "its block is there");
+    let mut hole = Host::new();
+    let plan = hole.file.plan_grow(&hole.meta, 3000).unwrap();
+    hole.file.write(plan, &hole.disk, &hole.meta, &[]).unwrap();
+    assert_eq!(hole.file.blocks_on_top(), (0, 0));
+}
