@@ -199,12 +199,15 @@ impl Core {
                     node.sharing.ended(now, !wrote);
                 }
             }
-            let pages = kind == Some(FileKind::Regular) && (job.to == Mode::N || node.has_writers());
+            // Of one that was quiet the kind is not known, but whether it has pages. (Not a link's: to drop its target
+            // might wait for who asks for it, who waits for this lock.)
+            let file = kind.map_or_else(|| !node.filled.lock().is_empty(), |kind| kind == FileKind::Regular);
+            let pages = file && (job.to == Mode::N || node.has_writers());
             // Not open: no mapping, no reader, so there is nothing that dropping pages might wait for. It
             // cannot be left to the next open, beside which a second one would read what is left.
             let closed = !node.is_open();
             if job.to == Mode::N {
-                self.drop_attributes(&node, closed && pages);
+                self.drop_attributes(ino, closed && pages, || node.is_known());
             }
             if pages && !closed {
                 running.push(Invalidation::start(self, node, job.to));
@@ -217,15 +220,15 @@ impl Core {
 
     /// Attributes only never waits for pages. Repeated while the kernel has yet to see a reply of ours;
     /// where lookups do not tell whether there is one, none brings attributes that may be kept.
-    fn drop_attributes(&self, node: &Node, pages: bool) {
+    fn drop_attributes(&self, ino: InodeNo, pages: bool, is_known: impl Fn() -> bool) {
         let deadline = Instant::now() + REPLY_PENDING_MAX;
-        let nodeid = self.nodeid(node.ino);
+        let nodeid = self.nodeid(ino);
         while let Err(e) = self.kernel.inval_inode(nodeid, if pages { 0 } else { -1 }, 0) {
-            if e.kind() != std::io::ErrorKind::NotFound || !node.is_known() {
+            if e.kind() != std::io::ErrorKind::NotFound || !is_known() {
                 break;
             }
             if Instant::now() > deadline {
-                tracing::warn!(inode = node.ino.0, "the kernel does not know an inode it looked up");
+                tracing::warn!(inode = ino.0, "the kernel does not know an inode it looked up");
                 break;
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -237,8 +240,11 @@ impl Core {
     pub(super) fn empty_kernel_for_good(self: &Arc<Self>) {
         let core = self.clone();
         spawn("halt", move || {
-            let nodes = core.nodes.all();
-            nodes.iter().for_each(|node| core.drop_attributes(node, false));
+            let nodes = core.nodes.all_awake();
+            nodes.iter().for_each(|node| core.drop_attributes(node.ino, false, || node.is_known()));
+            core.nodes.each_quiet(|ino, known| {
+                core.drop_attributes(ino, false, || known && core.nodes.knows(ino));
+            });
             // What is not open now will not be opened any more.
             let open = nodes.iter().filter(|node| node.is_open());
             open.for_each(|node| core.invalidate_later(node.ino, 0, 0));
@@ -253,7 +259,9 @@ impl Core {
     ) {
         let core = self.clone();
         spawn("inval", move || {
-            core.drop_attributes(&core.nodes.get(ino), false);
+            let node = core.nodes.get(ino);
+            core.drop_attributes(ino, false, || node.is_known());
+            drop(node);
             then();
         });
     }

@@ -51,6 +51,12 @@ impl Fs {
         }
     }
 
+    /// Keep little of inodes that nobody is using, down to so many of which more is kept, as it is done from time to
+    /// time where there are very many.
+    pub fn quieten(&self, most: usize) {
+        self.core.nodes.quieten(most);
+    }
+
     /// The attributes. By a handle (`by_handle`) the kernel asks before reads and for the end of a file, and wants the
     /// size; programs do not.
     pub fn getattr(

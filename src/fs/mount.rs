@@ -267,7 +267,7 @@ fn assemble(
         cluster,
         clock,
         kernel,
-        nodes: NodeTable::default(),
+        nodes: NodeTable::new(InodeNo(opened.superblock.root_inode)),
         slot,
         slots: opened.volume.slots.len() as u16,
         root: InodeNo(opened.superblock.root_inode),

@@ -264,9 +264,18 @@ pub struct NodeTable {
     /// The newest transaction that any inode dropped from memory had to do with. One that comes back
     /// might be that inode: its fsync waits for this.
     shed_txn: AtomicU64,
+    /// Never dropped: the kernel knows the root without having looked it up.
+    root: Option<InodeNo>,
 }
 
 impl NodeTable {
+    /// A table that keeps the root's node.
+    pub fn new(root: InodeNo) -> NodeTable {
+        let table = NodeTable { root: Some(root), ..NodeTable::default() };
+        table.get(root);
+        table
+    }
+
     fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
         // Neighbours are quiet together.
         &self.shards[(ino.0 / LINE % 16) as usize]
@@ -349,6 +358,7 @@ impl NodeTable {
     pub fn shed(&self, ino: InodeNo) {
         let mut shard = self.shard(ino).lock();
         if let Some(node) = shard.nodes.get(&ino)
+            && self.root != Some(ino)
             && node.lookups() == 0
             && self.is_idle(node)
         {
@@ -402,7 +412,8 @@ impl NodeTable {
         shard.nodes.retain(|ino, node| {
             let used = node.used.swap(false, Ordering::Relaxed);
             let lookups = node.lookups();
-            if (used && spare_used) || lookups > LOOKUPS_MAX || !node.is_plain() || !self.is_idle(node) {
+            let stays = (used && spare_used) || lookups > LOOKUPS_MAX || self.root == Some(*ino);
+            if stays || !node.is_plain() || !self.is_idle(node) {
                 return true;
             }
             if lookups > 0 {
@@ -419,16 +430,33 @@ impl NodeTable {
         });
     }
 
-    /// Every node in memory.
-    pub fn all(&self) -> Vec<Arc<Node>> {
-        let mut all = Vec::new();
+    /// Every node that is not quiet: all with something to write, to hand in or to close are among them.
+    pub fn all_awake(&self) -> Vec<Arc<Node>> {
+        let of = |shard: &Mutex<Shard>| -> Vec<Arc<Node>> { shard.lock().nodes.values().cloned().collect() };
+        self.shards.iter().flat_map(of).collect()
+    }
+
+    /// Do something for every quiet inode, of which there can be millions; `true`: what the kernel knows by the number
+    /// is this inode.
+    pub fn each_quiet(&self, mut work: impl FnMut(InodeNo, bool)) {
+        for shard in &self.shards {
+            let quiet = shard.lock().quiet.inodes();
+            for ino in quiet {
+                let found = shard.lock().quiet.get(ino);
+                if let Some(quiet) = found {
+                    work(ino, !quiet.mixed);
+                }
+            }
+        }
+    }
+
+    /// The kernel is gone, and with it all that it knew.
+    pub fn forget_all(&self) {
         for shard in &self.shards {
             let shard = &mut *shard.lock();
-            let quiet = shard.quiet.inodes();
-            quiet.into_iter().for_each(|ino| _ = self.wake(shard, ino));
-            all.extend(shard.nodes.values().cloned());
+            shard.quiet = QuietTable::default();
+            shard.nodes.values().for_each(|node| node.set_lookups(0));
         }
-        all
     }
 }
 

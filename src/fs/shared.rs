@@ -230,7 +230,8 @@ impl Core {
     /// else has been written before, for this may have to wait for other hosts. Not for ever: one of them may be
     /// dead, and nothing but times is lost, as if this host had died.
     pub(super) fn hand_in_all(self: &Arc<Self>, patience: Duration) {
-        let noted: Vec<_> = self.nodes.all().into_iter().filter(|n| n.state.lock().note.is_some()).collect();
+        let mut noted = self.nodes.all_awake();
+        noted.retain(|node| node.state.lock().note.is_some());
         let (sender, handed) = std::sync::mpsc::channel::<()>();
         for node in &noted {
             let (core, node, sender, locks) =

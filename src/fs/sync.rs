@@ -65,8 +65,8 @@ impl Core {
     /// Nothing is written any more: makes what was written durable. One inode's failure is not another's.
     pub(super) fn make_safe(self: &Arc<Self>) -> Result<()> {
         let mut written = Ok(());
-        for node in self.nodes.all() {
-            self.nodes.forget(node.ino, u64::MAX);
+        self.nodes.forget_all();
+        for node in self.nodes.all_awake() {
             let flushed = self.flush_dirty(&node);
             written = written.and(flushed);
         }

@@ -72,7 +72,22 @@ fn nodes_with_something_to_lose_stay_awake() {
     table.quieten(0);
     assert_eq!(table.awake(), 5);
     assert!(inos[..5].iter().all(|ino| table.shard(*ino).lock().nodes.contains_key(ino)));
-    assert_eq!(table.all().len(), 6);
+    assert_eq!(table.all_awake().len(), 5);
+    let mut quiet = Vec::new();
+    table.each_quiet(|ino, known| quiet.push((ino, known)));
+    assert_eq!(quiet, [(inos[5], true)]);
+    table.forget_all();
+    assert!(!table.knows(inos[5]) && table.all_awake().iter().all(|node| node.lookups() == 0));
+}
+
+#[test]
+fn the_root_stays_although_nobody_looks_it_up() {
+    let table = NodeTable::new(InodeNo(7));
+    let other = InodeNo(8);
+    drop(table.get(other));
+    table.quieten(0);
+    table.shed(InodeNo(7));
+    assert!(table.knows(InodeNo(7)) && !table.knows(other));
 }
 
 #[test]
