@@ -2,7 +2,7 @@
 
 use super::*;
 use flight::Flight;
-use op::Body;
+use op::{Body, Patience};
 use serving::Late;
 use std::sync::atomic::AtomicBool;
 
@@ -230,7 +230,12 @@ impl Fs {
         let Some(reply) = self.write_at_once((Mode::X, pins), write, data, reply) else { return };
         let data = data.to_vec();
         let body = move |op: &mut Op<'_>| write.run(op, &data);
-        serving::run_late(&self.core, write.ino, late, Box::new(body), Box::new(reply));
+        let go = move || serving::run_late(&core, write.ino, late, Box::new(body), Box::new(reply));
+        match self.core.store.permit().lease_left().is_zero() {
+            // For as long as the lease may be renewed, and this thread has others to serve.
+            true => spawn::spawn("launder", go),
+            false => go(),
+        }
     }
 
     /// A program's write, now that there is room for it; perhaps it `waited` for that.
@@ -281,7 +286,8 @@ impl Fs {
     ) -> Option<R> {
         let Some(pins) = pins else { return Some(reply) };
         let locks = inode(write.ino, mode);
-        match op::attempt(&self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
+        let patience = if write.how.fresh { Patience::Minute } else { Patience::Nothing };
+        match op::attempt_with(patience, &self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
             Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
             Err(_) => return Some(reply),

@@ -43,6 +43,28 @@ impl From<Error> for Stop {
 /// Result inside an operation.
 pub type Step<T> = std::result::Result<T, Stop>;
 
+/// How an operation has to do with the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// A program's request: it fails if the lease is not renewed for long.
+    Minute,
+    /// What it brings was accepted long ago, and is perhaps nowhere else: it waits for as long as the lease may be
+    /// renewed. Not on threads that read requests.
+    Endless,
+    /// It is not to wait here at all.
+    Nothing,
+}
+
+/// How an operation is run.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// The volume has been found to be full.
+    full: bool,
+    patience: Patience,
+}
+
+const USUAL: Manner = Manner { full: false, patience: Patience::Minute };
+
 /// How often an operation may restart before we call it a livelock of our own making.
 const RESTARTS_MAX: u32 = 10_000;
 
@@ -57,23 +79,34 @@ pub struct Op<'a> {
     locks: &'a LockSet,
     extra: SmallVec<[Pins; 2]>,
     space: &'a mut Option<Reservation>,
-    /// The volume has been found to be full.
-    full: bool,
+    manner: Manner,
 }
 
 impl Op<'_> {
+    /// Wait for the lease, if it is over.
+    fn confirm(&self) -> Step<()> {
+        let store = &self.core.store;
+        match self.manner.patience {
+            Patience::Minute => store.permit().confirm()?,
+            Patience::Endless => store.permit().confirm_written(store.halt())?,
+            Patience::Nothing if store.permit().lease_left().is_zero() => return Err(Stop::Again),
+            Patience::Nothing => {}
+        }
+        Ok(())
+    }
+
     /// Run the closure, unless this host has halted: what it has in memory may be out of date then. So
     /// may it be while the lease is over; that is waited for. Before its result goes anywhere as well: a
     /// read may have hung for so long that what it brings is another file's by now.
     fn run<T>(&mut self, body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>) -> Step<T> {
         self.core.store.halt().check()?;
-        self.core.store.permit().confirm()?;
+        self.confirm()?;
         let outcome = body(self);
         match outcome {
             // It stands: a handle has been opened, a name is in. The kernel must hear of that, however long
             // the store stands still.
             Ok(_) => self.core.store.permit().confirm_standing()?,
-            Err(Stop::Fail(_)) => self.core.store.permit().confirm()?,
+            Err(Stop::Fail(_)) => self.confirm()?,
             Err(_) => {}
         }
         outcome
@@ -112,7 +145,7 @@ impl Op<'_> {
     /// Space for a change that mostly frees: what there is, or none on a full volume, where such
     /// changes live on the emergency share of the groups held.
     pub fn space_if_any(&mut self, want: Want) -> Step<Option<Reservation>> {
-        if self.full {
+        if self.manner.full {
             return Ok(self.space.take());
         }
         match self.space(want) {
@@ -165,7 +198,19 @@ pub fn attempt<T>(
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    let mut op = Op { core, locks, extra: SmallVec::new(), space, full: false };
+    attempt_with(Patience::Minute, core, locks, space, body)
+}
+
+/// The same with another patience.
+pub fn attempt_with<T>(
+    patience: Patience,
+    core: &Arc<Core>,
+    locks: &LockSet,
+    space: &mut Option<Reservation>,
+    body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
+) -> Step<T> {
+    let manner = Manner { patience, ..USUAL };
+    let mut op = Op { core, locks, extra: SmallVec::new(), space, manner };
     op.run(body)
 }
 
@@ -173,7 +218,7 @@ struct Job<T> {
     core: Arc<Core>,
     locks: LockSet,
     space: Option<Reservation>,
-    full: bool,
+    manner: Manner,
     body: Body<T>,
     reply: Reply<T>,
     restarts: u32,
@@ -184,18 +229,29 @@ struct Job<T> {
 pub fn run<T: 'static>(
     core: &Arc<Core>,
     locks: LockSet,
+    body: impl FnMut(&mut Op<'_>) -> Step<T> + Send + 'static,
+    reply: impl FnOnce(Result<T>) + Send + 'static,
+) {
+    run_with(Patience::Minute, core, locks, body, reply);
+}
+
+/// The same with another patience.
+pub fn run_with<T: 'static>(
+    patience: Patience,
+    core: &Arc<Core>,
+    locks: LockSet,
     mut body: impl FnMut(&mut Op<'_>) -> Step<T> + Send + 'static,
     reply: impl FnOnce(Result<T>) + Send + 'static,
 ) {
+    let manner = Manner { patience, ..USUAL };
     let Some(pins) = core.locks.try_pin(&locks) else {
         let (body, reply) = (Box::new(body), Box::new(reply));
-        return Job { core: core.clone(), locks, space: None, full: false, body, reply, restarts: 0 }
-            .acquire();
+        return Job { core: core.clone(), locks, space: None, manner, body, reply, restarts: 0 }.acquire();
     };
     let mut space = None;
-    if let Some((stop, reply)) = once(core, &locks, pins, false, &mut space, &mut body, reply) {
+    if let Some((stop, reply)) = once(core, &locks, pins, manner, &mut space, &mut body, reply) {
         let (body, reply) = (Box::new(body), Box::new(reply));
-        Job { core: core.clone(), locks, space, full: false, body, reply, restarts: 0 }.again(stop);
+        Job { core: core.clone(), locks, space, manner, body, reply, restarts: 0 }.again(stop);
     }
 }
 
@@ -204,12 +260,12 @@ fn once<T, R: FnOnce(Result<T>)>(
     core: &Arc<Core>,
     locks: &LockSet,
     pins: Pins,
-    full: bool,
+    manner: Manner,
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
     reply: R,
 ) -> Option<(Stop, R)> {
-    let mut op = Op { core, locks, extra: SmallVec::new(), space, full };
+    let mut op = Op { core, locks, extra: SmallVec::new(), space, manner };
     let outcome = op.run(body);
     let extra = std::mem::take(&mut op.extra);
     match outcome {
@@ -256,9 +312,9 @@ impl<T: 'static> Job<T> {
     }
 
     fn go(self, pins: Pins) {
-        let Job { core, locks, mut space, full, mut body, reply, restarts } = self;
-        if let Some((stop, reply)) = once(&core, &locks, pins, full, &mut space, &mut *body, reply) {
-            Job { core, locks, space, full, body, reply, restarts }.again(stop);
+        let Job { core, locks, mut space, manner, mut body, reply, restarts } = self;
+        if let Some((stop, reply)) = once(&core, &locks, pins, manner, &mut space, &mut *body, reply) {
+            Job { core, locks, space, manner, body, reply, restarts }.again(stop);
         }
     }
 
@@ -283,7 +339,7 @@ impl<T: 'static> Job<T> {
                     }
                     // A damaged group is not known to be full, but has nothing to give either.
                     Err(Error::NoSpace | Error::Corrupt { .. }) if !must => {
-                        self.full = true;
+                        self.manner.full = true;
                         self.start();
                     }
                     Err(e) => (self.reply)(Err(e)),

@@ -8,7 +8,7 @@
 
 use super::*;
 use node::{Pages, ParkedRange};
-use op::{Body, Reply};
+use op::{Body, Patience, Reply};
 
 /// Attempts at getting space for a request served late, before it queues for the lock as others do.
 const SPACE_TRIES: u32 = 100;
@@ -81,6 +81,16 @@ pub(super) enum Late {
     Size,
 }
 
+impl Late {
+    /// What a mapping has stored was accepted long before it comes here.
+    fn patience(self) -> Patience {
+        match self {
+            Late::Pages(..) => Patience::Endless,
+            Late::Size => Patience::Minute,
+        }
+    }
+}
+
 /// The inode pinned X, perhaps while that lock is on its way down.
 pub(super) fn pin_late(core: &Core, ino: InodeNo, late: Late) -> Option<crate::lock::Pins> {
     let pins = core.locks.try_pin(&inode(ino, Mode::X));
@@ -115,7 +125,8 @@ impl<T: 'static> Served<T> {
     fn go(mut self) {
         let Some(pins) = pin_late(&self.core, self.ino, self.late) else { return self.wait() };
         let locks = inode(self.ino, Mode::X);
-        let outcome = op::attempt(&self.core, &locks, &mut self.space, &mut *self.body);
+        let patience = self.late.patience();
+        let outcome = op::attempt_with(patience, &self.core, &locks, &mut self.space, &mut *self.body);
         match outcome {
             Ok(value) => {
                 (self.reply)(Ok(value));
@@ -159,6 +170,7 @@ impl<T: 'static> Served<T> {
             }
             Late::Size => self.body,
         };
-        op::run(&self.core, inode(self.ino, Mode::X), body, self.reply);
+        let patience = self.late.patience();
+        op::run_with(patience, &self.core, inode(self.ino, Mode::X), body, self.reply);
     }
 }
