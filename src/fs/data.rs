@@ -215,6 +215,12 @@ impl Fs {
             reply(done);
             core.invalidate_later(to, to_offset, length.min(COPY_MAX));
         };
-        op::run(&self.core, locks, body, reply);
+        let (pool, core) = (&self.core.pool, self.core.clone());
+        let run = move || op::run(&core, locks, body, reply);
+        if pool.dirty_bytes() < pool.limit() {
+            return run();
+        }
+        // It reads as well, which is not to hold up the writes that wait behind it.
+        self.core.run_with_room(None, move || spawn::spawn("copy", run));
     }
 }

@@ -161,8 +161,11 @@ fn leave_session(pipe: PipeWriter) -> io::Result<PipeWriter> {
 
 /// What a process that serves a filesystem must be: spared the write-back of its own mounts when it
 /// allocates, and dead rather than half alive after a panic (a thread that panicked leaves locks and
-/// caches in an unknown state; the journal makes sudden death safe). Call it before any thread.
+/// caches in an unknown state; the journal makes sudden death safe). Call it before any thread. Nor does the kernel
+/// take it for the first to be killed when memory runs out: with it goes what was written here and not synced.
 pub fn harden() {
+    // Whoever may not set it is killed like any other.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     // SAFETY: a prctl without pointers. It is inherited by the threads started later; without the
     // privilege it fails, which only costs the guarantee.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
