@@ -459,7 +459,7 @@ impl Operations for MemFs {
         }));
     }
 
-    fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
+    fn listxattr(&self, ino: NodeId, _c: Caller, reply: impl Reply<Vec<u8>>) {
         reply(self.with(ino, |n| Ok(n.xattrs.keys().flat_map(|k| [&k[..], b"\0"].concat()).collect())));
     }
 

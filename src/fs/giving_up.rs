@@ -79,7 +79,7 @@ impl Core {
         if self.doubts.stand(node.ino, now()) {
             return self.store.halt().check().map(|()| DemoteAnswer::Busy);
         }
-        let flushed = self.flush_node(node);
+        let flushed = self.flush_whole(node);
         let answer = match flushed {
             Err(Error::NeedSpace) => {
                 self.seek_space(node);
@@ -124,7 +124,7 @@ impl Core {
                 Some(some) => (blind, *lost) = (0, *lost | some),
             }
             std::thread::sleep(PAUSE);
-            match self.flush_node(node) {
+            match self.flush_whole(node) {
                 Ok(()) => break,
                 Err(Error::NeedSpace) => {
                     self.seek_space(node);

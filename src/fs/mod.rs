@@ -338,9 +338,10 @@ fn not_before(now: Timestamp, old: Timestamp) -> Timestamp {
     if now > old { now } else { old.next() }
 }
 
-/// Set mtime and ctime.
+/// Set mtime and ctime. An mtime that somebody has set into the future comes back; it only never stays as it was,
+/// for that tells the kernels of other hosts that there is something new.
 fn touch(attr: &mut Attr, now: Timestamp) {
-    attr.mtime = not_before(now, attr.mtime);
+    attr.mtime = if now == attr.mtime { now.next() } else { now };
     attr.ctime = not_before(now, attr.ctime);
 }
 

@@ -172,7 +172,7 @@ pub trait Operations: Send + Sync + 'static {
         reply: impl Reply<()>,
     );
     /// The names, each with a NUL after it.
-    fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>);
+    fn listxattr(&self, ino: NodeId, caller: Caller, reply: impl Reply<Vec<u8>>);
     fn removexattr(&self, ino: NodeId, name: &[u8], caller: Caller, reply: impl Reply<()>);
     /// `range` is offset and length; `mode` is fallocate(2)'s.
     fn fallocate(

@@ -25,7 +25,7 @@ impl Fs {
         let core = self.core.clone();
         let body = move |op: &mut Op<'_>| -> Step<Vec<Found>> { Ok(op.core.collect(ino, offset)?) };
         let reply = move |found: Result<Vec<Found>>| {
-            let result = found.map(|entries| {
+            let result = found.map_err(end_of_removed).map(|entries| {
                 let mut given = 0;
                 for e in &entries {
                     let out = DirEntryOut {
@@ -47,6 +47,12 @@ impl Fs {
         };
         op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
+}
+
+/// A directory in use that another host has removed says what one says that this host has: C libraries take that for
+/// the end of the listing.
+fn end_of_removed(error: Error) -> Error {
+    if error == Error::Stale { Error::NotFound } else { error }
 }
 
 impl Core {

@@ -217,8 +217,8 @@ impl Operations for Fs {
         Fs::setxattr(self, ino, name.to_vec(), value.to_vec(), how, kill_set_gid, reply);
     }
 
-    fn listxattr(&self, ino: NodeId, reply: impl Reply<Vec<u8>>) {
-        Fs::listxattr(self, ino, reply);
+    fn listxattr(&self, ino: NodeId, caller: Caller, reply: impl Reply<Vec<u8>>) {
+        Fs::listxattr(self, ino, caller, reply);
     }
 
     fn removexattr(&self, ino: NodeId, name: &[u8], _caller: Caller, reply: impl Reply<()>) {

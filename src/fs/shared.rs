@@ -281,7 +281,9 @@ impl Core {
         if attr.generation != note.generation || (attr.nlink == 0 && !open) {
             return Ok(());
         }
-        touch(attr, note.time);
+        // Other hosts may have handed later ones in, and one may have been set since.
+        attr.mtime = not_before(note.time, attr.mtime);
+        attr.ctime = not_before(note.time, attr.ctime);
         state.attr_dirty = true;
         state.dirty_since.get_or_insert(self.clock.now());
         self.writeback.dirtied(node.ino);

@@ -13,6 +13,8 @@ pub(super) const XATTR_BLOCKS: u32 =
 /// have waited for locks. Not listed, not stored.
 const IO_COUNTS: &[u8] = b"trusted.shoal.io";
 
+const TRUSTED: &[u8] = b"trusted.";
+
 impl Fs {
     /// One attribute's value.
     pub fn getxattr(
@@ -36,14 +38,28 @@ impl Fs {
         op::run(&self.core, inode(ino, self.core.looking_mode(ino)), body, reply);
     }
 
-    /// All names, each followed by a zero byte.
-    pub fn listxattr(&self, nodeid: NodeId, reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static) {
+    /// All names, each followed by a zero byte; to others than root without those that only root may read.
+    pub fn listxattr(
+        &self,
+        nodeid: NodeId,
+        caller: Caller,
+        reply: impl FnOnce(Result<Vec<u8>>) + Send + 'static,
+    ) {
         let ino = self.core.ino(nodeid);
         let body = move |op: &mut Op<'_>| -> Step<Vec<u8>> {
             let node = op.core.nodes.get(ino);
             let mut state = node.state.lock();
             op.core.load(&node, &mut state)?;
-            Ok(xattr::list(&op.core.tree(ino), &*op.core.store)?)
+            let mut names = xattr::list(&op.core.tree(ino), &*op.core.store)?;
+            if caller.uid != 0 {
+                names = names
+                    .split_inclusive(|byte| *byte == 0)
+                    .filter(|name| !name.starts_with(TRUSTED))
+                    .flatten()
+                    .copied()
+                    .collect();
+            }
+            Ok(names)
         };
         op::run(&self.core, inode(ino, Mode::S), body, reply);
     }

@@ -172,7 +172,7 @@ impl<O: Operations> Handler for Adapter<O> {
             R::Statfs => fs.statfs(statfs(reply)),
             R::Setxattr { arg, name, value } => self.setxattr(header, &arg, name, value, reply),
             R::Getxattr { arg, name } => fs.getxattr(node, name, sized(reply, arg.size)),
-            R::Listxattr(arg) => fs.listxattr(node, sized(reply, arg.size)),
+            R::Listxattr(arg) => fs.listxattr(node, who, sized(reply, arg.size)),
             R::Removexattr { name } => fs.removexattr(node, name, who, empty(reply)),
             of_a_handle => self.of_a_handle(header, of_a_handle, reply),
         }

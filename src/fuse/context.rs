@@ -27,8 +27,7 @@ const ATTRIBUTES: [(u64, u64); 6] = [
 /// `MOUNT_ATTR_STRICTATIME`, which excludes noatime.
 const STRICT_ATIME: u64 = 0x20;
 /// What of mount(2)'s flags is the superblock's.
-const OF_SUPERBLOCK: [(u64, &CStr); 3] =
-    [(libc::MS_RDONLY, c"ro"), (libc::MS_SYNCHRONOUS, c"sync"), (libc::MS_DIRSYNC, c"dirsync")];
+const OF_SUPERBLOCK: [(u64, &CStr); 2] = [(libc::MS_RDONLY, c"ro"), (libc::MS_SYNCHRONOUS, c"sync")];
 
 /// A filesystem to be.
 struct Context(OwnedFd);

@@ -1,5 +1,6 @@
 //! mount(2), umount2(2) and the kernel's read-ahead.
 
+use crate::base::BLOCK_SIZE;
 use crate::device::Exclusive;
 use crate::device::mountinfo::{self, mounted_at};
 use crate::fuse::context;
@@ -50,6 +51,25 @@ pub enum Unmount {
     Lazy,
     /// Both: for a mount that nobody serves (any more).
     Cut,
+}
+
+/// Pages of the kernel are counted as blocks in several places here: which of them a waiting request keeps locked, for
+/// one. Where they are larger, hosts would wait for each other for ever.
+///
+/// # Errors
+/// If they are of another size.
+pub fn check_page_size() -> Result<(), String> {
+    // SAFETY: a system call with a number.
+    check_pages_of(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
+}
+
+fn check_pages_of(bytes: libc::c_long) -> Result<(), String> {
+    if bytes == BLOCK_SIZE as libc::c_long {
+        return Ok(());
+    }
+    Err(format!(
+        "this kernel has pages of {bytes} bytes, and this filesystem needs a kernel with pages of {BLOCK_SIZE}"
+    ))
 }
 
 /// Opens /dev/fuse.
@@ -179,5 +199,19 @@ fn open_control(name: &str) -> io::Result<File> {
         // SAFETY: a descriptor that the kernel has just given.
         fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_pages_than_blocks_are_refused() {
+        assert!(check_page_size().is_ok(), "this machine's");
+        for bytes in [16 << 10, 64 << 10] {
+            let why = check_pages_of(bytes).unwrap_err();
+            assert!(why.contains(&format!("pages of {bytes} bytes")), "{why}");
+        }
     }
 }

@@ -43,6 +43,9 @@ use Effect::{Flags, Nothing, Refused, Switch, Value};
 
 const NO_QUOTA: &str = "there are no quotas: the kernel has no quotactl(2) for FUSE";
 
+const NO_DIRSYNC: &str = "changes of directories are not made durable one by one: the kernel does not tell FUSE that \
+                          they should be; use fsync(2) of the directory";
+
 /// Every option there is. Later ones on a command line win over earlier ones.
 const TABLE: &[(&str, Effect)] = &[
     ("ro", Switch(|r| set_read_only(r, true))),
@@ -63,7 +66,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("diratime", Flags(0, libc::MS_NODIRATIME)),
     ("sync", Flags(libc::MS_SYNCHRONOUS, 0)),
     ("async", Flags(0, libc::MS_SYNCHRONOUS)),
-    ("dirsync", Flags(libc::MS_DIRSYNC, 0)),
+    ("dirsync", Refused(NO_DIRSYNC)),
     ("silent", Flags(libc::MS_SILENT, 0)),
     ("loud", Flags(0, libc::MS_SILENT)),
     ("remount", Switch(|r| r.remount = true)),

@@ -105,6 +105,7 @@ fn prepare(arguments: &Arguments) -> Result<Task, (String, u8)> {
     for list in &arguments.options {
         request.parse(list, arguments.sloppy).map_err(|what| (what, USAGE))?;
     }
+    mount::check_page_size().map_err(|what| (what, FAILED))?;
     let at = arguments.directory.display();
     if is_dead(&arguments.directory) {
         return Err((
