@@ -1,8 +1,8 @@
 //! One write(2) with O_APPEND may come as several WRITEs; nothing of others may get between them.
 //!
 //! The kernel cuts a write where a request is full, and, for a descriptor that got O_APPEND only by
-//! fcntl and so writes through the page cache, also behind a first page that it did not have. Each
-//! part says only where the kernel believes the end to be. So after a part that may be continued the
+//! fcntl and so writes through the page cache, also behind a first page that it did not have. A request is full
+//! with so many pages, of which the first may be used in part. Each part says only where the kernel believes the end to be. So after a part that may be continued the
 //! inode's lock is kept for a moment, and its continuation is served under it: the kernel sends that as
 //! soon as it has our answer. On this host its own lock keeps other writers out.
 
@@ -13,7 +13,7 @@ use crate::lock::Pins;
 
 /// How long a continuation is waited for. It comes within microseconds, unless the machine is busy.
 const WAIT: Duration = Duration::from_millis(100);
-/// Bytes of a full WRITE.
+/// Bytes of a full WRITE; from memory that does not begin with a page it can be as many fewer as a page has.
 const FULL: usize = 1 << 20;
 
 /// The lock, kept for the next part of a write.
@@ -38,7 +38,7 @@ impl Core {
     pub(super) fn hold_append(self: &Arc<Self>, ino: InodeNo, fh: u64, offset: u64, length: usize) {
         let next = offset + length as u64;
         let cached = self.handles.get(fh).is_some_and(|handle| !handle.direct);
-        if length < FULL && !(cached && next.is_multiple_of(PAGE)) {
+        if length <= FULL - PAGE as usize && !(cached && next.is_multiple_of(PAGE)) {
             return;
         }
         let Some(pins) = self.locks.try_pin_revoked(LockName::Inode(ino), Mode::X) else { return };

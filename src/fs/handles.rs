@@ -164,6 +164,15 @@ impl Fs {
         self.core.close(fh);
     }
 
+    /// Close of a descriptor: tells an error of write-back that this one has not heard yet.
+    pub fn flush(&self, node: NodeId, fh: u64, reply: impl FnOnce(Result<()>) + Send + 'static) {
+        let Some(node) = self.core.nodes.find(self.core.ino(node)) else { return reply(Ok(())) };
+        drop(node.append.lock().take());
+        // A reader would keep it from those whom it concerns.
+        let writer = self.core.handles.get(fh).filter(|handle| handle.write);
+        reply(writer.map_or(Ok(()), |handle| node.state.lock().write_errors.tell(Some(&handle.heard))));
+    }
+
     /// Open a directory. Its handle only keeps the node in memory.
     pub fn opendir(&self, node: NodeId, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
         let core = &self.core;

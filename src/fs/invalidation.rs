@@ -49,7 +49,7 @@ pub(super) struct Invalidation {
 }
 
 impl Invalidation {
-    /// Begin, for a lock that goes down `to` this mode.
+    /// Begin, for a lock that goes down `to` this mode; `X`: it stays, and pages are only to be written back.
     pub fn start(core: &Arc<Core>, node: Arc<Node>, to: Mode) -> Invalidation {
         let (sender, done) = channel::unbounded();
         let mut this = Invalidation {
@@ -143,7 +143,8 @@ impl Invalidation {
                 Err(_) => break,
             }
         }
-        if self.to == Mode::N && self.pages.is_empty() {
+        // Beside writers pages are filled under X alone, so there are none in S either.
+        if self.to != Mode::X && self.pages.is_empty() {
             *self.node.filled.lock() = 0..0;
         }
     }

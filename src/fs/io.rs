@@ -1,6 +1,7 @@
 //! read, write, fsync. `serving` says how they wait for the inode's lock.
 
 use super::*;
+use append::Held;
 use flight::Flight;
 use op::{Body, Patience};
 use serving::Late;
@@ -214,12 +215,22 @@ impl Fs {
         let flight = write
             .through_cache
             .then(|| Flight::begin(core.nodes.get(ino), core.id(), offset..offset + write.length));
-        if core.pool.dirty_bytes() >= core.pool.limit() {
-            let (fs, data) = (self.clone(), data.to_vec());
-            let parked = write.parks().map(|pages| serving::Parked::new(core, ino, pages));
-            return core.run_with_room(parked, move || fs.write_now(write, &data, (true, flight), reply));
+        let held = write.how.append.then(|| core.held_append(ino, fh, offset)).flatten();
+        if core.pool.dirty_bytes() < core.pool.limit() {
+            return self.write_now(write, data, (false, flight), held, reply);
         }
-        self.write_now(write, data, (false, flight), reply);
+        let (fs, data) = (self.clone(), data.to_vec());
+        if held.is_some() {
+            // Others would get in between while it waited with the rest.
+            return spawn::spawn("append", move || {
+                let node = fs.core.nodes.get(ino);
+                // An error is the file's, and has been noted.
+                let _ = fs.core.flush_data(&node);
+                fs.write_now(write, &data, (true, flight), held, reply);
+            });
+        }
+        let parked = write.parks().map(|pages| serving::Parked::new(core, ino, pages));
+        core.run_with_room(parked, move || fs.write_now(write, &data, (true, flight), None, reply));
     }
 
     /// Dirty pages of a mapping: nothing that a demotion does comes before them.
@@ -228,7 +239,7 @@ impl Fs {
         let reply = |done: Result<(u32, Forget)>| reply(done.map(|(written, _)| written));
         let pins = serving::pin_late(&self.core, write.ino, late);
         let Some(reply) = self.write_at_once((Mode::X, pins), write, data, reply) else { return };
-        let data = data.to_vec();
+        let (core, data) = (self.core.clone(), data.to_vec());
         let body = move |op: &mut Op<'_>| write.run(op, &data);
         let go = move || serving::run_late(&core, write.ino, late, Box::new(body), Box::new(reply));
         match self.core.store.permit().lease_left().is_zero() {
@@ -238,18 +249,18 @@ impl Fs {
         }
     }
 
-    /// A program's write, now that there is room for it; perhaps it `waited` for that.
+    /// A program's write, now that there is room for it; perhaps it `waited` for that. `held`: the lock was kept for it.
     fn write_now(
         &self,
         write: Write,
         data: &[u8],
         (waited, flight): (bool, Option<Flight>),
+        held: Option<Held>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
-        let Write { ino, fh, offset, how, .. } = write;
+        let ino = write.ino;
         let core = self.core.clone();
         let mode = if write.may_share() { core.direct_mode(ino, Mode::X) } else { Mode::X };
-        let held = how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         let waited = Arc::new(AtomicBool::new(waited));
         let waits = waited.clone();
         let reply = move |done| write.answer(&core, (waited.load(Ordering::Acquire), flight), done, reply);
@@ -294,15 +305,6 @@ impl Fs {
         }
         drop(pins);
         None
-    }
-
-    /// Close of a descriptor: tells an error of write-back that this one has not heard yet.
-    pub fn flush(&self, node: NodeId, fh: u64, reply: impl FnOnce(Result<()>) + Send + 'static) {
-        let Some(node) = self.core.nodes.find(self.core.ino(node)) else { return reply(Ok(())) };
-        drop(node.append.lock().take());
-        // A reader would keep it from those whom it concerns.
-        let writer = self.core.handles.get(fh).filter(|handle| handle.write);
-        reply(writer.map_or(Ok(()), |handle| node.state.lock().write_errors.tell(Some(&handle.heard))));
     }
 
     /// Make an inode's data durable, and unless `data_only` its attributes as well, whichever host has

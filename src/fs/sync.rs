@@ -1,6 +1,7 @@
 //! syncfs: everything that this host has changed, durable.
 
 use super::*;
+use invalidation::Invalidation;
 use std::sync::atomic::AtomicBool;
 
 /// How long to wait for an inode whose lock is being given up: that flushes it too.
@@ -89,13 +90,12 @@ impl Core {
     }
 
     /// Have the kernel write what was stored through shared mappings: newer kernels do not wait for that before they
-    /// ask a FUSE filesystem to sync. It writes the dirty pages of an inode that it drops.
-    fn launder(&self) {
+    /// ask a FUSE filesystem to sync. It writes the dirty pages of an inode that it drops. Pages of requests that wait
+    /// for a lock are left out: there is nothing in them, and the lock may be a dead host's.
+    fn launder(self: &Arc<Self>) {
         let mapped = |node: &Arc<Node>| node.has_writers() && !node.filled.lock().is_empty();
         for node in self.nodes.open().into_iter().filter(mapped) {
-            if let Err(e) = self.kernel.inval_inode(self.nodeid(node.ino), 0, 0) {
-                tracing::debug!(inode = node.ino.0, "pages that stay for syncfs: {e}");
-            }
+            Invalidation::start(self, node, Mode::X).finish(self);
         }
     }
 
