@@ -20,6 +20,7 @@ mod metadata;
 mod model;
 mod nameless;
 mod pages;
+mod posix;
 mod privileges;
 mod random;
 #[allow(dead_code)]

@@ -406,9 +406,14 @@ impl Host {
     }
 
     pub fn list_xattrs(&self, path: &str) -> Result<Vec<u8>> {
+        self.list_xattrs_as(path, 0)
+    }
+
+    /// What a user sees.
+    pub fn list_xattrs_as(&self, path: &str, uid: u32) -> Result<Vec<u8>> {
         let mut known = self.known();
-        let node = known.walk(path)?;
-        ask("listxattr", |r| Operations::listxattr(&*self.fs, node, r))
+        let (node, caller) = (known.walk(path)?, Caller { uid, ..Caller::default() });
+        ask("listxattr", |r| Operations::listxattr(&*self.fs, node, caller, r))
     }
 
     pub fn remove_xattr(&self, path: &str, name: &str) -> Result<()> {

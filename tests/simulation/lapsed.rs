@@ -66,3 +66,33 @@ fn what_a_hung_read_brings_is_not_told_before_the_lease_is_renewed() {
     a.stop().expect("a clean leave");
     tree::fsck(&disk).expect("a sound volume");
 }
+
+/// What a mapping has stored comes back as a write while the lease is over, for longer than a program's request would
+/// wait. It is on the disk once the store goes on, and the thread that brought it was not held up.
+#[test]
+fn what_a_mapping_has_stored_outlives_a_stall_of_any_length() {
+    let disk = volume(64, 2);
+    let a = Host::mount(&disk, "a").expect("mount");
+    a.create("/f").expect("create");
+    a.write("/f", 0, &[1; 8192], How::Buffered).expect("write");
+    a.fsync("/f").expect("fsync");
+    let node = a.keep("/f").expect("lookup");
+    let handle = a.open_kept(node, How::Buffered).expect("open");
+    a.port.stall(true);
+    std::thread::sleep(Timing::TEST.lease + Duration::from_millis(500));
+    let begun = Instant::now();
+    let answer = a.launder_kept(node, handle, 4096, &[2; 4096]);
+    let took = begun.elapsed();
+    let early = answer.recv_timeout(shoal::store::CONFIRM_WAIT_MAX + Duration::from_secs(3));
+    a.port.stall(false);
+    assert!(took < Duration::from_secs(10), "a thread that reads requests was held up for {took:?}");
+    assert!(early.is_err(), "answered without a lease: {early:?}");
+    let written = answer.recv_timeout(LONG).expect("an answer").expect("a write");
+    assert_eq!(written, 4096);
+    a.close_kept(node, handle).expect("close");
+    a.forget(node);
+    let found = a.read("/f").expect("read");
+    assert!(found[..4096] == [1; 4096] && found[4096..] == [2; 4096]);
+    a.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}

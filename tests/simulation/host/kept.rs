@@ -64,6 +64,49 @@ impl Host {
         ask("setattr", |r| Operations::setattr(&*self.fs, node, change, caller, None, r)).map(|_| ())
     }
 
+    /// Sectors that stat shows of a node that is kept.
+    pub fn sectors_kept(&self, node: NodeId) -> Result<u64> {
+        let reply = ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r))?;
+        Ok(reply.attr.blocks * 8 + reply.in_inode)
+    }
+
+    /// Names of a directory that is kept, with one request.
+    pub fn list_kept(&self, node: NodeId) -> Result<usize> {
+        let (done, answer) = mpsc::channel();
+        Operations::readdir(&*self.fs, node, 0, 0, Box::new(Names { found: Vec::new(), done }));
+        answer.recv_timeout(HANG).expect("readdir was not answered").map(|names| names.len())
+    }
+
+    /// Copy between nodes that are kept; how much was.
+    pub fn copy_kept(&self, from: (NodeId, u64), to: (NodeId, u64), length: u32) -> Result<u32> {
+        let (caller, fs) = (Caller::default(), &*self.fs);
+        ask("copy_file_range", |r| {
+            Operations::copy_file_range(fs, (from.0, 0, from.1), (to.0, 0, to.1), length, caller, r);
+        })
+    }
+
+    /// Write to a node that is kept, as a program with its own open file does.
+    pub fn write_kept(&self, node: NodeId, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let (caller, flags) = (Caller::default(), WriteFlags { open: libc::O_RDWR, ..WriteFlags::default() });
+        ask("write", |r| Operations::write(&*self.fs, node, fh, offset, data, flags, caller, r))
+    }
+
+    /// What a mapping has stored comes back. Answered whenever it is.
+    pub fn launder_kept(
+        &self,
+        node: NodeId,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> mpsc::Receiver<Result<u32>> {
+        let (done, answer) = mpsc::channel();
+        let flags = WriteFlags { from_cache: true, open: libc::O_RDWR, ..WriteFlags::default() };
+        Operations::write(&*self.fs, node, fh, offset, data, flags, Caller::default(), move |written| {
+            let _ = done.send(written);
+        });
+        answer
+    }
+
     pub fn forget(&self, node: NodeId) {
         Operations::forget(&*self.fs, node, 1);
     }
