@@ -29,8 +29,9 @@ impl SetAttr {
         }
         // A change of nothing: the kernel wants the privileges gone.
         let owner_changes = self.uid.is_some() || self.gid.is_some() || self.is_nothing();
-        if owner_changes && self.perm.is_none() && attr.kind == FileKind::Regular {
-            // chown takes the privileges along (POSIX); setgid without group execute is not one.
+        if owner_changes && self.perm.is_none() && attr.kind != FileKind::Directory {
+            // chown takes the privileges along (POSIX), as Linux has it of all but directories; setgid
+            // without group execute is not one.
             attr.mode = privileges::without_set_id(attr.mode);
         }
         attr.uid = self.uid.unwrap_or(attr.uid);

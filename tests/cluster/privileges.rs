@@ -79,6 +79,35 @@ fn they_end_with_the_first_change_of_somebody_without_the_right() {
     cluster.umount(1);
 }
 
+/// Linux keeps set-group-id of directories only: there it means something else.
+#[test]
+fn a_change_of_owner_takes_them_from_all_but_directories() {
+    let cluster = Cluster::new("256M", 2, LIMIT);
+    let (a, b) = (cluster.at(0), cluster.at(1));
+    let made =
+        "cd $1 && touch file && mkfifo fifo && mknod char c 1 3 && mknod block b 7 99 && mkdir directory";
+    assert!(Command::new("sh").args(["-c", made, "sh"]).arg(&a).status().unwrap().success());
+    drop(std::os::unix::net::UnixListener::bind(a.join("socket")).unwrap());
+    for (name, left) in [
+        ("file", 0o555),
+        ("fifo", 0o555),
+        ("char", 0o555),
+        ("block", 0o555),
+        ("socket", 0o555),
+        ("directory", 0o6555),
+    ] {
+        let (a, b) = (a.join(name), b.join(name));
+        for (user, group) in [(Some(NOBODY), None), (None, Some(NOBODY))] {
+            set_mode(&b, 0o6555);
+            assert_eq!(mode(&a), 0o6555);
+            chown(&a, user, group).unwrap();
+            assert_eq!((mode(&a), mode(&b)), (left, left), "{name}");
+        }
+    }
+    cluster.umount(0);
+    cluster.umount(1);
+}
+
 #[test]
 fn capabilities_set_by_another_host_end_with_a_write_through_an_open_handle() {
     let cluster = Cluster::new("256M", 2, LIMIT);
