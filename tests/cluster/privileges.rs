@@ -2,8 +2,10 @@
 
 use crate::rig::Cluster;
 use crate::rig_xattr as xattr;
+use std::ffi::CString;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -35,6 +37,58 @@ fn as_nobody(script: &str, at: &Path) {
         .output()
         .unwrap();
     assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// A system call on `at` as nobody; no program that would look at the file first.
+fn call_as_nobody(at: &Path, call: fn(*const libc::c_char) -> libc::c_int) -> io::Result<()> {
+    let at = CString::new(at.as_os_str().as_bytes()).unwrap();
+    let mut child = Command::new("true");
+    child.uid(NOBODY).gid(NOBODY).current_dir("/");
+    let change = move || match call(at.as_ptr()) {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: between fork and exec there is one system call, on a string that ends in NUL.
+    unsafe { child.pre_exec(change) };
+    child.status().map(|status| assert!(status.success()))
+}
+
+fn chmod(at: *const libc::c_char) -> libc::c_int {
+    // SAFETY: the caller has a string that ends in NUL.
+    unsafe { libc::chmod(at, 0o640) }
+}
+
+fn unlink(at: *const libc::c_char) -> libc::c_int {
+    // SAFETY: likewise.
+    unsafe { libc::unlink(at) }
+}
+
+/// For a change of mode, and a removal from a sticky directory, the kernel looks at the owner that it
+/// remembers.
+#[test]
+fn a_change_of_owner_counts_on_other_hosts_that_have_seen_the_old_one() {
+    let cluster = Cluster::new("256M", 2, LIMIT);
+    for at in [cluster.at(0), cluster.at(1)] {
+        set_mode(at.parent().unwrap(), 0o755);
+    }
+    set_mode(&cluster.at(0), 0o1777);
+    for round in 0..10 {
+        for (name, call) in [("mode", chmod as fn(_) -> _), ("name", unlink)] {
+            let name = format!("{name}{round}");
+            let (a, b) = (cluster.at(round % 2).join(&name), cluster.at(1 - round % 2).join(&name));
+            fs::write(&a, b"x").unwrap();
+            chown(&a, Some(NOBODY), None).unwrap();
+            assert_eq!(fs::metadata(&b).unwrap().uid(), NOBODY);
+            chown(&a, Some(0), None).unwrap();
+            let refused = call_as_nobody(&b, call).expect_err("it is another's now");
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+            assert_eq!(fs::metadata(&b).unwrap().uid(), 0);
+            chown(&a, Some(NOBODY), None).unwrap();
+            call_as_nobody(&b, call).expect("it is nobody's now");
+        }
+    }
+    cluster.umount(0);
+    cluster.umount(1);
 }
 
 #[test]
