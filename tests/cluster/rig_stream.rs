@@ -19,10 +19,13 @@ impl Stream {
 
     /// The next name, and the position behind it.
     pub fn next(&mut self) -> Option<(String, i64)> {
-        // SAFETY: the stream is open; the entry is read before the next call on it.
+        // SAFETY: the stream is open; the entry is read before the next call on it. The error's place is
+        // the thread's own.
         unsafe {
+            *libc::__errno_location() = 0;
             let entry = libc::readdir(self.0);
             if entry.is_null() {
+                assert_eq!(*libc::__errno_location(), 0, "cannot read the directory");
                 return None;
             }
             let name = CStr::from_ptr((*entry).d_name.as_ptr()).to_str().unwrap().to_owned();

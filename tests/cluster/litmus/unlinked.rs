@@ -1,6 +1,7 @@
 //! Files that are unlinked while somebody has them open.
 
 use super::Pair;
+use crate::rig_stream::Stream;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -102,6 +103,20 @@ fn a_removed_directory_is_changed_by_nobody_but_the_host_that_keeps_it() {
         // The block is a new file's, sooner or later.
         (0..30).for_each(|i| fs::write(a.join(format!("f{round}-{i}")), b"new").unwrap());
         assert_eq!(chmod(&there).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    }
+    pair.finish();
+}
+
+/// It was empty, and the number may be another inode's by now: there is nothing more to list.
+#[test]
+fn the_listing_of_a_directory_that_another_host_removes_ends() {
+    let pair = Pair::new();
+    for round in 0..3 {
+        fs::create_dir(pair.a.join("d")).unwrap();
+        let mut listed = Stream::open(&pair.b.join("d"));
+        fs::remove_dir(pair.a.join("d")).unwrap();
+        (0..30).for_each(|i| fs::write(pair.a.join(format!("f{round}-{i}")), b"new").unwrap());
+        assert_eq!(listed.rest(), [""; 0]);
     }
     pair.finish();
 }
