@@ -44,8 +44,8 @@ impl FileState {
     }
 
     /// Runs of dirty pages not in flight, lowest first, `most` pages of them: those that were dirty at `mark`, and what
-    /// the size waits for. A run that changes extents is not taken out of its middle, for what was promised for it is for one run;
-    /// taken once, its pages change none any more, so this comes to an end.
+    /// the size waits for. A run that changes extents is not taken out of its middle, for what was
+    /// promised for it is for one run; taken once, its pages change none any more, so this comes to an end.
     pub(super) fn runs_to_take(&self, most: u64, mark: FlushMark) -> Vec<Range<u64>> {
         let (mut taken, mut run) = (Vec::new(), Vec::new());
         let (mut guard, mut run_is_due, mut last) = (self.guard, false, None);

@@ -163,9 +163,9 @@ impl FileState {
     }
 
     /// A flush has failed, and will however often it is tried: gives up what it could not write, if that is one
-    /// page, which has failed by itself some times. Of more the next flush tries less at a time, so that no page goes that can be written. Answers with the
-    /// number of pages that are lost: there the file is what the disk has. `None` if it is not known what failed; with `all`
-    /// everything goes then.
+    /// page, which has failed by itself some times. Of more the next flush tries less at a time, so that no page goes that
+    /// can be written. Answers with the number of pages that are lost: there the file is what the disk has. `None` if it
+    /// is not known what failed; with `all` everything goes then.
     ///
     /// No flush is in flight.
     pub fn give_up(&mut self, all: bool) -> Option<u64> {

@@ -2,9 +2,10 @@
 //!
 //! The kernel cuts a write where a request is full, and, for a descriptor that got O_APPEND only by
 //! fcntl and so writes through the page cache, also behind a first page that it did not have. A request is full
-//! with so many pages, of which the first may be used in part. Each part says only where the kernel believes the end to be. So after a part that may be continued the
-//! inode's lock is kept for a moment, and its continuation is served under it: the kernel sends that as
-//! soon as it has our answer. On this host its own lock keeps other writers out.
+//! with so many pages, of which the first may be used in part. Each part says only where the kernel believes the
+//! end to be. So after a part that may be continued the inode's lock is kept for a moment, and its continuation is
+//! served under it: the kernel sends that as soon as it has our answer. On this host its own lock keeps other
+//! writers out.
 
 use super::io::PAGE;
 use super::op::{self, Body, Reply};

@@ -81,8 +81,9 @@ use op::{Op, Step, Stop};
 /// fail, because of what another host has changed elsewhere.
 const NAMES_VALID: Duration = Duration::ZERO;
 
-/// How long the kernel may keep attributes without asking, where an invalidation can reach them, at most: as long as the lease lasts, so that a stalled host does not serve them when
-/// others may have changed them. With attributes that must be asked for end cached pages, too.
+/// How long the kernel may keep attributes without asking, where an invalidation can reach them, at most: as long as
+/// the lease lasts, so that a stalled host does not serve them when others may have changed them. With attributes that
+/// must be asked for end cached pages, too.
 const KEEP: Duration = Duration::from_secs(10);
 
 /// Everything a mount works with.

@@ -99,7 +99,8 @@ pub struct Node {
     generation: AtomicU64,
     pub state: Mutex<NodeState>,
     pub gate: RwLock<()>,
-    /// Direct writes under X that are on their way to the device without `state`, but with the gate. Counted up under `state`.
+    /// Direct writes under X that are on their way to the device without `state`, but with the gate. Counted up under
+    /// `state`.
     pub overwrites: AtomicU32,
     /// Lookups the kernel has not yet forgotten.
     lookups: AtomicU64,
