@@ -41,8 +41,8 @@ struct Arguments {
     /// disk with 4 KiB blocks.
     #[arg(long, value_name = "BYTES")]
     cell_pitch: Option<u32>,
-    /// Do not discard the old content.
-    #[arg(short = 'K')]
+    /// Do not discard the old content, which is done where the device can.
+    #[arg(short = 'K', long = "nodiscard")]
     keep_content: bool,
     /// Block device or image file.
     device: PathBuf,

@@ -2,7 +2,7 @@
 
 use crate::Summary;
 use crate::plan::{Given, GroupPlan};
-use shoal::base::{BLOCK_SIZE, BlockNo, LockName, Result, SlotId, Version};
+use shoal::base::{BLOCK_SIZE, BlockNo, Error, LockName, Result, SlotId, Version};
 use shoal::device::BlockDevice;
 use shoal::format::group::{self, ChunkKind, ChunkPage, GroupHeader};
 use shoal::format::inode::{DiskAttr, DiskTime, ROOT_PAGE};
@@ -72,7 +72,11 @@ impl Maker<'_> {
         let mut at = 0;
         while at < end {
             let length = STEP.min(end - at);
-            self.dev.discard(at, length)?;
+            match self.dev.discard(at, length) {
+                // A device that cannot is as good as one that need not.
+                Err(Error::Unsupported(_)) => return Ok(()),
+                done => done?,
+            }
             at += length;
         }
         Ok(())

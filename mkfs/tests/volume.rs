@@ -263,7 +263,7 @@ fn an_older_volume_does_not_speak() {
     assert_ne!(old.hash_seed, new.hash_seed);
 }
 
-/// A device that stops taking writes after a number of them.
+/// A device that stops taking writes after a number of them, and cannot discard.
 struct Dying<'a> {
     inner: &'a FileDevice,
     left: std::sync::atomic::AtomicI64,
@@ -283,7 +283,7 @@ impl BlockDevice for Dying<'_> {
         self.inner.flush()
     }
     fn discard(&self, _: u64, _: u64) -> shoal::base::Result<()> {
-        Ok(())
+        Err(shoal::base::Error::Unsupported("by the test"))
     }
     fn size(&self) -> u64 {
         self.inner.size()

@@ -6,6 +6,7 @@ use super::deferred::{DeferredFrees, DrainOracle, NeverDrains, SlotLock};
 use super::group::{EMERGENCY_META, Group};
 use super::reservation::{Part, PendingRuns, Reservation};
 use super::transaction::Transaction;
+use super::trim::Turns;
 use crate::base::{AgNo, BlockNo, Error, InodeNo, Result};
 use crate::journal::Journal;
 use crate::store::Store;
@@ -57,6 +58,7 @@ pub struct Allocator {
     home_full: AtomicBool,
     /// Numbers of inodes that are gone while the kernel still knows them. Locked after a group.
     withheld: Mutex<BTreeSet<BlockNo>>,
+    pub(super) trims: Turns,
 }
 
 impl Allocator {
@@ -83,6 +85,7 @@ impl Allocator {
             last: AtomicU32::new(u32::MAX),
             home_full: AtomicBool::new(false),
             withheld: Mutex::default(),
+            trims: Turns::default(),
         })
     }
 
@@ -280,6 +283,7 @@ impl Allocator {
     /// `NoSpace` if even then the groups held cannot give it, `Corrupt` if one of them is damaged;
     /// `Io`, `Halted`.
     pub fn reserve_last(&self, want: Want) -> Result<Reservation> {
+        let _all_there = self.trims.all_there();
         if self.has_waiting() {
             match self.reserve(want) {
                 Err(Error::NeedSpace) => self.force_freed()?,

@@ -392,7 +392,7 @@ impl Group {
         few
     }
 
-    fn make_ready(&mut self, class: Class, piece: Piece) {
+    pub fn make_ready(&mut self, class: Class, piece: Piece) {
         let (map, c) = self.loaded(piece.chunk);
         map.give(c, piece.bit.into(), piece.len.into());
         let pool = self.pool(class);

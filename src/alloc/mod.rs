@@ -16,7 +16,9 @@
 //! 5. While something is promised in a group, [`Allocator::ag_demote`] says `Busy`.
 //! 6. The counts in the group headers are exact with every transaction.
 //!
-//! Local locks: a group's `typing` < any journal wait < the slot inode's < a group's state (ascending
+//! 7. Blocks that are discarded are ready ones, as those that file data is written to.
+//!
+//! Local locks: `trims` < a group's `typing` < any journal wait < the slot inode's < a group's state (ascending
 //! by group) < the journal's and the cache's own. The holder of a journal handle takes only those
 //! from the slot inode's on.
 
@@ -32,6 +34,7 @@ mod page;
 mod reservation;
 mod take;
 mod transaction;
+mod trim;
 mod typing;
 
 #[cfg(test)]
@@ -43,3 +46,4 @@ pub use deferred::{DEFERRED_PER_ITEM, DeferredFree, DeferredFrees, DrainOracle, 
 pub use reservation::{PendingRuns, PickedInode, Reservation};
 pub use take::RUNS_MAX;
 pub use transaction::Transaction;
+pub use trim::{Sweep, TrimWish, Unused};

@@ -21,6 +21,16 @@ impl fmt::Display for IoCounts {
     }
 }
 
+/// What a device makes of being told that ranges are unused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discards {
+    /// Bytes that it gives back at a time: a range helps as far as it has whole ones of these, from the
+    /// device's start on.
+    pub granule: u64,
+    /// Bytes of one request to it.
+    pub most: u64,
+}
+
 /// The shared device. Several requests may be in flight; the caller orders what must be ordered.
 ///
 /// Offsets and lengths are multiples of [`BlockDevice::logical_block`]. Buffers need no alignment
@@ -32,8 +42,15 @@ pub trait BlockDevice: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
     /// Everything whose write returned before this call survives power loss when it returns.
     fn flush(&self) -> Result<()>;
-    /// Tell the device that the range is unused; its content is undefined afterwards. May do nothing.
+    /// Tell the device that the range is unused; its content is undefined afterwards.
+    ///
+    /// # Errors
+    /// `Unsupported` if it has no use for that; its content is as it was then.
     fn discard(&self, offset: u64, length: u64) -> Result<()>;
+    /// How it is best told; `None` if it is known to have no use for that.
+    fn discards(&self) -> Option<Discards> {
+        None
+    }
     /// Write zeros to the range.
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
         write_zeros_by_hand(self, offset, length)

@@ -5,7 +5,7 @@ pub mod error;
 pub mod ids;
 pub mod lock_name;
 
-pub use block_device::{BlockDevice, IoCounts};
+pub use block_device::{BlockDevice, Discards, IoCounts};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, Result};
 pub use ids::*;

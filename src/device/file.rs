@@ -3,7 +3,7 @@
 //! An image file on a filesystem that refuses O_DIRECT is opened without it: all mounts of it share
 //! one page cache then, which is coherent on one machine, and nowhere else.
 
-use super::{BlockDevice, IoCounts};
+use super::{BlockDevice, Discards, IoCounts};
 use crate::base::{Error, Result};
 use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
@@ -420,10 +420,15 @@ impl BlockDevice for FileDevice {
         const BLKDISCARD: u64 = 0x1277;
         match self.clear(BLKDISCARD, offset, length) {
             Ok(()) => Ok(()),
-            // A device that cannot is as good as one that need not.
-            Err(e) if cannot(&e) => Ok(()),
+            // This time it cannot (see `cannot`).
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            Err(e) if cannot(&e) => Err(Error::Unsupported("this device cannot discard blocks")),
             Err(e) => Err(Error::io("discard", offset, length as usize, &e)),
         }
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        super::discards::discards(self)
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {

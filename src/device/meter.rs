@@ -1,7 +1,7 @@
 //! A device that counts its requests by the region they go to: what an operation costs in lock
 //! messages, journal writes and metadata reads shows only apart.
 
-use super::{BlockDevice, IoCounts};
+use super::{BlockDevice, Discards, IoCounts};
 use crate::base::Result;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -66,6 +66,10 @@ impl BlockDevice for Meter {
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.inner.discard(offset, length)
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        self.inner.discards()
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {

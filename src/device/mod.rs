@@ -5,6 +5,7 @@
 //! delays, tears, losses and errors.
 
 pub mod child;
+mod discards;
 mod exclusive;
 mod file;
 mod fitness;
@@ -16,7 +17,7 @@ pub mod probe;
 pub mod reservation;
 mod sentinel;
 
-pub use crate::base::{BlockDevice, IoCounts};
+pub use crate::base::{BlockDevice, Discards, IoCounts};
 pub use exclusive::{Exclusive, claim_again};
 pub use file::{Access, FileDevice, Medium};
 pub use fitness::{Fitness, fitness};

@@ -2,7 +2,7 @@
 //! and nothing more may be tried. And when a flush has failed, for whichever room: what was lost of the others'
 //! writes, no later flush tells.
 
-use super::{BlockDevice, IoCounts};
+use super::{BlockDevice, Discards, IoCounts};
 use crate::base::{Error, Result};
 use std::sync::{Arc, OnceLock};
 
@@ -52,6 +52,10 @@ impl BlockDevice for Sentinel {
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.watch(self.inner.discard(offset, length))
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        self.inner.discards()
     }
 
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {

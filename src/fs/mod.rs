@@ -63,6 +63,7 @@ mod sync;
 mod takeover;
 mod threads;
 mod tmpfile;
+mod trim;
 pub mod tune;
 pub mod types;
 mod unwanted;
@@ -71,6 +72,7 @@ mod write_errors;
 mod writeback;
 mod xattrs;
 
+pub use trim::TrimRange;
 pub use types::*;
 
 use node::{Node, NodeState, NodeTable};

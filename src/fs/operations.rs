@@ -6,6 +6,7 @@
 
 use crate::base::{Error, Generation, Result};
 use crate::file::DataBuf;
+use crate::fs::TrimRange;
 use crate::fs::types::{
     AttrReply, Caller, DirSink, EntryReply, LockFound, LockRequest, LookupReply, NewNode, NodeId, OpenReply,
     ReadFlags, RenameFlags, SeekWhat, SetAttr, Statfs, WriteFlags,
@@ -194,6 +195,12 @@ pub trait Operations: Send + Sync + 'static {
     fn set_flags(&self, ino: NodeId, flags: u32, caller: Caller, reply: impl Reply<()>) {
         let _ = (ino, flags, caller);
         reply(Err(Error::Unsupported("flags")));
+    }
+    /// Tell the device of free blocks (FITRIM); answers with the bytes it was told of. What is returned ends it.
+    fn trim(&self, range: TrimRange, reply: impl Reply<u64>) -> Withdraw {
+        let _ = range;
+        reply(Err(Error::Unsupported("telling the device of free blocks")));
+        Box::new(|| ())
     }
     /// Stop as in a crash (FS_IOC_SHUTDOWN): what has changed is committed, data not yet written is lost,
     /// and nothing works any more until the volume is mounted again.

@@ -249,6 +249,10 @@ impl Operations for Fs {
         Fs::set_flags(self, ino, flags, caller, reply);
     }
 
+    fn trim(&self, range: TrimRange, reply: impl Reply<u64>) -> Withdraw {
+        Fs::trim(self, range, reply)
+    }
+
     fn shut_down(&self, caller: Caller, reply: impl Reply<()>) {
         reply(match caller.uid {
             0 => Fs::shut_down(self),

@@ -188,7 +188,7 @@ fn candidates(core: &Core) -> Vec<(Whose, AgNo)> {
 }
 
 /// Was the group this slot's when the volume was made?
-fn is_dealt_to(ag: AgNo, slot: SlotId, slots: u16) -> bool {
+pub(super) fn is_dealt_to(ag: AgNo, slot: SlotId, slots: u16) -> bool {
     ag.0 % u32::from(slots.max(1)) == u32::from(slot.0)
 }
 

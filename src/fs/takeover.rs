@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 pub struct Recovery {
     extents: Vec<SlotExtents>,
     /// The longest time that a write of a living host may take to land.
-    settle: Duration,
+    pub settle: Duration,
     /// How long after the end of its lease a mount that is not complete waits for the device.
     pub patience: Duration,
     /// All features of the volume are known, so that replay may write.

@@ -1,10 +1,13 @@
-//! Flags and generations of inodes as programs ask for them: FS_IOC_GETFLAGS and its kin (chattr, lsattr, xfs_io).
+//! Flags and generations of inodes as programs ask for them: FS_IOC_GETFLAGS and its kin (chattr, lsattr, xfs_io);
+//! and FITRIM (fstrim).
 //!
-//! The kernel takes these calls apart itself (ioctl_getflags, fileattr_set), checks who may set what, and asks
-//! us by a handle of its own: with the record alone, whatever size the number of the call speaks of.
+//! The kernel takes those of flags apart itself (ioctl_getflags, fileattr_set), checks who may set what, and asks
+//! us by a handle of its own: with the record alone, whatever size the number of the call speaks of. FITRIM it passes on
+//! as it is, for any open file or directory, and copies as many bytes there and back as its number says.
 
 use crate::base::{Error, Generation};
 use crate::format::inode::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NOATIME, FLAG_NODUMP};
+use crate::fs::TrimRange;
 use crate::fs::operations::Operations;
 use crate::fs::types::{Caller, NodeId};
 use crate::fuse::answer::{answer, fail, ioctl_done};
@@ -19,6 +22,7 @@ const SETFLAGS: u32 = 0x4008_6602;
 const GETVERSION: u32 = 0x8008_7601;
 const FSGETXATTR: u32 = 0x801c_581f;
 const FSSETXATTR: u32 = 0x401c_5820;
+const FITRIM: u32 = 0xc018_5879;
 
 /// Ours, `FS_*_FL` and `FS_XFLAG_*` of the same meaning.
 const FLAGS: [(u32, u32, u32); 4] = [
@@ -33,7 +37,7 @@ const FSXATTR: usize = 28;
 
 /// Is it one of these?
 pub fn is_known(cmd: u32) -> bool {
-    matches!(cmd, GETFLAGS | SETFLAGS | GETVERSION | FSGETXATTR | FSSETXATTR)
+    matches!(cmd, GETFLAGS | SETFLAGS | GETVERSION | FSGETXATTR | FSSETXATTR | FITRIM)
 }
 
 /// Answers one.
@@ -49,12 +53,44 @@ pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, caller: Caller, cmd: u32,
                 tell(reply, &record);
             }),
         ),
+        FITRIM => trim(fs, caller, data, reply),
         _ => match asked(cmd, data) {
             Ok(flags) => fs.set_flags(node, flags, caller, ioctl_done(reply)),
             Err(Error::Invalid(_)) => reply.error(Errno(libc::EINVAL)),
             Err(e) => fail(reply, &e),
         },
     }
+}
+
+/// `struct fstrim_range`: start, length, shortest run. The kernel does not know that it is the administrator's.
+fn trim<O: Operations>(fs: &Arc<O>, caller: Caller, data: &[u8], reply: Reply) {
+    if !is_administrator(caller.pid) {
+        return fail(reply, &Error::NotPermitted);
+    }
+    let mut record: [u64; 3] = [0; 3];
+    match data.get(..record.len() * 8) {
+        Some(bytes) => record.as_mut_bytes().copy_from_slice(bytes),
+        None => return reply.error(Errno(libc::EINVAL)),
+    }
+    let [start, length, least] = record;
+    let interruption = reply.interruption();
+    let done = answer(reply, move |reply, bytes| tell(reply, [start, bytes, least].as_bytes()));
+    interruption.call(fs.trim(TrimRange { start, length, least }, done));
+}
+
+/// Has a process, which waits for our answer, CAP_SYS_ADMIN where this daemon is, not only in a namespace of its own?
+fn is_administrator(pid: u32) -> bool {
+    const SYS_ADMIN: u32 = 21;
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
+    let ours = namespace("self");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    ours.is_some() && ours == namespace(&pid.to_string()) && capabilities(&status) >> SYS_ADMIN & 1 == 1
+}
+
+/// The effective ones, as proc(5) shows them.
+fn capabilities(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn tell(reply: Reply, record: &[u8]) {
@@ -99,6 +135,18 @@ fn asked(cmd: u32, data: &[u8]) -> crate::base::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_an_administrator() {
+        let status =
+            |mask: &str| format!("Name:\tfstrim\nCapPrm:\t000001ffffffffff\nCapEff:\t{mask}\nCapBnd:\t0\n");
+        assert_eq!(capabilities(&status("0000000000200000")), 1 << 21);
+        assert_eq!(capabilities(&status("000001ffffdfffff")) >> 21 & 1, 0);
+        assert_eq!(capabilities("Name:\tx\n"), 0);
+        assert!(!is_administrator(0), "the kernel cannot say who");
+        let ourselves = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert_eq!(is_administrator(std::process::id()), capabilities(&ourselves) >> 21 & 1 == 1);
+    }
 
     #[test]
     fn flags_there_and_back() {

@@ -10,7 +10,7 @@
 //! | interrupt | requests on their way, and signals for those who wait |
 //! | adapter | requests to operations; thin |
 //! | answer | how each kind of answer goes back |
-//! | ioctl | flags of inodes |
+//! | ioctl | flags of inodes, FITRIM |
 //! | directory | listings into the kernel's buffer |
 //! | convert | attributes, times and flags between the two worlds |
 //! | errno | what an application sees of an error |

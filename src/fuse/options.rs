@@ -88,6 +88,8 @@ const TABLE: &[(&str, Effect)] = &[
     ("usrjquota", Refused(NO_QUOTA)),
     ("grpjquota", Refused(NO_QUOTA)),
     ("noquota", Nothing),
+    ("discard", Refused("freed blocks are not discarded at once; run fstrim now and then, on one host")),
+    ("nodiscard", Nothing),
     ("defaults", Nothing),
     ("auto", Nothing),
     ("noauto", Nothing),

@@ -198,6 +198,18 @@ impl Store {
         self.device.write(start.byte(), data)
     }
 
+    /// Tell the device that nobody needs the content of these blocks any more. It is as a write: what stands there
+    /// afterwards is anybody's guess, so they must be as free to be written.
+    ///
+    /// # Errors
+    /// `Unsupported` if the device has no use for it; those of [`Store::write_data`].
+    pub fn discard(&self, start: BlockNo, blocks: u64) -> Result<()> {
+        self.halt.check()?;
+        self.in_volume(start, blocks as usize * BLOCK_SIZE)?;
+        self.permit.to_write(&self.halt)?;
+        self.device.discard(start.byte(), blocks * BLOCK_SIZE as u64)
+    }
+
     fn in_volume(&self, start: BlockNo, bytes: usize) -> Result<()> {
         let blocks = (bytes / BLOCK_SIZE) as u64;
         let inside = start.0.checked_add(blocks).is_some_and(|end| end <= self.geometry.total_blocks);

@@ -190,7 +190,7 @@ fn options_that_cannot_be() {
     for (option, words) in [
         ("quota", "mount option 'quota': there are no quotas"),
         ("usrjquota=aquota.user", "mount option 'usrjquota': there are no quotas"),
-        ("discard", "unknown mount option 'discard'"),
+        ("discard", "mount option 'discard': freed blocks are not discarded at once; run fstrim"),
         ("errors=remount-ro", "unknown mount option 'errors=remount-ro'"),
         ("commit=never", "'commit=never': must be seconds, 0.1 to 60"),
         ("cache=1K", "'cache=1K': must be"),

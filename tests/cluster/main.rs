@@ -31,3 +31,4 @@ mod set_id;
 mod shared_direct;
 mod synced;
 mod torture;
+mod trimmed;

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
 use shoal::cluster::{SlotClaim, Timing};
-use shoal::device::{BlockDevice, Reservations};
+use shoal::device::{BlockDevice, Discards, Reservations};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Stale reads are of single blocks behind the coordination cells, which a host must see to join.
 const STALE_BYTES: usize = 4096;
 const STALE_FROM: u64 = 16 << 20;
+/// How much later a late discard comes.
+const LATE: Duration = Duration::from_millis(50);
 
 /// How a host's requests fare. Requests under way at once overtake each other by their delays.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Weather {
     pub lost_flushes: bool,
     /// What was read once is not read again: writes of other hosts are never seen.
     pub stale_reads: bool,
+    /// Discards are acknowledged first and done afterwards.
+    pub late_discards: bool,
 }
 
 /// One host's way to the disk.
@@ -162,7 +166,7 @@ impl Port {
         if self.cut.load(Ordering::Acquire) {
             return Err(fails("the host is cut off"));
         }
-        let late = op == "write" && begun.elapsed() > Timing::TEST.write_life;
+        let late = matches!(op, "write" | "discard") && begun.elapsed() > Timing::TEST.write_life;
         if late && self.mortal.load(Ordering::Acquire) {
             return Err(fails("it took longer than a write may"));
         }
@@ -235,7 +239,25 @@ impl BlockDevice for Port {
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        self.disk.discard(offset, length)
+        self.pass("discard", offset, length as usize)?;
+        let _writing = self.writing.read();
+        if self.cut.load(Ordering::Acquire) {
+            return Err(Error::Io { op: "discard", offset, length, cause: "cut off".into() });
+        }
+        if self.weather().late_discards {
+            let disk = self.disk.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(LATE);
+                disk.discard(offset, length)
+            });
+            return Ok(());
+        }
+        let landed = self.disk.lun.write(self.id, || self.disk.discard(offset, length));
+        landed.ok_or(Error::Fenced { op: "discard", offset })?
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        self.disk.discards()
     }
 
     fn size(&self) -> u64 {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shoal::base::{Error, Result};
-use shoal::device::BlockDevice;
+use shoal::device::{BlockDevice, Discards};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,10 +30,30 @@ pub enum Event {
         offset: u64,
         data: Arc<Vec<u8>>,
     },
+    /// Nobody needs these blocks any more; those that were ever written.
+    Discard {
+        blocks: Arc<Vec<u64>>,
+    },
     Flush,
 }
 
-/// Says whether a request (`"read"`, `"write"`, `"flush"`; offset; length) fails.
+/// What a discarded block holds: neither what it held before nor zeros, and nobody's.
+const GARBAGE: [u8; BLOCK as usize] = [0xdb; BLOCK as usize];
+
+impl Event {
+    /// What it leaves where.
+    pub(super) fn writes(&self) -> Vec<(u64, &[u8])> {
+        match self {
+            Event::Write { offset, data } | Event::Foreign { offset, data } => {
+                vec![(*offset, data.as_slice())]
+            }
+            Event::Discard { blocks } => blocks.iter().map(|block| (block * BLOCK, &GARBAGE[..])).collect(),
+            Event::Flush => vec![],
+        }
+    }
+}
+
+/// Says whether a request (`"read"`, `"write"`, `"flush"`, `"discard"`; offset; length) fails.
 pub type FaultRule = Box<dyn FnMut(&str, u64, usize) -> bool + Send>;
 
 #[derive(Default)]
@@ -47,6 +67,7 @@ struct Inner {
     reads: u64,
     writes: u64,
     flushes: u64,
+    discarded: u64,
 }
 
 type Hook = dyn Fn(&str, u64, usize) + Send + Sync;
@@ -56,6 +77,7 @@ pub struct SimDisk {
     inner: Mutex<Inner>,
     size: u64,
     logical: u32,
+    garbage: Arc<[u8; BLOCK as usize]>,
     /// Called before each request without any lock held: tests delay or observe here.
     hook: Mutex<Option<Arc<Hook>>>,
     /// Byte-range locks: first byte to the port that has it.
@@ -88,6 +110,7 @@ impl SimDisk {
             inner: Mutex::new(inner),
             size,
             logical: 512,
+            garbage: Arc::new(GARBAGE),
             hook: Mutex::default(),
             claims: Mutex::default(),
             lun: Lun::new(),
@@ -116,6 +139,11 @@ impl SimDisk {
     pub fn requests(&self) -> (u64, u64, u64) {
         let d = self.inner.lock();
         (d.reads, d.writes, d.flushes)
+    }
+
+    /// Bytes that were discarded.
+    pub fn discarded(&self) -> u64 {
+        self.inner.lock().discarded
     }
 
     /// Requests for which `rule` says so fail.
@@ -216,8 +244,22 @@ impl BlockDevice for SimDisk {
         Ok(())
     }
 
-    fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        let mut d = self.enter("discard", offset, length as usize)?;
+        let range = offset / BLOCK..(offset + length) / BLOCK;
+        let blocks: Vec<u64> = d.now.range(range).map(|(block, _)| *block).collect();
+        d.discarded += length;
+        for block in &blocks {
+            d.now.insert(*block, self.garbage.clone());
+        }
+        if d.recording {
+            d.events.push(Event::Discard { blocks: Arc::new(blocks) });
+        }
         Ok(())
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        Some(Discards { granule: BLOCK, most: 1 << 20 })
     }
 
     fn size(&self) -> u64 {
@@ -264,22 +306,19 @@ impl History {
         let cut = &events[..count];
         let flushed = cut.iter().rposition(|e| matches!(e, Event::Flush)).map_or(0, |at| at + 1);
         for (at, e) in cut.iter().enumerate() {
-            match e {
-                Event::Write { offset, data } if at < flushed => apply(&mut blocks, *offset, data),
-                Event::Foreign { offset, data } => apply(&mut blocks, *offset, data),
-                _ => {}
+            if at < flushed || matches!(e, Event::Foreign { .. }) {
+                e.writes().into_iter().for_each(|(offset, data)| apply(&mut blocks, offset, data));
             }
         }
-        let mut pending: Vec<(u64, &[u8])> = cut[flushed..]
-            .iter()
-            .filter_map(|e| match e {
-                Event::Write { offset, data } => Some((*offset, data.as_slice())),
-                _ => None,
-            })
-            .collect();
+        let mut pending = unflushed_writes(&cut[flushed..]);
         survive(&mut blocks, &mut pending, unflushed);
         SimDisk::with(self.size, blocks)
     }
+}
+
+/// What a power cut behind these may take back.
+pub(super) fn unflushed_writes(events: &[Event]) -> Vec<(u64, &[u8])> {
+    events.iter().filter(|e| !matches!(e, Event::Foreign { .. })).flat_map(Event::writes).collect()
 }
 
 pub(super) fn survive(blocks: &mut Blocks, pending: &mut [(u64, &[u8])], how: Unflushed) {

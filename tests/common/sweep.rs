@@ -1,6 +1,6 @@
 //! Many crashes of one history, in ascending order, each for the price of what changed since.
 
-use super::simdisk::{Blocks, Event, History, SimDisk, Unflushed, apply, survive};
+use super::simdisk::{Blocks, Event, History, SimDisk, Unflushed, apply, survive, unflushed_writes};
 use std::sync::Arc;
 
 /// Walks a history from its start to its end.
@@ -27,8 +27,8 @@ impl<'a> Sweep<'a> {
         for at in self.seen..count {
             if matches!(self.events[at], Event::Flush) {
                 for event in &self.events[self.flushed..at] {
-                    if let Event::Write { offset, data } | Event::Foreign { offset, data } = event {
-                        apply(&mut self.durable, *offset, data);
+                    for (offset, data) in event.writes() {
+                        apply(&mut self.durable, offset, data);
                     }
                 }
                 self.flushed = at + 1;
@@ -36,13 +36,7 @@ impl<'a> Sweep<'a> {
         }
         self.seen = count;
         let mut blocks = self.durable.clone();
-        let mut pending: Vec<(u64, &[u8])> = self.events[self.flushed..count]
-            .iter()
-            .filter_map(|e| match e {
-                Event::Write { offset, data } => Some((*offset, data.as_slice())),
-                _ => None,
-            })
-            .collect();
+        let mut pending = unflushed_writes(&self.events[self.flushed..count]);
         survive(&mut blocks, &mut pending, unflushed);
         SimDisk::with(self.size, blocks)
     }

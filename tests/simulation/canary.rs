@@ -21,17 +21,25 @@ pub enum Canary {
     CachesKept,
     /// A host says that a lock is free before it has written back what it changed under it.
     LateWriteBack,
+    /// Blocks are discarded when they may be somebody's again.
+    LateDiscards,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 4] =
-        [Canary::LostFlushes, Canary::StaleReads, Canary::CachesKept, Canary::LateWriteBack];
+    pub const ALL: [Canary; 5] = [
+        Canary::LostFlushes,
+        Canary::StaleReads,
+        Canary::CachesKept,
+        Canary::LateWriteBack,
+        Canary::LateDiscards,
+    ];
 
     /// The weather with what is wrong with the disk.
     pub fn spoil(self, weather: Weather) -> Weather {
         Weather {
             lost_flushes: self == Canary::LostFlushes,
             stale_reads: self == Canary::StaleReads,
+            late_discards: self == Canary::LateDiscards,
             ..weather
         }
     }

@@ -72,6 +72,9 @@ fn work(sim: &Sim, thread: usize, seed: u64, until: Until) -> Result<(), String>
             believed = learn(host);
         }
         let Some(model) = &mut believed else { continue };
+        if random.random_range(0..60) == 0 {
+            host.trim_beside();
+        }
         let op = Draw { worker: 0, random: &mut random, model }.op();
         number += 1;
         let done = execute(host, model, number, &op);

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const HOSTS: usize = 4;
 /// Names of one worker.
 const FILES: u32 = 300;
+/// Beside so many changes a trim begins.
+const TRIMS: f64 = 1.0 / 20.0;
 /// A take-over takes less than three seconds on an idle machine.
 const WAIT_MAX: Duration = Duration::from_secs(40);
 /// Longer than it takes to be taken for dead, and recovered.
@@ -109,6 +111,9 @@ impl Sim {
 
     /// Make, perhaps rename, perhaps remove a file, and sync; the promise is noted before the next.
     fn change(&self, host: &Host, path: &str, random: &mut StdRng) -> shoal::base::Result<()> {
+        if random.random_bool(TRIMS) {
+            host.trim_beside();
+        }
         let content: Vec<u8> = (0..random.random_range(0..30_000)).map(|n: usize| (n * 7) as u8).collect();
         let renamed = format!("{path}.r");
         for old in [path, &renamed] {

@@ -12,7 +12,7 @@ use shoal::fs::mount::{Backing, start_wrapped};
 use shoal::fs::operations::Operations;
 use shoal::fs::{
     Caller, DirEntryOut, DirSink, EntryReply, FenceWish, Fs, KernelCache, LookupReply, MountOptions, NewNode,
-    NodeId, ReadFlags, RenameFlags, SetAttr, Statfs, WriteFlags,
+    NodeId, ReadFlags, RenameFlags, SetAttr, Statfs, TrimRange, WriteFlags,
 };
 use shoal::inode::FileKind;
 use shoal::lock::Demoter;
@@ -25,6 +25,8 @@ use std::time::Duration;
 /// A request that is not answered for so long hangs.
 const HANG: Duration = Duration::from_secs(90);
 const READ_BYTES: u32 = 1 << 20;
+/// The whole volume, to be trimmed.
+pub const ALL: TrimRange = TrimRange { start: 0, length: u64::MAX, least: 0 };
 
 /// A kernel that remembers nothing.
 pub struct NoKernel;
@@ -446,6 +448,16 @@ impl Host {
         names.retain(|n| n != "." && n != "..");
         names.sort();
         Ok(names)
+    }
+
+    /// Discard what is free, all over the volume; the answer: bytes.
+    pub fn trim(&self) -> Result<u64> {
+        ask("trim", |r| drop(Operations::trim(&*self.fs, ALL, r)))
+    }
+
+    /// The same without waiting for it.
+    pub fn trim_beside(&self) {
+        drop(Operations::trim(&*self.fs, ALL, |_| ()));
     }
 
     pub fn statfs(&self) -> Result<Statfs> {

@@ -36,6 +36,7 @@ mod streamed;
 mod successor;
 mod taken;
 mod tree;
+mod trimmed;
 mod unwanted;
 mod unwritable;
 mod worker;

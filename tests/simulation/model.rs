@@ -78,6 +78,8 @@ pub enum Op {
     Fsync(String),
     /// Nothing, for so many milliseconds: the background threads have their turn.
     Rest(u64),
+    /// Nothing that shows: the device is told of what is free.
+    Trim,
 }
 
 /// Why the model refuses.
@@ -212,7 +214,7 @@ impl Model {
             Op::Link { from, to } => self.link(from, to),
             Op::Unlink(path) | Op::Rmdir(path) => self.remove(path, matches!(op, Op::Rmdir(_))),
             Op::Rename { from, to, exchange } => self.rename(from, to, *exchange),
-            Op::Rest(_) => Ok(vec![]),
+            Op::Rest(_) | Op::Trim => Ok(vec![]),
             Op::Fsync(path) => Ok(vec![self.find(path)?]),
             Op::Chmod { path, mode } => {
                 let id = self.find(path)?;

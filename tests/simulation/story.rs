@@ -184,6 +184,7 @@ pub fn execute(host: &Host, model: &Model, number: usize, op: &Op) -> shoal::bas
         Op::SetXattr { path, name, length } => host.set_xattr(path, name, &bytes(number, 0, *length)),
         Op::RemoveXattr { path, name } => host.remove_xattr(path, name),
         Op::Fsync(path) => host.fsync(path),
+        Op::Trim => host.trim().map(|_| ()),
         Op::Rest(ms) => {
             std::thread::sleep(Duration::from_millis(*ms));
             Ok(())
@@ -214,7 +215,8 @@ fn needed(steps: &[Step]) -> Vec<Vec<Vec<usize>>> {
 }
 
 fn changes_names(op: &Op) -> bool {
-    !matches!(op, Op::Write { .. } | Op::Truncate { .. } | Op::Fallocate { .. } | Op::Fsync(_) | Op::Rest(_))
+    use Op::{Fallocate, Fsync, Rest, Trim, Truncate, Write};
+    !matches!(op, Write { .. } | Truncate { .. } | Fallocate { .. } | Fsync(_) | Rest(_) | Trim)
 }
 
 impl Story {

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Beside so many operations a trim begins.
+const TRIMS: f64 = 1.0 / 60.0;
+
 /// How a worker's time ended.
 pub enum Ended {
     Done,
@@ -86,6 +89,9 @@ impl Worker {
             let Some(host) = &*place else { continue };
             let looked = if self.random.random_bool(0.35) { self.look(host, at) } else { Ok(()) };
             let done = looked.and_then(|()| {
+                if self.random.random_bool(TRIMS) {
+                    host.trim_beside();
+                }
                 let op = self.draw(|mut d| d.op());
                 self.step(host, at, op)
             });

@@ -61,6 +61,7 @@ pub fn work_at_random(mut run: Recorder, random: &mut StdRng, operations: usize)
         let model = run.model().clone();
         let op = match random.random_range(0..25) {
             0 => Op::Rest(random.random_range(5..60)),
+            1 => Op::Trim,
             _ => Draw { worker: 0, random, model: &model }.op(),
         };
         let host = random.random_range(0..run.hosts.len());

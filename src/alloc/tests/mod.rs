@@ -4,6 +4,7 @@ mod cases;
 mod giving_up;
 mod model;
 mod retyping;
+mod trimming;
 
 use super::*;
 use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, Generation, InodeNo, LockName, Result, SlotId, Version};
@@ -47,6 +48,8 @@ enum Event {
     /// First block and number of blocks; all zeros?
     Write(u64, u64, bool),
     Flush,
+    /// First block and number of blocks.
+    Discard(u64, u64),
 }
 
 impl BlockDevice for MemoryDevice {
@@ -84,7 +87,9 @@ impl BlockDevice for MemoryDevice {
         self.events.lock().push(Event::Flush);
         Ok(())
     }
-    fn discard(&self, _: u64, _: u64) -> Result<()> {
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        let block = BLOCK_SIZE as u64;
+        self.events.lock().push(Event::Discard(offset / block, length / block));
         Ok(())
     }
     fn size(&self) -> u64 {

@@ -86,6 +86,19 @@ fn settle_deferred(rig: &Rig) {
     }
 }
 
+/// What is taken for a while, to be discarded, is nobody's.
+fn trim(rig: &Rig, rng: &mut SmallRng) {
+    let used = rig.audit();
+    let wish = TrimWish { least: rng.random_range(0..40), most: rng.random_range(1..3000), granule: 4096 };
+    for ag in rig.alloc.held() {
+        let mut sweep = super::trimming::all_of(rig, ag);
+        while !sweep.is_done() {
+            let Some(unused) = rig.alloc.next_unused(&mut sweep, &wish).unwrap() else { continue };
+            assert!(blocks(&[unused.run()]).all(|b| !used.data.contains(&b) && !used.meta.contains(&b)));
+        }
+    }
+}
+
 fn run(seed: u64) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let groups = rng.random_range(1..4);
@@ -109,6 +122,7 @@ fn run(seed: u64) {
                 }
             }
             4 => settle_deferred(&rig),
+            5 => trim(&rig, &mut rng),
             _ => match one_change(&rig, &mut model, &mut rng) {
                 Ok(()) | Err(Error::NeedSpace) => {}
                 Err(e) => panic!("seed {seed}, step {step}: {e}"),
