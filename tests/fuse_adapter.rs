@@ -290,7 +290,7 @@ fn lookups_are_forgotten() {
     // FORGET comes in its own time; the inode goes with it.
     let gone = (0..500).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
-        matches!(answer(|r| m.fs.getattr(ino, None, r)), Err(Error::Stale))
+        matches!(answer(|r| m.fs.getattr(ino, None, Caller::default(), r)), Err(Error::Stale))
     });
     assert!(gone);
     assert!(matches!(answer(|r| m.fs.lookup(NodeId::ROOT, b"f", r)), Ok(LookupReply::Missing { .. })));

@@ -260,7 +260,7 @@ impl Operations for MemFs {
         }
     }
 
-    fn getattr(&self, ino: NodeId, _fh: Option<u64>, reply: impl Reply<AttrReply>) {
+    fn getattr(&self, ino: NodeId, _fh: Option<u64>, _caller: Caller, reply: impl Reply<AttrReply>) {
         reply(self.with(ino, |n| Ok(n.attr())));
     }
 

@@ -191,6 +191,9 @@ impl Core {
                 (state.attr.as_ref().map(|a| a.kind), state.note.is_some())
             };
             if job.to == Mode::N {
+                if kind.is_none_or(|kind| kind == FileKind::Regular) {
+                    node.size.rises();
+                }
                 let (now, shared) = (self.clock.now(), job.from == Mode::DW);
                 if job.asked {
                     node.sharing.taken(now, shared && !wrote);

@@ -185,8 +185,11 @@ impl Fs {
             Ok(plan.read(&core.pool, &*core.store)?)
         };
         // The pages that wait for their content are locked; a read past the cache has none.
-        let range = flags.fills_cache.then_some(node::Pages { start: offset, end, locked: true });
-        serving::run_parkable(&self.core, ino, mode, range, Box::new(body), Box::new(reply));
+        if flags.fills_cache {
+            let pages = node::Pages { start: offset, end, locked: true };
+            return size::run_told(&self.core, ino, mode, Some(pages), Box::new(body), Box::new(reply));
+        }
+        serving::run_parkable(&self.core, ino, mode, None, Box::new(body), Box::new(reply));
     }
 
     /// Write `data`; with O_APPEND at the true end, whatever `offset` is.

@@ -63,9 +63,13 @@ impl Fs {
         &self,
         node: NodeId,
         by_handle: bool,
+        caller: Caller,
         reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
+        if let Some(told) = self.core.answers.to(caller.pid, node) {
+            return reply(Ok(told));
+        }
         // Its number, and the lock, may be another host's by now.
         if let Some(last) = self.core.last_of_gone(ino) {
             return reply(last);
@@ -85,8 +89,11 @@ impl Fs {
                 }
             }
         };
-        let mode = if by_handle { self.core.looking_mode(ino) } else { Mode::S };
-        op::run(&self.core, inode(ino, mode), body, reply);
+        if by_handle {
+            let mode = self.core.looking_mode(ino);
+            return size::run_told(&self.core, ino, mode, None, Box::new(body), Box::new(reply));
+        }
+        op::run(&self.core, inode(ino, Mode::S), body, reply);
     }
 
     /// The target of a symbolic link.

@@ -56,6 +56,7 @@ mod rename;
 mod serve;
 mod serving;
 mod shared;
+mod size;
 mod space;
 mod spawn;
 mod statfs;
@@ -119,6 +120,7 @@ pub struct Core {
     doubts: giving_up::Doubts,
     statfs: statfs::Cache,
     confirmations: filelocks::Confirmations,
+    answers: size::Answers,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,

@@ -13,6 +13,7 @@ use crate::fs::flight::Flights;
 use crate::fs::gone::Gone;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
 use crate::fs::shared::{Note, Sharing};
+use crate::fs::size::Doubt;
 use crate::fs::walk::Walk;
 use crate::fs::write_errors::WriteErrors;
 use crate::inode::Attr;
@@ -118,6 +119,8 @@ pub struct Node {
     pub flights: Flights,
     /// All the bytes that the kernel may have in its pages, perhaps more.
     pub filled: Mutex<Range<u64>>,
+    /// Does the kernel know how large it is?
+    pub size: Doubt,
     /// The lock, kept for the rest of an appending write.
     pub append: Mutex<Option<Held>>,
     /// How it has been read and written past the page cache.
@@ -162,6 +165,7 @@ impl Node {
             parked: Mutex::new(Vec::new()),
             flights: Flights::default(),
             filled: Mutex::new(0..0),
+            size: Doubt::default(),
             append: Mutex::default(),
             sharing: Sharing::default(),
             walk: Mutex::default(),
@@ -240,6 +244,11 @@ impl Node {
     pub fn may_show(&self, start: u64, end: u64) -> bool {
         let filled = self.filled.lock();
         filled.start < end.next_multiple_of(4096) && filled.end > start / 4096 * 4096
+    }
+
+    /// The generation the kernel knows.
+    pub fn known_generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
     }
 
     /// Compare with the generation the kernel knows.

@@ -28,7 +28,7 @@ pub trait Operations: Send + Sync + 'static {
     fn lookup(&self, parent: NodeId, name: &[u8], reply: impl Reply<LookupReply>);
     /// The kernel drops `count` lookups of an inode.
     fn forget(&self, ino: NodeId, count: u64);
-    fn getattr(&self, ino: NodeId, fh: Option<u64>, reply: impl Reply<AttrReply>);
+    fn getattr(&self, ino: NodeId, fh: Option<u64>, caller: Caller, reply: impl Reply<AttrReply>);
     fn setattr(
         &self,
         ino: NodeId,

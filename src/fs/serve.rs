@@ -13,8 +13,8 @@ impl Operations for Fs {
         Fs::forget(self, ino, count);
     }
 
-    fn getattr(&self, ino: NodeId, fh: Option<u64>, reply: impl Reply<AttrReply>) {
-        Fs::getattr(self, ino, fh.is_some(), reply);
+    fn getattr(&self, ino: NodeId, fh: Option<u64>, caller: Caller, reply: impl Reply<AttrReply>) {
+        Fs::getattr(self, ino, fh.is_some(), caller, reply);
     }
 
     fn setattr(

@@ -7,6 +7,7 @@ use crate::base::{Generation, InodeNo, Mode};
 use crate::inode::{Attr, FileKind, Timestamp};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the kernel knows an inode by: its number, except that the root is always 1.
@@ -215,10 +216,33 @@ pub trait KernelCache: Send + Sync {
     /// The lease was renewed: what the kernel has cached is true until then (time since boot), and no
     /// write starts in the guard time before.
     fn trusted_until(&self, _lease_end: Duration, _guard: Duration) {}
+    /// A look at what the kernel remembers of an inode.
+    ///
+    /// # Errors
+    /// If it does not know the inode, or the mount cannot be looked at from here.
+    fn view(&self, _ino: NodeId, _generation: Generation) -> io::Result<Arc<dyn InodeView>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Has somebody told the mount to end before it has begun?
     fn is_unwanted(&self) -> bool {
         false
     }
+}
+
+/// An inode as programs see it through the mount.
+pub trait InodeView: Send + Sync {
+    /// The size that the kernel goes by. Asks nobody and waits for nothing.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    fn size(&self) -> io::Result<u64>;
+    /// Has the kernel ask for the attributes and take the size over. May then wait for pages that it drops.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    fn ask(&self) -> io::Result<()>;
+    /// How requests show that this thread makes: [`Caller::pid`].
+    fn caller(&self) -> u32;
 }
 
 /// How hosts that die are to be kept off the disk.

@@ -135,10 +135,10 @@ impl<O: Operations> Handler for Adapter<O> {
             R::Lookup { name } => fs.lookup(node, name, found(reply)),
             R::Getattr(arg) => {
                 let fh = (arg.getattr_flags & flags::GETATTR_FH != 0).then_some(arg.fh);
-                fs.getattr(node, fh, attributes(reply, true));
+                fs.getattr(node, fh, who, attributes(reply, true));
             }
             // Always for a program, which wants it all.
-            R::Statx(_) => fs.getattr(node, None, statx(reply)),
+            R::Statx(_) => fs.getattr(node, None, who, statx(reply)),
             R::Setattr(arg) => self.setattr(header, &arg, reply),
             R::Readlink => fs.readlink(node, data(reply)),
             R::Symlink { name, target } => fs.symlink(who, node, name, target, entry(reply)),

@@ -216,7 +216,7 @@ pub fn begin<H: Handler>(
     if let Err(e) = mount::raise_read_ahead(connection.id) {
         tracing::warn!("reads will be small: read_ahead_kb: {e}");
     }
-    notifier.set_mounted(connection.id);
+    notifier.set_mounted(connection.id, &mountpoint);
     let has_claim = mountinfo::device_of(connection.id).0 != 0;
     Ok(Served { session, threads, notifier, mountpoint, has_claim, connection: connection.id })
 }

@@ -23,6 +23,7 @@
 //! | claimant | how that process keeps others off the device when the mount was cut |
 //! | log | where the daemon's log goes |
 //! | context | mounts by way of fsopen(2) |
+//! | view | what the kernel remembers of an inode, seen through the mount |
 //! | cli | `shoal`, `mount.fuse.shoal`, `umount.fuse.shoal` |
 
 pub mod adapter;
@@ -47,6 +48,7 @@ pub mod notify;
 pub mod options;
 pub mod reply;
 pub mod session;
+mod view;
 pub mod wire;
 
 pub use notify::Notifier;

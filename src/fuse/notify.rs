@@ -3,13 +3,16 @@
 //! ENOENT is passed on, because coherence must see it: a reply that makes the inode known may still be
 //! on its way.
 
-use crate::fs::types::{KernelCache, NodeId};
+use crate::base::Generation;
+use crate::fs::types::{InodeView, KernelCache, NodeId};
 use crate::fuse::channel::Channel;
 use crate::fuse::daemon::Signals;
 use crate::fuse::guardian::Lease;
+use crate::fuse::view::View;
 use crate::fuse::wire::{FuseNotifyInvalInodeOut, NotifyCode};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,6 +23,8 @@ pub struct Notifier {
     channel: Channel,
     /// The connection's number while it is mounted, else 0.
     connection: AtomicU64,
+    /// Where it is mounted.
+    mountpoint: OnceLock<PathBuf>,
     /// Who must know how long the caches may be trusted.
     guardian: OnceLock<Arc<Lease>>,
 }
@@ -33,6 +38,7 @@ impl Notifier {
         Ok(Notifier {
             channel: Channel::duplicate_of(device)?,
             connection: AtomicU64::new(0),
+            mountpoint: OnceLock::new(),
             guardian: OnceLock::new(),
         })
     }
@@ -43,7 +49,8 @@ impl Notifier {
     }
 
     /// The mount is complete.
-    pub fn set_mounted(&self, connection: u64) {
+    pub fn set_mounted(&self, connection: u64, mountpoint: &Path) {
+        let _ = self.mountpoint.set(mountpoint.to_owned());
         self.set_connection(connection);
     }
 
@@ -74,6 +81,13 @@ impl KernelCache for Notifier {
         match self.connection.load(Ordering::Acquire) {
             0 => Err(io::ErrorKind::NotConnected.into()),
             connection => super::mount::abort(connection),
+        }
+    }
+
+    fn view(&self, ino: NodeId, generation: Generation) -> io::Result<Arc<dyn InodeView>> {
+        match (self.connection.load(Ordering::Acquire), self.mountpoint.get()) {
+            (0, _) | (_, None) => Err(io::ErrorKind::NotConnected.into()),
+            (connection, Some(at)) => Ok(Arc::new(View::open(at, connection, ino, generation)?)),
         }
     }
 

@@ -428,7 +428,8 @@ impl Host {
     pub fn stat(&self, path: &str) -> Result<shoal::inode::Attr> {
         let mut known = self.known();
         let node = known.walk(path)?;
-        ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r)).map(|reply| reply.attr)
+        ask("getattr", |r| Operations::getattr(&*self.fs, node, None, Caller::default(), r))
+            .map(|reply| reply.attr)
     }
 
     /// Names in a directory but `.` and `..`, sorted.

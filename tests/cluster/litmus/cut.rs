@@ -134,6 +134,39 @@ fn stores_behind_the_end_do_not_become_data() {
     pair.finish();
 }
 
+/// The last page is mapped when the other host appends; what is stored behind the former end, by a program that has not
+/// asked for the size since, stays.
+#[test]
+fn stores_into_a_page_that_the_other_host_has_filled_up() {
+    let pair = Pair::new();
+    pair.alternate(4 * ROUNDS, |round, from, to| {
+        let name = format!("f{round}");
+        fs::write(from.join(&name), [1; 100]).unwrap();
+        let file = open(&to.join(&name));
+        let map = Map::new(&file, PAGE, true);
+        assert_eq!(map.load(0), 1);
+        let length = [PAGE, 300, PAGE + 500][round % 3];
+        let appended = open(&from.join(&name));
+        match round % 2 {
+            0 => appended.write_all_at(&vec![2; length - 100], 100).unwrap(),
+            _ => appended.set_len(length as u64).unwrap(),
+        }
+        assert_eq!(map.load(200), [2, 0][round % 2], "round {round}");
+        map.store(200, 7);
+        if round % 4 < 2 {
+            map.sync();
+        }
+        let seen = fs::read(from.join(&name)).unwrap();
+        assert_eq!((seen.len(), seen[100], seen[200]), (length, [2, 0][round % 2], 7), "round {round}");
+        assert_eq!(map.load(200), 7, "round {round}: where it was stored");
+        // Once more, now that both have been told.
+        map.store(250, 8);
+        assert_eq!(fs::read(from.join(&name)).unwrap()[250], 8, "round {round}");
+        assert_eq!(file.metadata().unwrap().len(), length as u64, "round {round}");
+    });
+    pair.finish();
+}
+
 /// A private mapping sees the file, with what other hosts write, but for the pages it has stored into; nobody sees those.
 #[test]
 fn private_mappings() {

@@ -13,7 +13,8 @@ impl Host {
 
     /// Attributes of a node that is kept.
     pub fn stat_kept(&self, node: NodeId) -> Result<shoal::inode::Attr> {
-        ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r)).map(|reply| reply.attr)
+        ask("getattr", |r| Operations::getattr(&*self.fs, node, None, Caller::default(), r))
+            .map(|reply| reply.attr)
     }
 
     /// Open a node that is kept; [`Host::close_kept`] ends that.
@@ -66,7 +67,7 @@ impl Host {
 
     /// Sectors that stat shows of a node that is kept.
     pub fn sectors_kept(&self, node: NodeId) -> Result<u64> {
-        let reply = ask("getattr", |r| Operations::getattr(&*self.fs, node, None, r))?;
+        let reply = ask("getattr", |r| Operations::getattr(&*self.fs, node, None, Caller::default(), r))?;
         Ok(reply.attr.blocks * 8 + reply.in_inode)
     }
 
