@@ -89,11 +89,12 @@ impl Fs {
                 }
             }
         };
-        if by_handle {
-            let mode = self.core.looking_mode(ino);
+        let mode = if by_handle { self.core.looking_mode(ino) } else { Mode::S };
+        // Whoever has the file open may go by the size after this, without asking again.
+        if by_handle || self.core.nodes.find(ino).is_some_and(|node| node.is_open()) {
             return size::run_told(&self.core, ino, mode, None, Box::new(body), Box::new(reply));
         }
-        op::run(&self.core, inode(ino, Mode::S), body, reply);
+        op::run(&self.core, inode(ino, mode), body, reply);
     }
 
     /// The target of a symbolic link.

@@ -141,14 +141,14 @@ impl<T: Send + 'static> Told<T> {
         match outcome {
             Ok(Outcome::Look) => self.look(),
             Ok(Outcome::Done(done, None)) => (self.reply)(Ok(done)),
-            Ok(Outcome::Done(done, Some(untold))) => spawn("size", move || {
-                let node = self.core.nodes.get(self.ino);
-                if self.core.tell(untold.told, &untold.view) {
-                    node.size.ends(untold.doubt);
+            Ok(Outcome::Done(done, Some(Untold { told, doubt, view, pins }))) => spawn("size", move || {
+                if self.core.tell(told, &view) {
+                    self.core.nodes.get(self.ino).size.ends(doubt);
                 }
-                drop(node);
+                // Or a program that unmounts next would find the mount in use.
+                drop(view);
                 (self.reply)(Ok(done));
-                drop(untold.pins);
+                drop(pins);
             }),
             Err(e) => (self.reply)(Err(e)),
         }

@@ -192,3 +192,23 @@ fn private_mappings() {
     });
     pair.finish();
 }
+
+/// A program that hears of growth through the mapping itself, as databases do that keep their length in the first page.
+#[test]
+fn pages_behind_the_former_end() {
+    let pair = Pair::new();
+    pair.alternate(ROUNDS, |round, from, to| {
+        let name = format!("f{round}");
+        fs::write(from.join(&name), [1; PAGE]).unwrap();
+        let file = open(&to.join(&name));
+        let map = Map::new(&file, PAGES * PAGE, true);
+        assert_eq!(map.load(0), 1);
+        let grown = open(&from.join(&name));
+        grown.set_len((PAGES * PAGE) as u64).unwrap();
+        grown.write_all_at(&[PAGES as u8], 0).unwrap();
+        assert_eq!(map.load(0), PAGES as u8, "round {round}");
+        map.store((PAGES - 1) * PAGE + 7, 9);
+        assert_eq!(fs::read(from.join(&name)).unwrap()[(PAGES - 1) * PAGE + 7], 9, "round {round}");
+    });
+    pair.finish();
+}

@@ -5,6 +5,7 @@ mod attributes;
 mod cut;
 mod data;
 mod directories;
+mod ends;
 mod executed;
 pub mod map;
 mod mapped;

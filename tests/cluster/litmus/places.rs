@@ -16,10 +16,10 @@ fn stir(root: &Path, other: &Path, round: usize) {
 }
 
 /// A mount of something else on a directory of the volume.
-struct Below<'a>(&'a Path);
+pub struct Below<'a>(&'a Path);
 
 impl<'a> Below<'a> {
-    fn mount(at: &'a Path) -> Below<'a> {
+    pub fn mount(at: &'a Path) -> Below<'a> {
         let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(at).status().unwrap();
         assert!(mounted.success());
         Below(at)
