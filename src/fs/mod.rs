@@ -120,7 +120,7 @@ pub struct Core {
     doubts: giving_up::Doubts,
     statfs: statfs::Cache,
     confirmations: filelocks::Confirmations,
-    answers: size::Answers,
+    looks: size::Looks,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,
@@ -296,7 +296,11 @@ impl Core {
     fn attr_reply(&self, node: &Node, state: &mut NodeState) -> Step<AttrReply> {
         self.load(node, state)?;
         let (attr, in_inode) = self.visible(node, state)?;
-        Ok(AttrReply { ino: self.nodeid(node.ino), attr, in_inode, attr_valid: self.keep() })
+        let told = AttrReply { ino: self.nodeid(node.ino), attr, in_inode, attr_valid: self.keep() };
+        if node.ino == self.root {
+            self.looks.note_root(&told);
+        }
+        Ok(told)
     }
 
     /// How long what is told now may be relied on.

@@ -223,6 +223,10 @@ pub trait KernelCache: Send + Sync {
     fn view(&self, _ino: NodeId, _generation: Generation) -> io::Result<Arc<dyn InodeView>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// How requests show that this thread makes: [`Caller::pid`].
+    fn caller(&self) -> u32 {
+        0
+    }
     /// Has somebody told the mount to end before it has begun?
     fn is_unwanted(&self) -> bool {
         false
@@ -241,8 +245,6 @@ pub trait InodeView: Send + Sync {
     /// # Errors
     /// Those of statx(2).
     fn ask(&self) -> io::Result<()>;
-    /// How requests show that this thread makes: [`Caller::pid`].
-    fn caller(&self) -> u32;
 }
 
 /// How hosts that die are to be kept off the disk.

@@ -8,7 +8,7 @@ use crate::fs::types::{InodeView, KernelCache, NodeId};
 use crate::fuse::channel::Channel;
 use crate::fuse::daemon::Signals;
 use crate::fuse::guardian::Lease;
-use crate::fuse::view::View;
+use crate::fuse::view::{self, View};
 use crate::fuse::wire::{FuseNotifyInvalInodeOut, NotifyCode};
 use std::io;
 use std::os::fd::AsFd;
@@ -89,6 +89,10 @@ impl KernelCache for Notifier {
             (0, _) | (_, None) => Err(io::ErrorKind::NotConnected.into()),
             (connection, Some(at)) => Ok(Arc::new(View::open(at, connection, ino, generation)?)),
         }
+    }
+
+    fn caller(&self) -> u32 {
+        view::thread()
     }
 
     fn is_unwanted(&self) -> bool {

@@ -66,11 +66,12 @@ impl InodeView for View {
     fn ask(&self) -> io::Result<()> {
         statx(&self.0, libc::STATX_SIZE, libc::AT_STATX_FORCE_SYNC).map(drop)
     }
+}
 
-    fn caller(&self) -> u32 {
-        // SAFETY: a system call without arguments.
-        (unsafe { libc::gettid() }) as u32
-    }
+/// The number of this thread, as the kernel puts it into requests.
+pub fn thread() -> u32 {
+    // SAFETY: a system call without arguments.
+    (unsafe { libc::gettid() }) as u32
 }
 
 fn statx(fd: &OwnedFd, mask: u32, sync: i32) -> io::Result<libc::statx> {
