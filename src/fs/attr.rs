@@ -208,7 +208,11 @@ impl Fs {
         };
         // Only a new size keeps dirty pages from being written back, which a demotion waits for.
         match set.size {
-            Some(_) => serving::run_late(&self.core, ino, Late::Size, Box::new(body), Box::new(reply)),
+            Some(_) => {
+                let core = self.core.clone();
+                let reply = move |done| core.after_telling(ino, move || reply(done));
+                serving::run_late(&self.core, ino, Late::Size, Box::new(body), Box::new(reply));
+            }
             None => op::run(&self.core, inode(ino, Mode::X), body, reply),
         }
     }

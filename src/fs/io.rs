@@ -132,6 +132,8 @@ impl Write {
     ) {
         let Write { ino, offset, length, how, through_cache, .. } = *self;
         let crossed = flight.and_then(Flight::end);
+        let again = core.clone();
+        let reply = move |done| again.after_telling(ino, move || reply(done));
         match (done, crossed) {
             (Ok((written, Forget::Attributes | Forget::Nothing)), Some(pages)) => {
                 let length = pages.end - pages.start;

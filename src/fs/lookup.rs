@@ -70,6 +70,11 @@ impl Fs {
         if let Some(told) = self.core.answer_own(caller.pid, node) {
             return reply(told);
         }
+        let asked = (ino == self.core.root).then(|| self.core.looks.root_asked());
+        let reply = move |told| {
+            reply(told);
+            drop(asked);
+        };
         // Its number, and the lock, may be another host's by now.
         if let Some(last) = self.core.last_of_gone(ino) {
             return reply(last);

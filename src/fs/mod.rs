@@ -120,7 +120,7 @@ pub struct Core {
     doubts: giving_up::Doubts,
     statfs: statfs::Cache,
     confirmations: filelocks::Confirmations,
-    looks: size::Looks,
+    looks: Arc<size::Looks>,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopping: std::sync::atomic::AtomicBool,

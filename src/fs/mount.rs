@@ -286,7 +286,7 @@ fn assemble(
         doubts: giving_up::Doubts::default(),
         statfs: statfs::Cache::default(),
         confirmations: filelocks::Confirmations::begin()?,
-        looks: size::Looks::default(),
+        looks: Arc::default(),
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
         stopping: std::sync::atomic::AtomicBool::new(false),

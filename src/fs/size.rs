@@ -14,6 +14,7 @@ use node::Pages;
 use op::{Body, Reply};
 use spawn::try_spawn;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How long a page waits for a look at its inode, before which what is stored into it may be lost. A look is quick, but
@@ -21,10 +22,15 @@ use std::time::Instant;
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// And a question for the size: an old one is rare there even so.
 const GLANCE_MAX: Duration = Duration::from_millis(100);
-/// How long for the kernel to take a size, which it does not while a program here changes the size. What may take long
-/// (pages that it drops because of a size) comes after that.
+/// How long a page waits for the kernel to take a size, which it does not while a program here changes the size. What may
+/// take long (pages that it drops because of a size) comes after that.
 const TELL_MAX: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
+/// How long it is told on after an answer that could not wait, and how often it is looked whether it knows by then.
+const LATE_MAX: Duration = Duration::from_secs(10);
+const LATE_AGAIN: Duration = Duration::from_millis(5);
+/// How long an answer that changes the size waits for the kernel to be done with the size that it was told before.
+const SETTLED_MAX: Duration = Duration::from_millis(50);
 /// How long there is no look after one in vain: at first, and at most.
 const BLIND: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
@@ -33,6 +39,24 @@ const BLIND: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 pub struct Doubt {
     now: AtomicU64,
     last: AtomicU64,
+    /// Threads that have the kernel take a size: it may still drop pages because of that.
+    tellers: AtomicU64,
+}
+
+/// One of them.
+struct Teller(Arc<Node>);
+
+impl Teller {
+    fn new(node: &Arc<Node>) -> Teller {
+        node.size.tellers.fetch_add(1, Ordering::AcqRel);
+        Teller(node.clone())
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.0.size.tellers.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Doubt {
@@ -44,6 +68,10 @@ impl Doubt {
 
     fn get(&self) -> Option<u64> {
         Some(self.now.load(Ordering::Acquire)).filter(|number| *number > 0)
+    }
+
+    fn is_being_told(&self) -> bool {
+        self.tellers.load(Ordering::Acquire) > 0
     }
 
     /// The kernel has been seen to know the size under the lock that came back after this doubt.
@@ -64,8 +92,14 @@ enum Question {
 #[derive(Default)]
 pub struct Looks {
     questions: Mutex<HashMap<u32, Question>>,
+    /// How many there are.
+    asking: AtomicU64,
     /// What was said last of the root directory.
     root: Mutex<Option<AttrReply>>,
+    /// Programs that wait to hear of it: what it was must not come between.
+    root_asked: AtomicU64,
+    /// That pages are filled unseen has been said.
+    warned: AtomicBool,
     /// No look before then, and how long that was.
     blind: Mutex<Option<(Instant, Duration)>>,
 }
@@ -76,6 +110,7 @@ struct Asking<'a>(&'a Looks, u32);
 impl Looks {
     fn ask(&self, caller: u32, question: Question) -> Asking<'_> {
         self.questions.lock().insert(caller, question);
+        self.asking.fetch_add(1, Ordering::AcqRel);
         Asking(self, caller)
     }
 
@@ -83,11 +118,39 @@ impl Looks {
         self.blind.lock().is_some_and(|(until, _)| Instant::now() < until)
     }
 
-    /// A look has come to something, or to nothing.
-    fn note(&self, seen: bool) {
+    /// A look has come to something.
+    fn sees(&self) {
+        *self.blind.lock() = None;
+    }
+
+    /// The mount could not be seen.
+    fn is_in_vain(&self) {
         let mut blind = self.blind.lock();
-        let length = blind.map_or(BLIND[0], |(_, length)| (2 * length).min(BLIND[1]));
-        *blind = (!seen).then(|| (Instant::now() + length, length));
+        let now = Instant::now();
+        let length = match *blind {
+            // Others have seen that as well.
+            Some((until, _)) if now < until => return,
+            Some((_, length)) => (2 * length).min(BLIND[1]),
+            None => BLIND[0],
+        };
+        *blind = Some((now + length, length));
+    }
+
+    /// A page is filled though the kernel may not know the size.
+    fn warn(&self, ino: InodeNo) {
+        if !self.warned.swap(true, Ordering::AcqRel) {
+            let inode = ino.0;
+            tracing::warn!(
+                inode,
+                "the kernel may not know how large a file is that another host has made longer"
+            );
+        }
+    }
+
+    /// A program asks for the attributes of the root directory, until the value is dropped.
+    pub fn root_asked(self: &Arc<Self>) -> RootAsked {
+        self.root_asked.fetch_add(1, Ordering::AcqRel);
+        RootAsked(self.clone())
     }
 
     /// What the kernel has been told of the root directory.
@@ -99,6 +162,28 @@ impl Looks {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.0.questions.lock().remove(&self.1);
+        self.0.asking.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// See [`Looks::root_asked`].
+pub struct RootAsked(Arc<Looks>);
+
+impl Drop for RootAsked {
+    fn drop(&mut self) {
+        self.0.root_asked.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The kernel is told of a size, until the value is dropped: what is told later would not be true any more.
+struct Telling {
+    view: Arc<dyn InodeView>,
+    is_open: Arc<Mutex<bool>>,
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        *self.is_open.lock() = false;
     }
 }
 
@@ -198,37 +283,53 @@ impl<T: Send + 'static> Told<T> {
 
     /// Answer when the kernel has the size.
     fn tell(self, done: T, Untold { doubt, view, pins }: Untold) {
-        let node = self.core.nodes.get(self.ino);
-        let told = self.core.tell(&node, &view);
-        if told {
+        let core = self.core;
+        let node = core.nodes.get(self.ino);
+        let wait = if self.pages.is_some() { TELL_MAX } else { GLANCE_MAX };
+        let late = core.tell(&node, view, wait);
+        if late.is_none() {
             node.size.ends(doubt);
         }
-        // Or a program that unmounts next would find the mount in use.
-        drop((node, view));
-        let standing = self.core.store.permit().confirm_standing();
+        let standing = core.store.permit().confirm_standing();
         (self.reply)(standing.map(|()| done));
-        if let (false, Some(pages)) = (told, self.pages) {
-            tracing::warn!(inode = self.ino.0, "the kernel does not take a new size");
-            // Whoever comes next asks anew.
-            self.core.invalidate_later(self.ino, pages.start, pages.end - pages.start);
+        let (Some(late), true) = (late, self.pages.is_some()) else { return drop(pins) };
+        // Nothing is lost if it knows before the page is written back.
+        core.looks.warn(self.ino);
+        let (deadline, name) = (Instant::now() + LATE_MAX, LockName::Inode(self.ino));
+        while node.is_open() && Instant::now() < deadline && !core.locks.is_wanted_elsewhere(name) {
+            if core.knows_size(&node, &late.view) {
+                node.size.ends(doubt);
+                break;
+            }
+            std::thread::sleep(LATE_AGAIN);
         }
-        drop(pins);
+        drop((late, pins));
     }
 
     /// Go on when the inode is in view, or cannot be seen.
     fn look(self) {
         if self.core.looks.is_blind() {
-            return self.run(Some(None));
+            return self.unseen();
         }
         let work = |told: Self| {
             let parked = told.pages.map(|pages| serving::Parked::new(&told.core, told.ino, pages));
             let wait = if parked.is_some() { LOOK_MAX } else { GLANCE_MAX };
             let view = told.core.look(told.ino, wait);
-            told.core.looks.note(view.is_some());
             drop(parked);
-            told.run(Some(view));
+            match view {
+                Some(view) => told.run(Some(Some(view))),
+                None => told.unseen(),
+            }
         };
-        apart(self, work, |told| told.run(Some(None)));
+        apart(self, work, Self::unseen);
+    }
+
+    /// Go on without a look.
+    fn unseen(self) {
+        if self.pages.is_some() {
+            self.core.looks.warn(self.ino);
+        }
+        self.run(Some(None));
     }
 }
 
@@ -241,60 +342,112 @@ impl Core {
             let node = core.nodes.get(ino);
             let _way = core.looks.ask(core.kernel.caller(), Question::Way);
             let view = core.kernel.view(core.nodeid(ino), node.known_generation());
-            let view = view.inspect_err(|e| tracing::debug!(inode = ino.0, "cannot look at the mount: {e}"));
+            match &view {
+                Ok(_) => core.looks.sees(),
+                // This inode's alone: it is gone.
+                Err(e) if e.kind() == std::io::ErrorKind::StaleNetworkFileHandle => {}
+                Err(e) => {
+                    tracing::debug!(inode = ino.0, "cannot look at the mount: {e}");
+                    core.looks.is_in_vain();
+                }
+            }
             let _ = sender.send(view.ok());
         };
-        match try_spawn("look", open) {
-            None => views.recv_timeout(wait).ok().flatten(),
-            Some(_) => None,
+        if try_spawn("look", open).is_some() {
+            return None;
+        }
+        match views.recv_timeout(wait) {
+            Ok(view) => view,
+            Err(_) => {
+                // Something in the way there does not answer; not that it was slow for a moment.
+                if wait >= LOOK_MAX {
+                    self.looks.is_in_vain();
+                }
+                None
+            }
         }
     }
 
-    /// Have the kernel take the size that the inode has now, which is pinned. Has it?
-    fn tell(self: &Arc<Self>, node: &Arc<Node>, view: &Arc<dyn InodeView>) -> bool {
+    /// Does the kernel go by the size that the inode has now? It is pinned.
+    fn knows_size(&self, node: &Node, view: &Arc<dyn InodeView>) -> bool {
         let now = || self.visible(node, &mut node.state.lock()).map(|(attr, _)| attr.size).ok();
-        let is_known = || view.size().ok().is_some_and(|known| Some(known) == now());
-        if is_known() {
-            return true;
+        view.size().ok().is_some_and(|known| Some(known) == now())
+    }
+
+    /// Have the kernel take the size that the inode has now, which is pinned. `None` if it has it; else it is told on.
+    fn tell(self: &Arc<Self>, node: &Arc<Node>, view: Arc<dyn InodeView>, wait: Duration) -> Option<Telling> {
+        if self.knows_size(node, &view) {
+            return None;
         }
-        let deadline = Instant::now() + TELL_MAX;
-        let is_open = Arc::new(Mutex::new(true));
-        let (core, ino, asked, going) = (self.clone(), node.ino, view.clone(), is_open.clone());
+        let telling = Telling { view, is_open: Arc::new(Mutex::new(true)) };
+        let (core, ino, asked, going) =
+            (self.clone(), node.ino, telling.view.clone(), telling.is_open.clone());
+        let teller = Teller::new(node);
         // The kernel takes the size over first, and then may drop pages because of it: that can end after the request
         // is answered that waits for this.
         let ask = move || {
             let question = Question::Size { ino, is_open: going.clone() };
             let _asking = core.looks.ask(core.kernel.caller(), question);
+            let mut pause = LOOK_AGAIN;
             // Once more if something comes between its question and the answer.
             loop {
                 let wanted = *going.lock();
                 if !wanted || asked.ask().is_err() {
-                    return;
+                    break;
                 }
-                std::thread::sleep(LOOK_AGAIN);
+                std::thread::sleep(pause);
+                pause = (2 * pause).min(LATE_AGAIN);
             }
+            *going.lock() = false;
+            drop(teller);
         };
         if try_spawn("tell", ask).is_some() {
-            return false;
+            return Some(telling);
         }
-        let known = loop {
-            match is_known() {
-                true => break true,
-                false if Instant::now() > deadline => break false,
-                false => std::thread::sleep(LOOK_AGAIN),
+        let deadline = Instant::now() + wait;
+        while !self.knows_size(node, &telling.view) {
+            let given_up = !*telling.is_open.lock();
+            if given_up || Instant::now() > deadline {
+                return Some(telling);
             }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        None
+    }
+
+    /// Do `then`, an answer that changes what the kernel takes for the size, when it is done with a size that it was told
+    /// before: it drops what is behind that in its pages.
+    pub(super) fn after_telling(self: &Arc<Self>, ino: InodeNo, then: impl FnOnce() + Send + 'static) {
+        let node = match self.nodes.find(ino) {
+            Some(node) if node.size.is_being_told() => node,
+            _ => return then(),
         };
-        // What is told later would not be true any more: the lock may go.
-        *is_open.lock() = false;
-        known
+        let wait = |(node, then): (Arc<Node>, _)| {
+            let deadline = Instant::now() + SETTLED_MAX;
+            // It may wait for what waits for this.
+            while node.size.is_being_told() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            drop(node);
+            let then: Box<dyn FnOnce() + Send> = then;
+            then();
+        };
+        let then: Box<dyn FnOnce() + Send> = Box::new(then);
+        apart((node, then), wait, |(_, then)| then());
     }
 
     /// The answer to what a thread of ours asks for through the mount, without a lock; `None` for all others.
     pub(super) fn answer_own(&self, caller: u32, node: NodeId) -> Option<Result<AttrReply>> {
+        if self.looks.asking.load(Ordering::Acquire) == 0 {
+            return None;
+        }
         let ino = self.ino(node);
         let is_open = match self.looks.questions.lock().get(&caller)? {
-            // Nobody may rely on it: the kernel asks again before it does.
-            Question::Way if ino == self.root => return self.looks.root.lock().clone().map(Ok),
+            Question::Way if ino == self.root => {
+                // Nobody may rely on it, the kernel asks again before it does; but what it asks now it must not miss.
+                let is_asked = self.looks.root_asked.load(Ordering::Acquire) > 0;
+                return if is_asked { None } else { self.looks.root.lock().clone().map(Ok) };
+            }
             Question::Size { ino: asked, is_open } if *asked == ino => is_open.clone(),
             _ => return None,
         };
