@@ -484,4 +484,15 @@ mod tests {
         doubt.ends(second);
         assert!(doubt.get().is_some());
     }
+
+    #[test]
+    fn there_is_no_look_for_a_while_after_one_in_vain() {
+        let looks = Looks::default();
+        assert!(!looks.is_blind());
+        (0..5).for_each(|_| looks.is_in_vain());
+        assert!(looks.is_blind());
+        assert_eq!(looks.blind.lock().unwrap().1, BLIND[0], "once for all who find out");
+        looks.sees();
+        assert!(!looks.is_blind());
+    }
 }
