@@ -305,14 +305,15 @@ impl Allocator {
     }
 
     /// The groups in the order to ask them: those at home first.
-    fn candidates(&self, near: Option<AgNo>) -> Vec<Arc<Cell>> {
+    pub(super) fn candidates(&self, near: Option<AgNo>) -> Vec<Arc<Cell>> {
         let groups = self.groups.read();
         let last = AgNo(self.last.load(Ordering::Relaxed));
         let first = near.and_then(|ag| groups.get(&ag));
         let second = groups.get(&last).filter(|_| near != Some(last));
         let rest = groups.iter().filter(|(ag, _)| Some(**ag) != near && **ag != last).map(|(_, c)| c);
         let mut cells: Vec<_> = first.into_iter().chain(second).chain(rest).cloned().collect();
-        cells.sort_by_key(|cell| cell.is_abroad());
+        // Which are abroad may change meanwhile, and a sort that notices ends the host.
+        cells.sort_by_cached_key(|cell| cell.is_abroad());
         cells
     }
 

@@ -374,3 +374,26 @@ fn damage_is_an_error_and_closes_its_group_only() {
     rig.alloc.ag_granted(AgNo(0));
     assert!(rig.reserve(1, 1).is_ok());
 }
+
+/// Groups go abroad and come home while space is looked for in all of them.
+#[test]
+fn groups_change_their_place_while_they_are_put_in_order() {
+    const GROUPS: u32 = 64;
+    let rig = Rig::granted(GROUPS, 8);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0u32.. {
+                if over.load(Ordering::Acquire) {
+                    break;
+                }
+                rig.alloc.set_abroad(AgNo(n.wrapping_mul(7) % GROUPS), n % 3 == 0);
+            }
+        });
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (0..20_000).for_each(|_| assert_eq!(rig.alloc.candidates(None).len(), GROUPS as usize));
+        }));
+        over.store(true, Ordering::Release);
+        looked.unwrap();
+    });
+}
