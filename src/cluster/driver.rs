@@ -344,12 +344,13 @@ impl Protocol {
             // A view was learnt by this very beat: the others wait for its acknowledgement.
             self.node.beat()?;
         }
-        self.next_beat = self.node.last_beat + self.node.timing.heartbeat;
         {
             let mut row = self.shared.row.lock();
             *row = (row.0 + 1, self.node.row.clone());
         }
+        self.next_beat = self.node.last_beat + self.node.timing.heartbeat;
         self.node.tend_the_dead()?;
+        self.next_beat = self.node.next_beat();
         self.lobby.attend(&mut self.node)?;
         if let Some(registers) = &mut self.registers {
             registers.scrub(&self.node)?;

@@ -165,8 +165,13 @@ impl Watch {
     }
 
     fn still_until(&self, slot: SlotId, end: Duration) -> Duration {
+        end.saturating_sub(self.still_since(slot))
+    }
+
+    /// R4: since when the cell of `slot` has stood still, as far as was seen under gap-free polling.
+    pub fn still_since(&self, slot: SlotId) -> Duration {
         let since = self.beat(slot).map_or(Duration::ZERO, |b| b.first_seen.max(b.expected));
-        end.saturating_sub(since.max(self.gap_free_since))
+        since.max(self.gap_free_since)
     }
 
     /// F1: has the cell of `slot` stood still under gap-free polling for so many heartbeats? Counted to when the last

@@ -32,6 +32,7 @@ pub mod member;
 pub mod membership;
 pub mod node;
 pub mod ownership;
+mod pace;
 pub mod paxos;
 pub mod proof;
 mod registers;

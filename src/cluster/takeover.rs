@@ -59,7 +59,7 @@ pub struct Takeover {
     /// What was handed to the successor and is not recovered yet.
     pub batch: u64,
     /// The last batch could not be recovered: not again before this.
-    not_before: Duration,
+    pub not_before: Duration,
     /// How often in a row.
     failures: u32,
     deaths: Vec<Option<Death>>,
@@ -119,9 +119,6 @@ impl Node {
         if self.lease_end.is_none_or(|end| now > end) || self.leaving {
             return Ok(()); // who cannot renew has no say in who is dead
         }
-        let answering = live(&self.view) & !self.silent();
-        let turn = (answering & (bit(self.slot) - 1)).count_ones();
-        let patience = self.timing.suspicion + self.timing.heartbeat * 2 * turn;
         let mut suspects = Vec::new();
         for (slot, member) in slots(&self.view.clone()) {
             if slot == self.slot || !is_member(&self.view, slot, member.incarnation) {
@@ -130,7 +127,7 @@ impl Node {
             let silence = self.watch.silence(slot);
             let proven = silence >= self.timing.heartbeat * MISSED
                 && self.prove_gone(slot, member.incarnation) == Proof::Gone;
-            if proven || silence >= patience {
+            if proven || silence >= self.patience(slot) {
                 suspects.push((slot, member.incarnation));
             }
         }
@@ -139,7 +136,7 @@ impl Node {
             SlotState::Dead { adopter } => live(&self.view) & bit(adopter) == 0,
             _ => false,
         });
-        if suspects.is_empty() && !(forsaken && turn == 0) {
+        if suspects.is_empty() && !(forsaken && self.turn(0) == 0) {
             return Ok(());
         }
         self.tell_suspicion(&suspects);
