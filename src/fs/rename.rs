@@ -1,4 +1,4 @@
-//! rename, with NOREPLACE and EXCHANGE.
+//! rename, with NOREPLACE, EXCHANGE and WHITEOUT.
 //!
 //! A directory that moves between parents changes its `..`, so the cluster's rename lock is held:
 //! under it ancestry stands still, and the new parent's ancestors can be walked to make sure that
@@ -7,16 +7,21 @@
 //! Programs replace a file by writing a new one and renaming it over the old one, often without fsync.
 //! After a crash there must be the old content or the new, so the data of the new file goes out before
 //! the rename is done. It goes out without the directories' locks.
+//!
+//! With RENAME_WHITEOUT a character device 0:0 takes the old name, in the same transaction: overlayfs, whose layers
+//! below have that name too, hides it by that.
 
 use super::*;
-use crate::alloc::Want;
+use crate::alloc::{PickedInode, Want};
 use crate::dir::DirEntry;
 use crate::inode::tree_costs;
+use create::Plan;
 use node::NodeState;
 use op::Reply;
 use remove::count_subdirectories;
 
-const RENAME_BLOCKS: u32 = 8 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
+/// Log blocks, those of an inode that is left behind among them.
+const RENAME_BLOCKS: u32 = 9 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
 /// Deeper than any path the kernel lets a program name; a longer chain is a loop on the disk.
 const ANCESTORS_MAX: usize = 100_000;
 
@@ -29,6 +34,8 @@ struct Rename {
     new_name: Vec<u8>,
     no_replace: bool,
     exchange: bool,
+    /// What is to stand at the old name.
+    whiteout: Option<Plan>,
     /// The source's data has been written already, but for what has come since.
     flushed: bool,
 }
@@ -47,6 +54,8 @@ struct Parties {
     to: Attr,
     source: Attr,
     target: Option<Attr>,
+    /// Made by the change.
+    whiteout: Option<Attr>,
 }
 
 impl Rename {
@@ -132,42 +141,70 @@ impl Rename {
     }
 
     /// Would the change put unwritten data in the place of a file?
-    fn replaces_by_unwritten(&self, core: &Core, source: &DirEntry, target: Option<&DirEntry>) -> bool {
-        let replaces = target.is_some_and(|t| t.ino != source.ino && t.kind == FileKind::Regular);
-        replaces
-            && !self.exchange
+    fn replaces_by_unwritten(&self, core: &Core, source: &DirEntry, target: &DirEntry) -> bool {
+        let source = core.nodes.find(source.ino);
+        target.kind == FileKind::Regular
             && !self.flushed
-            && core
-                .nodes
-                .find(source.ino)
-                .is_some_and(|n| n.state.lock().file.as_ref().is_some_and(|f| f.is_dirty()))
+            && source.is_some_and(|n| n.state.lock().file.as_ref().is_some_and(|f| f.is_dirty()))
+    }
+
+    /// Is the source's data out, so that it may take the place of `target`? Many programs replace a file
+    /// without fsync: after a crash the name has all of the old file or all of the new one.
+    fn is_written(&self, core: &Arc<Core>, source: &DirEntry, target: &DirEntry) -> Step<bool> {
+        if self.exchange {
+            return Ok(true);
+        }
+        if self.replaces_by_unwritten(core, source, target) {
+            return Ok(false);
+        }
+        if source.kind == FileKind::Regular {
+            // The data's transaction comes before ours in the log. What was overwritten in place has none of
+            // its own, and must not come after ours either.
+            match core.flush_node(&core.nodes.get(source.ino)) {
+                Err(Error::NeedSpace) => return Ok(false),
+                flushed => flushed?,
+            }
+            core.store.order_overwrites();
+        }
+        Ok(true)
+    }
+
+    /// What the change may take. What replaces nothing frees nothing: it has no part in the share that is kept for
+    /// removals, nor has what leaves a new inode behind.
+    fn space(&self, op: &mut Op<'_>, replaces: bool) -> Step<Option<Reservation>> {
+        let whiteout = u32::from(self.whiteout.is_some());
+        let want =
+            Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS + whiteout, near: op.core.group(self.to) };
+        match replaces && self.whiteout.is_none() {
+            true => op.space_if_any(want),
+            false => op.space(want).map(Some),
+        }
+    }
+
+    /// The number of what is to stand at the old name, its lock held: whoever had it may be on his way out.
+    fn pick(&self, op: &mut Op<'_>, space: Option<&mut Reservation>) -> Step<Option<PickedInode>> {
+        let Some((_, space)) = self.whiteout.as_ref().zip(space) else { return Ok(None) };
+        let picked = op.core.alloc.pick_inode(space, self.from.block())?;
+        op.need_inode(picked.ino(), Mode::X)?;
+        Ok(Some(picked))
     }
 
     fn execute(&self, op: &mut Op<'_>) -> Step<Outcome> {
         check_name(&self.name)?;
         check_name(&self.new_name)?;
         let core = op.core.clone();
-        let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: core.group(self.to) };
-        // What replaces nothing frees nothing: it has no part in the share that is kept for removals.
         let (source, target) = self.find(&core)?;
-        let space = if target.is_some() { op.space_if_any(want)? } else { Some(op.space(want)?) };
+        let mut space = self.space(op, target.is_some())?;
         self.prepare(op, &source, target.as_ref())?;
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(Outcome::Moved(None));
         }
-        if self.replaces_by_unwritten(&core, &source, target.as_ref()) {
+        if let Some(target) = &target
+            && !self.is_written(&core, &source, target)?
+        {
             return Ok(Outcome::Unwritten(source.ino));
         }
-        if target.is_some() && !self.exchange && source.kind == FileKind::Regular {
-            // Many programs replace a file without fsync: after a crash the name has all of the old
-            // file or all of the new one. The data's transaction comes before ours in the log.
-            // What was overwritten in place has none of its own, and must not come after ours either.
-            match core.flush_node(&core.nodes.get(source.ino)) {
-                Err(Error::NeedSpace) => return Ok(Outcome::Unwritten(source.ino)),
-                flushed => flushed?,
-            }
-            core.store.order_overwrites();
-        }
+        let picked = self.pick(op, space.as_mut())?;
         let involved = [Some(self.from), Some(self.to), Some(source.ino), target.as_ref().map(|t| t.ino)];
         let nodes: Vec<_> = involved.into_iter().flatten().map(|i| core.nodes.get(i)).collect();
         let refs: Vec<&Arc<Node>> = nodes.iter().collect();
@@ -191,6 +228,7 @@ impl Rename {
             to: attr(self.to)?,
             source: attr(source.ino)?,
             target: target.as_ref().map(|t| attr(t.ino)).transpose()?,
+            whiteout: None,
         };
         if parties.to.nlink == 0 {
             return Err(Error::NotFound.into());
@@ -201,12 +239,17 @@ impl Rename {
         if self.exchange {
             self.swap(&core, &mut change, &mut parties)?;
         } else {
-            self.replace(&core, &mut change, &mut parties)?;
+            self.replace(&core, &mut change, &mut parties, picked)?;
         }
         let id = change.txn.finish()?;
         drop(change._slot);
         let orphan = parties.target.as_ref().filter(|t| t.nlink == 0).map(|t| t.ino);
+        let whiteout = parties.whiteout.take();
         self.keep(&mut states, parties, id);
+        drop(states);
+        if let Some(attr) = whiteout {
+            core.adopt_new(attr.ino, attr, id);
+        }
         Ok(Outcome::Moved(orphan))
     }
 
@@ -244,9 +287,18 @@ impl Rename {
     }
 
     /// The ordinary case: the name moves, what stood at the new name loses a link.
-    fn replace(&self, core: &Core, change: &mut FreeingChange<'_>, p: &mut Parties) -> Result<()> {
+    fn replace(
+        &self,
+        core: &Core,
+        change: &mut FreeingChange<'_>,
+        p: &mut Parties,
+        picked: Option<PickedInode>,
+    ) -> Result<()> {
         let now = core.now();
-        core.dir(self.from).remove(&mut change.txn, &self.name)?;
+        match self.whiteout.as_ref().zip(picked) {
+            Some((plan, picked)) => p.whiteout = Some(self.leave(core, change, &p.from, (plan, picked))?),
+            None => drop(core.dir(self.from).remove(&mut change.txn, &self.name)?),
+        }
         if let Some(target) = &mut p.target {
             core.dir(self.to).remove(&mut change.txn, &self.new_name)?;
             if target.kind == FileKind::Directory {
@@ -267,6 +319,22 @@ impl Rename {
         }
         core.tree(s.ino).write_attr(&mut change.txn, s)?;
         self.write_parents(core, change, p, now)
+    }
+
+    /// RENAME_WHITEOUT: a new inode takes the old name.
+    fn leave(
+        &self,
+        core: &Core,
+        change: &mut FreeingChange<'_>,
+        dir: &Attr,
+        (plan, picked): (&Plan, PickedInode),
+    ) -> Result<Attr> {
+        let ino = picked.ino();
+        let generation = change.txn.use_inode(picked)?;
+        let attr = Attr { ino, generation, ..plan.attr(0, dir, core.now()) };
+        core.tree(ino).create(&mut change.txn, &attr)?;
+        core.dir(self.from).replace(&mut change.txn, &self.name, ino, generation, attr.kind)?;
+        Ok(attr)
     }
 
     /// RENAME_EXCHANGE: both names stay, their inodes change places.
@@ -329,21 +397,22 @@ impl Rename {
 }
 
 impl Fs {
-    /// Rename or exchange. An existing target is replaced atomically.
-    #[allow(clippy::too_many_arguments)]
+    /// Rename or exchange. An existing target is replaced atomically. With `whiteout` a character device 0:0 of
+    /// `caller` takes the old name.
     pub fn rename(
         &self,
-        parent: NodeId,
-        name: Vec<u8>,
-        new_parent: NodeId,
-        new_name: Vec<u8>,
+        caller: Caller,
+        (parent, name): (NodeId, Vec<u8>),
+        (new_parent, new_name): (NodeId, Vec<u8>),
         flags: RenameFlags,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
-        if flags.whiteout || (flags.no_replace && flags.exchange) {
+        if flags.exchange && (flags.whiteout || flags.no_replace) {
             return reply(Err(Error::Invalid("rename flags")));
         }
         let core = &self.core;
+        let new = NewNode { kind: FileKind::CharDevice, perm: 0, umask: 0, rdev: 0 };
+        let whiteout = flags.whiteout.then(|| Plan::new(core, caller, parent, Vec::new(), new));
         let job = Rename {
             from: core.ino(parent),
             name,
@@ -351,6 +420,7 @@ impl Fs {
             new_name,
             no_replace: flags.no_replace,
             exchange: flags.exchange,
+            whiteout,
             flushed: false,
         };
         job.start(core, Box::new(reply));

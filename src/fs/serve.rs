@@ -79,13 +79,13 @@ impl Operations for Fs {
 
     fn rename(
         &self,
-        _caller: Caller,
+        caller: Caller,
         from: (NodeId, &[u8]),
         to: (NodeId, &[u8]),
         flags: RenameFlags,
         reply: impl Reply<()>,
     ) {
-        Fs::rename(self, from.0, from.1.to_vec(), to.0, to.1.to_vec(), flags, reply);
+        Fs::rename(self, caller, (from.0, from.1.to_vec()), (to.0, to.1.to_vec()), flags, reply);
     }
 
     fn open(&self, ino: NodeId, flags: i32, _caller: Caller, reply: impl Reply<OpenReply>) {

@@ -155,6 +155,48 @@ fn exchanges() {
     pair.finish();
 }
 
+/// What overlayfs hides a name of a lower layer by: a character device 0:0 that nobody may use.
+fn is_whiteout(at: &Path) -> bool {
+    let found = fs::symlink_metadata(at).unwrap();
+    (found.mode(), found.rdev(), found.nlink()) == (libc::S_IFCHR, 0, 1)
+}
+
+#[test]
+fn renames_that_leave_whiteouts() {
+    let pair = Pair::new();
+    ["d", "d/sub"].into_iter().for_each(|dir| fs::create_dir(pair.a.join(dir)).unwrap());
+    let flags = libc::RENAME_WHITEOUT;
+    pair.alternate(ROUNDS, |round, from, to| {
+        let links = |at: &Path, dir: &str| fs::metadata(at.join(dir)).unwrap().nlink();
+        fs::write(from.join("f"), b"moves").unwrap();
+        fs::write(to.join("d/g"), b"goes").unwrap();
+        // Into another directory, over another file.
+        assert_eq!(rename2(&from.join("f"), &from.join("d/g"), flags), 0, "round {round}");
+        assert!(is_whiteout(&to.join("f")), "round {round}");
+        assert_eq!(fs::read(to.join("d/g")).unwrap(), b"moves", "round {round}");
+        // Within one, and a directory out of it.
+        assert_eq!(rename2(&to.join("d/g"), &to.join("d/h"), flags), 0, "round {round}");
+        assert!(is_whiteout(&from.join("d/g")));
+        assert_eq!(rename2(&to.join("d/sub"), &to.join("sub"), flags), 0, "round {round}");
+        assert!(is_whiteout(&from.join("d/sub")) && fs::metadata(from.join("sub")).unwrap().is_dir());
+        assert_eq!((links(from, "d"), links(to, "d")), (2, 2), "round {round}");
+        // A whiteout is a name like any other: it goes, or is replaced.
+        ["f", "d/g", "d/h"].into_iter().for_each(|name| fs::remove_file(from.join(name)).unwrap());
+        assert_eq!(rename2(&from.join("sub"), &from.join("d/sub"), 0), libc::ENOTDIR);
+        fs::remove_file(to.join("d/sub")).unwrap();
+        fs::rename(from.join("sub"), from.join("d/sub")).unwrap();
+        // One inode under two names: nothing is done, and nothing left.
+        fs::write(from.join("one"), b"").unwrap();
+        fs::hard_link(from.join("one"), from.join("two")).unwrap();
+        assert_eq!(rename2(&to.join("one"), &to.join("two"), flags), 0);
+        assert_eq!(fs::metadata(to.join("one")).unwrap().nlink(), 2);
+        ["one", "two"].into_iter().for_each(|name| fs::remove_file(to.join(name)).unwrap());
+        let exchange = flags | libc::RENAME_EXCHANGE;
+        assert_eq!(rename2(&from.join("d"), &from.join("d"), exchange), libc::EINVAL);
+    });
+    pair.finish();
+}
+
 #[test]
 fn link_counts() {
     let pair = Pair::new();

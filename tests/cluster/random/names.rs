@@ -10,7 +10,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 const DIRECTORIES_MAX: usize = 25;
@@ -122,7 +122,8 @@ impl Tester {
 
     fn rename(&mut self, turn: &Turn) {
         let Some(from) = turn.places.choose(&mut self.random).cloned() else { return };
-        let flags = self.pick(&[0, 0, 0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE]);
+        let flags =
+            self.pick(&[0, 0, 0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE, libc::RENAME_WHITEOUT]);
         let errno = self.errno_of_rename(turn, &from, flags);
         let dir = |id| self.model.is_dir(id);
         let (old, new) = (self.at(turn.host, &from.path), self.at(turn.host, &turn.path));
@@ -138,6 +139,9 @@ impl Tester {
         if done.is_none() || turn.there == Some(from.id) {
             return;
         }
+        if flags == libc::RENAME_WHITEOUT {
+            self.remove_whiteout(&from.path);
+        }
         match turn.there {
             Some(there) if flags == libc::RENAME_EXCHANGE => {
                 self.model.children_mut(from.parent).insert(from.name.clone(), there);
@@ -148,6 +152,15 @@ impl Tester {
             }
         }
         self.model.children_mut(turn.dir).insert(turn.name.clone(), from.id);
+    }
+
+    /// What a rename has left at the old name is there on any host; it goes, so that the model need not know it.
+    fn remove_whiteout(&mut self, path: &str) {
+        let host = self.host();
+        let at = self.at(host, path);
+        let left = fs::symlink_metadata(&at).map(|found| (found.mode(), found.rdev()));
+        assert_eq!(left.ok(), Some((libc::S_IFCHR, 0)), "h{host} {path} after a rename with a whiteout");
+        fs::remove_file(at).unwrap();
     }
 
     fn errno_of_rename(&self, turn: &Turn, from: &Place, flags: u32) -> i32 {
