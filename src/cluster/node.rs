@@ -130,13 +130,18 @@ impl Node {
         self.tend_fences()
     }
 
-    /// Has another mount written our cell since our last beat? Read after our own write it would show
-    /// only if both wrote at the same moment.
+    /// Has another mount written our cell since our last beat, or this very one in another machine: the other side of
+    /// a copied or migrated machine, or itself, before it was put back in time? Read after our own write it would
+    /// show only if both wrote at the same moment.
     fn look_for_rival(&mut self) -> Result<()> {
         let known = [self.incarnation, self.former];
         match self.disk.read_heartbeat(self.slot)? {
             Some(cell) if !known.contains(&cell.incarnation) => {
                 Err(self.lost(format!("another mount ({}) writes our heartbeat cell", cell.name)))
+            }
+            Some(cell) if cell.incarnation == self.incarnation && cell.counter > self.beat.counter => {
+                Err(self
+                    .lost("this very mount runs twice, or was put back in time (a copied machine?)".into()))
             }
             _ => Ok(()),
         }
@@ -232,8 +237,11 @@ impl Node {
     }
 
     /// A ballot of ours decided a view that could not be installed then: the register tells of it, but
-    /// no heartbeat does.
+    /// no heartbeat does. It may be long past, and others have gone on without us.
     fn catch_up(&mut self) -> Result<()> {
+        if self.proposer.decided().epoch > self.view.epoch {
+            self.read_views()?;
+        }
         match self.proposer.decided() {
             decided if decided.epoch > self.view.epoch => self.learn(decided.clone()),
             _ => Ok(()),

@@ -1,6 +1,8 @@
 //! Requests that fail, blocks that are rotten, mounts that come too late: nothing stays behind that
 //! others would wait for, and nobody mixes up who has a slot.
 
+use super::starved::unless_starved;
+use super::takeover::{heir, is_clean};
 use super::*;
 use crate::base::SlotId;
 use crate::cluster::view::{live, slot_of};
@@ -162,6 +164,48 @@ fn a_view_that_could_not_be_installed_is_installed_later() {
 }
 
 #[test]
+fn a_view_of_its_own_that_is_long_past_is_not_installed_late() {
+    unless_starved(its_own_view_is_long_past);
+}
+
+fn its_own_view_is_long_past() {
+    let medium = Medium::formatted();
+    let [a, b] = ["a", "b"].map(|name| Arc::new(join(&medium, name, Where::Elsewhere)));
+    heir(&b, Duration::ZERO);
+    adopt(&a, 0).unwrap();
+    // a decides the view with c in it, then loses its way to the device. When it is back it gets stuck in its beat.
+    let (well, gone, back, stuck, free) = (0, 1, 2, 3, 4);
+    let phase = Arc::new(AtomicU64::new(well));
+    let (at_hook, row) = (phase.clone(), geometry().heartbeat_cell(SlotId(0)));
+    a.port.set_hook(move |op, at| {
+        if op == "read" && at == ledger_of(2) {
+            let _ = at_hook.compare_exchange(well, gone, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        if op == "write" && at == row && at_hook.load(Ordering::Relaxed) == back {
+            at_hook.store(stuck, Ordering::Relaxed);
+            eventually("the test goes on", || at_hook.load(Ordering::Relaxed) == free);
+        }
+        at_hook.load(Ordering::Relaxed) != gone
+    });
+    let _c = join(&medium, "c", Where::Elsewhere);
+    eventually("a is recovered", || is_clean(&b, 0));
+    phase.store(back, Ordering::Relaxed);
+    eventually("a beats again", || phase.load(Ordering::Relaxed) == stuck);
+    // It has found its own cell as it was. Now its slot has another host, which owns groups.
+    let d = join(&medium, "d", Where::Elsewhere);
+    assert_eq!(d.report.slot, SlotId(0));
+    adopt(&d, 0).unwrap();
+    let ledger = || -> Vec<_> {
+        let pages = medium.disk().read_ledger(SlotId(0)).unwrap();
+        pages.into_iter().map(|(page, _)| page).collect()
+    };
+    let before = ledger();
+    phase.store(free, Ordering::Relaxed);
+    eventually("a halts", || a.lease.lost.lock().is_some());
+    assert!(ledger() == before, "it has written what is another's");
+}
+
+#[test]
 fn a_rotten_heartbeat_cell_costs_the_wait_and_no_more() {
     let medium = Medium::formatted();
     let a = join(&medium, "a", Where::Here);
@@ -255,6 +299,18 @@ fn another_mount_in_the_own_slot_is_noticed() {
     // Once: the next beat of a would cover it.
     medium.disk().write_heartbeat(&rival).unwrap();
     eventually("a halts", || a.lease.lost.lock().is_some());
+}
+
+/// The other side of a migrated machine, or itself before it was put back in time.
+#[test]
+fn the_same_mount_in_another_machine_is_noticed() {
+    let medium = Medium::formatted();
+    let a = join(&medium, "a", Where::Elsewhere);
+    let look = || medium.disk().read_heartbeat(SlotId(0)).unwrap();
+    let mut other = std::iter::repeat_with(look).flatten().next().unwrap();
+    other.counter += 5;
+    medium.disk().write_heartbeat(&other).unwrap();
+    eventually("a halts", || a.lease.lost.lock().clone().is_some_and(|why| why.contains("runs twice")));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::format::cluster::heartbeat::{FLAG_FENCING, FLAG_REPLAYING};
 use crate::format::cluster::{Adopter, SlotState};
 
 /// A host that recovers whomever it is asked to, after `pause`; the answer counts the batches.
-fn heir(host: &Arc<Host>, pause: Duration) -> Arc<Mutex<Vec<Vec<SlotId>>>> {
+pub fn heir(host: &Arc<Host>, pause: Duration) -> Arc<Mutex<Vec<Vec<SlotId>>>> {
     let asked = Arc::<Mutex<Vec<Vec<SlotId>>>>::default();
     let (host, batches) = (Arc::downgrade(host), asked.clone());
     let this = host.upgrade().unwrap();
@@ -34,7 +34,7 @@ fn state(host: &Host, slot: u16) -> SlotState {
     host.cluster.membership().view.slots[usize::from(slot)].state
 }
 
-fn is_clean(host: &Host, slot: u16) -> bool {
+pub fn is_clean(host: &Host, slot: u16) -> bool {
     matches!(state(host, slot), SlotState::Clean { .. })
 }
 
