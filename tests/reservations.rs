@@ -332,6 +332,23 @@ fn a_report_that_fails_is_no_device_without_reports() {
 }
 
 #[test]
+fn a_reservation_that_has_gone_under_mounts_is_made_again() {
+    for (what, lun) in devices() {
+        let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));
+        a.hold().unwrap();
+        a.cut_off(inc(2)).unwrap();
+        assert!(!writes(&lun, 2), "{what}");
+        lun.lose_reservation();
+        assert!(writes(&lun, 2), "{what}: who was kept off");
+        assert_eq!(a.verify(), Ok(()), "{what}");
+        match lun.unreadable.load(Ordering::Relaxed) {
+            true => assert_eq!(lun.held(), None, "{what}: nobody can see it"),
+            false => assert!(writes(&lun, 1) && !writes(&lun, 2), "{what}"),
+        }
+    }
+}
+
+#[test]
 fn one_odd_report_halts_nobody_and_convinces_nobody() {
     let lun = Lun::new();
     let [a, _b] = [1, 2].map(|n| enrolled(&lun, n, n));

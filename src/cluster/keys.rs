@@ -9,6 +9,8 @@
 //! - K4: a key is taken away only while the reservation stands: without one anybody may write.
 //! - K5: the reservation is given up with the last mount that leaves, unless a host was ever kept off by it:
 //!   that one may still be stopped, with writes queued.
+//! - K8: a reservation that has gone under mounts (targets that forget who was registered, an administrator)
+//!   is made again by the first that notices, and told of.
 
 use crate::base::{Error, Incarnation, Result, SlotId};
 use crate::cluster::fencer::{Cut, Fence, Victim};
@@ -224,6 +226,17 @@ impl Registration {
         }
     }
 
+    /// K8.
+    fn hold_anew(&self) {
+        tracing::error!(
+            "the device's reservation is gone, though mounts stand under it: hosts that were kept off could write. \
+             Targets must keep registrations over the end of a session (see docs/OPERATIONS.md)"
+        );
+        if let Err(e) = self.hold() {
+            tracing::error!("and it cannot be made again: {e}");
+        }
+    }
+
     /// `None`: no nexus had that key.
     fn preempt(&self, victim: u64, kind: Kind) -> Result<Option<Cut>> {
         let cut = |how: String, settle| Ok(Some(Cut { how, settle }));
@@ -409,7 +422,12 @@ impl Fence for Registration {
 
     /// The list is read first, for asking is a change to the device, which writes it down each time.
     fn verify(&self) -> Result<()> {
-        if self.device.report().is_ok_and(|report| report.keys.contains(&self.key)) {
+        if let Ok(report) = self.device.report()
+            && report.keys.contains(&self.key)
+        {
+            if report.held.is_none() && self.kind.lock().is_some() {
+                self.hold_anew();
+            }
             return Ok(());
         }
         match self.is_registered() {

@@ -98,6 +98,11 @@ impl Lun {
         *self.state.lock() = State::default();
     }
 
+    /// As targets do that forget the holder with its session.
+    pub fn lose_reservation(&self) {
+        self.state.lock().held = None;
+    }
+
     pub fn keys(&self) -> Vec<u64> {
         self.state.lock().keys.values().copied().collect()
     }
