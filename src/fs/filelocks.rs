@@ -4,13 +4,25 @@
 //! An answer that lets a program go on counts only while the lease lasts: it is confirmed before it is
 //! given, on this thread or, where that might have to wait, on one for such answers. However long that takes:
 //! what is granted stands, and another thread of the program may have been told so. What gives up is not held back.
+//!
+//! flock locks, and locks of open file descriptions, end with the last descriptor. The kernel tells of each close(2) and
+//! waits (FLUSH), and of the last one without waiting (RELEASE, `fuse_release_common`): who asks right after it may
+//! come first, and would be refused by a lock that its program knows to be gone. So a refusal by a lock of a
+//! program here whose file has just been closed waits a little for that.
 
 use super::operations::Withdraw;
 use super::*;
 use crate::base::Error;
-use crate::lock::files::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, Span};
+use crate::lock::files::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, RequestNo, Span};
 use crate::store::Permit;
 use crossbeam::channel;
+use handles::Handle;
+
+/// How long after a close(2) the end of its locks may be on its way, how long who asks waits for that, and how often it
+/// is looked for.
+const CLOSED_LATELY: Duration = Duration::from_millis(200);
+const CLOSING_MAX: Duration = Duration::from_millis(50);
+const CLOSING_LOOK: Duration = Duration::from_micros(500);
 
 /// What a request's answer is to the program.
 fn outcome(answer: FileAnswer) -> Result<Option<LockFound>> {
@@ -29,8 +41,24 @@ fn outcome(answer: FileAnswer) -> Result<Option<LockFound>> {
 }
 
 type Found = Result<Option<LockFound>>;
+type Reply = Box<dyn FnOnce(Found) + Send>;
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// When a descriptor was last closed, in nanoseconds of the clock; 0 before the first.
+#[derive(Default)]
+pub struct LastClose(AtomicU64);
+
+impl LastClose {
+    fn note(&self, now: Duration) {
+        self.0.store(now.as_nanos() as u64 | 1, Ordering::Release);
+    }
+
+    fn is_late(&self, now: Duration) -> bool {
+        let at = self.0.load(Ordering::Acquire);
+        at != 0 && now <= Duration::from_nanos(at) + CLOSED_LATELY
+    }
+}
 
 /// A thread on which answers wait until the lease is confirmed: where they come, that must not be waited for,
 /// nor for a thread. It ends with this.
@@ -43,6 +71,57 @@ impl Confirmations {
         let thread = std::thread::Builder::new().name("shoal-filelock".into()).spawn(run);
         thread.map_err(|e| Error::Device(format!("cannot start a thread: {e}")))?;
         Ok(Confirmations(to))
+    }
+}
+
+impl Core {
+    /// A descriptor of it is closed.
+    pub(super) fn note_close(&self, handle: &Handle) {
+        if handle.node.locked.load(Ordering::Acquire) {
+            let now = self.clock.now();
+            handle.closed.note(now);
+            handle.node.closed.note(now);
+        }
+    }
+
+    /// With `again`, a refusal by what is about to end is not given: it is asked once more.
+    fn ask_file_lock(self: &Arc<Self>, request: FileRequest, again: bool, reply: Reply) -> RequestNo {
+        let core = self.clone();
+        let then = move |answer| {
+            let refused = matches!(answer, FileAnswer::Denied | FileAnswer::Found(..));
+            let closed = || core.nodes.find(request.ino).is_some_and(|n| n.closed.is_late(core.clock.now()));
+            if again && refused && closed() {
+                return core.ask_after_closings(request, reply);
+            }
+            // Less may be had without a lease, too.
+            match request.lock.mode == Mode::N && request.job != Job::Test {
+                true => reply(outcome(answer)),
+                false => confirmed(core.store.permit(), &core.confirmations.0, answer, reply),
+            }
+        };
+        self.locks.file_lock(&request, Box::new(then))
+    }
+
+    /// Is a lock in its way by a handle of this host of which a descriptor was closed a moment ago?
+    fn awaits_closing(&self, request: &FileRequest) -> bool {
+        let now = self.clock.now();
+        let closes = |fh: u64| self.handles.get(fh).is_some_and(|handle| handle.closed.is_late(now));
+        let blockers = self.locks.file_blockers(request.ino, &request.lock);
+        blockers.into_iter().any(|fh| fh != request.handle && closes(fh))
+    }
+
+    fn ask_after_closings(self: Arc<Self>, request: FileRequest, reply: Reply) {
+        if !self.awaits_closing(&request) {
+            self.ask_file_lock(request, false, reply);
+            return;
+        }
+        spawn::spawn("shoal-closing", move || {
+            let end = self.clock.now() + CLOSING_MAX;
+            while self.awaits_closing(&request) && self.clock.now() < end {
+                std::thread::sleep(CLOSING_LOOK);
+            }
+            self.ask_file_lock(request, false, reply);
+        });
     }
 }
 
@@ -97,14 +176,7 @@ impl Fs {
         let (ino, process) = (core.ino(node), lock.pid);
         let lock = FileLock { kind, owner, mode: lock.mode, span };
         let request = FileRequest { ino, job, lock, handle: fh, process };
-        let (permit, later) = (core.store.permit().clone(), core.confirmations.0.clone());
-        // Less may be had without a lease, too.
-        let unlocks = lock.mode == Mode::N && job != Job::Test;
-        let then = move |answer| match unlocks {
-            true => reply(outcome(answer)),
-            false => confirmed(&permit, &later, answer, reply),
-        };
-        let no = core.locks.file_lock(&request, Box::new(then));
+        let no = core.ask_file_lock(request, job != Job::Set { wait: true }, Box::new(reply));
         let locks = core.locks.clone();
         Box::new(move || locks.withdraw_file_lock(no))
     }

@@ -9,6 +9,7 @@ use crate::alloc::Reservation;
 use crate::base::{Error, Generation, InodeNo, Result, TxnId};
 use crate::file::FileState;
 use crate::fs::append::Held;
+use crate::fs::filelocks::LastClose;
 use crate::fs::flight::Flights;
 use crate::fs::gone::Gone;
 use crate::fs::quiet::{LINE, LOOKUPS_MAX, Quiet, QuietTable};
@@ -133,6 +134,8 @@ pub struct Node {
     pub nameless: AtomicBool,
     /// A program has asked for a file lock by a handle of it.
     pub locked: AtomicBool,
+    /// When a descriptor of it was last closed here, if so.
+    pub closed: LastClose,
     /// Of an inode that has been freed while the kernel still knows it: what it was in the end.
     pub gone: Gone,
     /// Asked for since the table was last gone through.
@@ -172,6 +175,7 @@ impl Node {
             iopen: Mutex::new(None),
             nameless: AtomicBool::new(false),
             locked: AtomicBool::new(false),
+            closed: LastClose::default(),
             gone: Gone::default(),
             used: AtomicBool::new(true),
         }

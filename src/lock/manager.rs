@@ -18,7 +18,7 @@ use crate::format::layout::Geometry;
 use crate::lock::LockSet;
 use crate::lock::desk::{AHEAD_MAX, Closing, Desk, DeskConfig, Shed};
 use crate::lock::files::stream::WINDOW;
-use crate::lock::files::{FileRequest, LockKind, RequestNo};
+use crate::lock::files::{FileLock, FileRequest, LockKind, RequestNo};
 use crate::lock::holder::{DECLARED_MAX, REQUESTS_MAX};
 use crate::lock::master::{ASKS_MAX, CAPS_MAX};
 use crate::lock::table::PinTable;
@@ -304,6 +304,11 @@ impl LockManager {
     pub fn file_lock(&self, request: &FileRequest, then: FileThen) -> RequestNo {
         let asked = self.hub.ask_file(|desk, now| Some(desk.file_request(now, request)), then);
         asked.expect("a request has a number")
+    }
+
+    /// Handles of this host by which its programs have taken what is in the way of a file lock.
+    pub fn file_blockers(&self, ino: InodeNo, lock: &FileLock) -> Vec<u64> {
+        self.hub.with_desk(|desk, _| desk.files().client.blocking_handles(ino, lock))
     }
 
     /// Nobody waits for it any more: it is answered as interrupted, at once or when it is known how it ended.

@@ -7,6 +7,7 @@ mod common;
 
 mod canary;
 mod chaos;
+mod closings;
 mod cluster;
 mod copies;
 mod deaths;

@@ -205,6 +205,17 @@ impl Client {
         self.books.get(&ino).map_or(Vec::new(), |b| b.held.blockers(lock))
     }
 
+    /// The handles by which they took that; of ranges also others by which the same owners took some.
+    pub fn blocking_handles(&self, ino: InodeNo, lock: &FileLock) -> Vec<u64> {
+        let Some(book) = self.books.get(&ino) else { return Vec::new() };
+        let noted = |owner: Owner| book.noted.get(&(lock.kind, owner.id));
+        let by = |noted: &Noted| match lock.kind {
+            LockKind::Whole => vec![noted.handle],
+            LockKind::Range => noted.taken.owners().into_iter().map(|by| by.id).collect(),
+        };
+        book.held.blockers(lock).into_iter().filter_map(noted).flat_map(by).collect()
+    }
+
     /// Has the owner any range locked, as far as this host has heard?
     pub fn has_ranges(&self, owner: Owner) -> bool {
         self.books.values().any(|b| !b.held.of(LockKind::Range, owner).is_empty())
