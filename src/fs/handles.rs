@@ -3,9 +3,11 @@
 use super::*;
 use crate::lock::Pins;
 use crate::store::BlockHash;
+use filelocks::LastClose;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
+use write_errors::Heard;
 
 /// How a file was opened.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +29,26 @@ pub struct Handle {
     pub write: bool,
     /// The kernel's page cache is not used.
     pub direct: bool,
-    /// So many errors of write-back are old, or told.
-    pub heard: AtomicU64,
+    /// Which errors of write-back are old, or told.
+    pub heard: Heard,
+    /// When a descriptor of it was last closed.
+    pub closed: LastClose,
     /// Of a directory: only keeps the node in memory.
     pub dir: bool,
+}
+
+impl Handle {
+    /// To read, of a file of which so many errors of write-back are old.
+    fn new(node: Arc<Node>, old_errors: u64) -> Handle {
+        Handle {
+            node,
+            write: false,
+            direct: false,
+            heard: Heard::new(old_errors),
+            closed: LastClose::default(),
+            dir: false,
+        }
+    }
 }
 
 /// All handles of a mount.
@@ -89,7 +107,7 @@ impl Core {
         if flags.write && !fresh_file {
             flags::may_write(attr, flags.append)?;
         }
-        let heard = AtomicU64::new(state.write_errors.before_open());
+        let old = state.write_errors.before_open();
         drop(state);
         if fresh.is_some() {
             *held = fresh;
@@ -104,7 +122,7 @@ impl Core {
         // (O_DIRECT needs no help: the kernel drops its pages before and after such a write.)
         let direct_io = flags.append;
         let fh = self.id();
-        self.handles.add(fh, Handle { node, write: flags.write, direct: direct_io, heard, dir: false });
+        self.handles.add(fh, Handle { write: flags.write, direct: direct_io, ..Handle::new(node, old) });
         // The kernel was cut off while this waited: nobody will ever close it.
         if self.handles.closed.load(Ordering::SeqCst) {
             self.close(fh);
@@ -164,13 +182,16 @@ impl Fs {
         self.core.close(fh);
     }
 
-    /// Close of a descriptor: tells an error of write-back that this one has not heard yet.
+    /// Close of a descriptor: tells an error of write-back that none before has told.
     pub fn flush(&self, node: NodeId, fh: u64, reply: impl FnOnce(Result<()>) + Send + 'static) {
         let Some(node) = self.core.nodes.find(self.core.ino(node)) else { return reply(Ok(())) };
         drop(node.append.lock().take());
+        let handle = self.core.handles.get(fh);
+        handle.iter().for_each(|handle| self.core.note_close(handle));
         // A reader would keep it from those whom it concerns.
-        let writer = self.core.handles.get(fh).filter(|handle| handle.write);
-        reply(writer.map_or(Ok(()), |handle| node.state.lock().write_errors.tell(Some(&handle.heard))));
+        let writer = handle.filter(|handle| handle.write);
+        let tell = |handle: &Handle| node.state.lock().write_errors.tell_at_close(&handle.heard);
+        reply(writer.map_or(Ok(()), |handle| tell(&handle)));
     }
 
     /// Open a directory. Its handle only keeps the node in memory.
@@ -178,8 +199,7 @@ impl Fs {
         let core = &self.core;
         let node = core.nodes.get(core.ino(node));
         let fh = core.id();
-        let heard = AtomicU64::new(0);
-        core.handles.add(fh, Handle { node, write: false, direct: false, heard, dir: true });
+        core.handles.add(fh, Handle { dir: true, ..Handle::new(node, 0) });
         reply(Ok(OpenReply { fh, ..OpenReply::default() }));
     }
 

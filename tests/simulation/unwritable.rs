@@ -67,6 +67,7 @@ fn a_file_that_cannot_be_written_costs_its_host_nothing_else() {
     assert!(b.read("/g").expect("read") == [3; 10_000], "what was dirty beside it");
     a.create("/h").expect("it goes on");
     a.fsync("/h").expect("it goes on");
+    a.flush_kept(node, handle).expect_err("a child of the program ends, and closes what it has inherited");
     a.fsync_kept(node, handle).expect_err("the program is told");
     a.fsync_kept(node, handle).expect("but only once");
 

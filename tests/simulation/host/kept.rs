@@ -53,8 +53,13 @@ impl Host {
         ask("fsync", |r| Operations::fsync(&*self.fs, node, fh, false, r))
     }
 
+    /// What close(2) of a descriptor says.
+    pub fn flush_kept(&self, node: NodeId, fh: u64) -> Result<()> {
+        ask("flush", |r| Operations::flush(&*self.fs, node, fh, 0, r))
+    }
+
     pub fn close_kept(&self, node: NodeId, fh: u64) -> Result<()> {
-        let flushed = ask("flush", |r| Operations::flush(&*self.fs, node, fh, 0, r));
+        let flushed = self.flush_kept(node, fh);
         ask("release", |r| Operations::release(&*self.fs, node, fh, r))?;
         flushed
     }
