@@ -30,6 +30,12 @@ impl Counts {
         (self.free_chunks * CHUNK_BLOCKS).saturating_sub(next) + self.free_data
     }
 
+    /// Blocks that new inodes can have: each takes one for metadata. A group keeps some to free with.
+    pub fn free_for_inodes(&self) -> u64 {
+        let free = self.free_chunks * CHUNK_BLOCKS + self.free_meta;
+        free.saturating_sub(EMERGENCY_META + self.promised)
+    }
+
     /// Sum up.
     pub(super) fn add(&mut self, other: &Counts) {
         self.chunks += other.chunks;

@@ -21,7 +21,7 @@ use op::Reply;
 use remove::count_subdirectories;
 
 /// Log blocks, those of an inode that is left behind among them.
-const RENAME_BLOCKS: u32 = 9 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
+const RENAME_BLOCKS: u32 = 12 + 4 * tree_costs::LOG_BLOCKS + 2 * tree_costs::NEW_BLOCKS;
 /// Deeper than any path the kernel lets a program name; a longer chain is a loop on the disk.
 const ANCESTORS_MAX: usize = 100_000;
 
@@ -98,6 +98,10 @@ impl Rename {
             if found.kind != FileKind::Directory {
                 let what = "it is the parent of a directory, and none itself".into();
                 return Err(Error::Damaged { inode: at, what }.into());
+            }
+            // Removed, and kept by who has it open: what was above it may be anything by now.
+            if found.nlink == 0 {
+                return Err(Error::NotFound.into());
             }
             let next = found.parent;
             drop(state);

@@ -79,18 +79,21 @@ impl Fs {
         let core = &self.core;
         let groups = || (0..core.geometry.ag_count).map(AgNo);
         let blocks = groups().map(|ag| core.geometry.ag_chunks(ag) * CHUNK_BLOCKS).sum();
-        let (mut free, mut available) = (0, 0);
+        let (mut free, mut available, mut inodes, mut data) = (0, 0, 0, 0);
         for counts in groups().map(|ag| core.statfs.counts(core, ag)) {
             free += counts.free_blocks().saturating_sub(counts.promised);
             available += counts.free_for_data().saturating_sub(counts.promised);
+            inodes += counts.free_for_inodes();
+            data += counts.free_data;
         }
         reply(Ok(Statfs {
             blocks,
             blocks_free: free,
             blocks_available: available,
-            // Inodes are blocks: as many as there is room for.
-            files: blocks,
-            files_free: free,
+            // Inodes are blocks: as many as there is room for. What else is used counts as if it were inodes, but
+            // not the free blocks of chunks that are for data alone.
+            files: blocks - data.min(blocks),
+            files_free: inodes,
             block_size: 4096,
             name_max: 255,
             fragment_size: 4096,

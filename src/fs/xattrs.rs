@@ -11,6 +11,13 @@ pub(super) const XATTR_BLOCKS: u32 =
 
 /// On the root, for administrators: what this mount has asked of the device, and how often operations
 /// have waited for locks. Not listed, not stored.
+/// Does a change take space, or go on a full volume too?
+#[derive(Clone, Copy)]
+enum Need {
+    Space,
+    Nothing,
+}
+
 const IO_COUNTS: &[u8] = b"trusted.shoal.io";
 
 const TRUSTED: &[u8] = b"trusted.";
@@ -79,7 +86,7 @@ impl Fs {
             xattr::acl::ACCESS => core.set_access_acl(txn, attr, &value, kill_set_gid),
             _ => xattr::set(&core.tree(attr.ino), txn, &name, &value, how),
         };
-        self.change_xattr(nodeid, Box::new(change), reply);
+        self.change_xattr(nodeid, Need::Space, Box::new(change), reply);
     }
 
     /// Remove an attribute.
@@ -98,13 +105,14 @@ impl Fs {
                 done => done,
             }
         };
-        self.change_xattr(nodeid, Box::new(change), reply);
+        self.change_xattr(nodeid, Need::Nothing, Box::new(change), reply);
     }
 
     #[allow(clippy::type_complexity)]
     fn change_xattr(
         &self,
         nodeid: NodeId,
+        need: Need,
         mut change: Box<dyn FnMut(&Core, &mut Transaction, &mut Attr) -> Result<()> + Send>,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
@@ -112,14 +120,18 @@ impl Fs {
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let core = op.core.clone();
             let meta = tree_costs::NEW_BLOCKS + xattr::VALUE_BLOCKS_MAX;
-            let space = op.space(Want { data: 0, meta, near: core.group(ino) })?;
+            let want = Want { data: 0, meta, near: core.group(ino) };
+            let space = match need {
+                Need::Space => Some(op.space(want)?),
+                Need::Nothing => op.space_if_any(want)?,
+            };
             let node = core.nodes.get(ino);
             let mut state = node.state.lock();
             core.check_kept(&node, &mut state)?;
             state.unprivileged = false;
             let mut attr = core.load(&node, &mut state)?.clone();
             flags::may_lose(&attr)?;
-            let mut freeing = core.change_freeing(Some(space), XATTR_BLOCKS)?;
+            let mut freeing = core.change_freeing(space, XATTR_BLOCKS)?;
             change(&core, &mut freeing.txn, &mut attr)?;
             touch_ctime(&mut attr, core.now());
             core.tree(ino).write_attr(&mut freeing.txn, &attr)?;

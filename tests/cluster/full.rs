@@ -5,6 +5,7 @@ use crate::rig_xattr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,5 +44,47 @@ fn what_is_available_can_be_allocated_again_and_again() {
     assert_eq!(allocate(&at.join("more"), 8 << 20).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     drop(held);
     allocate(&at.join("more"), promised).unwrap();
+    cluster.umount(0);
+}
+
+/// Empty files until there is room for no more; so many.
+fn fill_with_files(at: &Path) -> u64 {
+    for number in 0.. {
+        match File::create(at.join(format!("{number}"))) {
+            Ok(_) => {}
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
+                return number;
+            }
+        }
+    }
+    unreachable!("there is an end to it");
+}
+
+#[test]
+fn what_needs_no_space_goes_on_a_full_volume_and_inodes_are_counted_truly() {
+    let cluster = Cluster::new("128M", 1, Duration::from_secs(100));
+    let at = cluster.at(0);
+    let file = at.join("f");
+    fs::write(&file, b"content").unwrap();
+    rig_xattr::set(&file, "user.mark", &[b'x'; 200]).unwrap();
+    let entry = |tag: u16, perm: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &perm.to_le_bytes()[..], &id.to_le_bytes()[..]].concat()
+    };
+    let none = u32::MAX;
+    let list =
+        [entry(1, 6, none), entry(2, 6, 1234), entry(4, 4, none), entry(16, 6, none), entry(32, 4, none)];
+    let list = [&2u32.to_le_bytes()[..], &list.concat()[..]].concat();
+    rig_xattr::set(&file, "system.posix_acl_access", &list).unwrap();
+    let inodes = || rig_xattr::statvfs(&at).f_ffree;
+    // Data takes of what inodes could have, in whole chunks; what is left of those is no inode's.
+    allocate(&at.join("big"), available(&at) - (8 << 20)).unwrap();
+    let said = inodes();
+    let made = fill_with_files(&at);
+    assert!(made.abs_diff(said) < 600 && said < 12_000, "{said} inodes were free, {made} could be made");
+    assert!(inodes() < 64, "{}", inodes());
+    rig_xattr::remove(&file, "user.mark").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    rig_xattr::remove(&file, "system.posix_acl_access").unwrap();
     cluster.umount(0);
 }
