@@ -206,6 +206,20 @@ fn busy_mounts_stay_and_can_be_remounted() {
     assert_silent_success(&v.umount());
 }
 
+/// As of a program that was killed with asynchronous I/O under way.
+#[test]
+fn a_file_that_is_let_go_a_moment_later_does_not_keep_a_mount() {
+    let v = Volume::new();
+    assert_silent_success(&v.mount("rw"));
+    let open = fs::File::create(v.mountpoint().join("f")).unwrap();
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(open);
+    });
+    assert_silent_success(&v.umount());
+    later.join().unwrap();
+}
+
 #[test]
 fn a_signal_unmounts_and_leaves_in_order() {
     let v = Volume::new();

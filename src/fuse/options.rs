@@ -64,6 +64,9 @@ const TABLE: &[(&str, Effect)] = &[
     ("nostrictatime", Flags(0, libc::MS_STRICTATIME)),
     ("nodiratime", Flags(libc::MS_NODIRATIME, 0)),
     ("diratime", Flags(0, libc::MS_NODIRATIME)),
+    // It permits what is done anyway: times become durable with the next commit, or fsync.
+    ("lazytime", Flags(0, 0)),
+    ("nolazytime", Flags(0, 0)),
     ("sync", Flags(libc::MS_SYNCHRONOUS, 0)),
     ("async", Flags(0, libc::MS_SYNCHRONOUS)),
     ("dirsync", Refused(NO_DIRSYNC)),

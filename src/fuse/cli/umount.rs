@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 /// A daemon that has left needs so long at most to end.
 const ENDING: Duration = Duration::from_secs(5);
 
+/// How long a mount may look busy after the programs that used it have ended, and how often that is looked at: files of
+/// asynchronous I/O and of killed programs are let go by the kernel a little later, some by threads of the daemon.
+const LET_GO: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(20);
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The directory, or the device as it was given to mount.
@@ -56,7 +61,7 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
         (false, false) => Unmount::Plain,
     };
     let begun = Instant::now();
-    if let Err(e) = mount::unmount(&entry.mountpoint, how) {
+    if let Err(e) = unmount(&entry.mountpoint, how) {
         let flags = libc::MS_RDONLY;
         if arguments.read_only && mount::remount(&entry.mountpoint, flags).is_ok() {
             return complain(name, format_args!("{target}: {e}; made read-only instead"), 0);
@@ -86,6 +91,18 @@ pub fn run(name: &str, arguments: &Arguments) -> ExitCode {
     let pid = daemon.daemon.pid;
     let what = format!("{target}: unmounted, but the daemon (process {pid}) is not done after {limit:?}");
     complain(name, what, FAILED)
+}
+
+fn unmount(at: &Path, how: Unmount) -> std::io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match mount::unmount(at, how) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy && begun.elapsed() < LET_GO => {
+                std::thread::sleep(LOOK);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The mount at a directory, else the last one of a device.
