@@ -63,8 +63,13 @@ def lacks(xfstests, name, calls):
         return bool(calls) and any(call in line for line in text for call in calls)
 
 
+CONNECTIONS = "/sys/fs/fuse/connections"
+
+
 def cut(*places):
     """Abort and detach what is mounted at these places."""
+    if not os.path.ismount(CONNECTIONS):
+        subprocess.run(["mount", "-t", "fusectl", "fusectl", CONNECTIONS], check=False)
     for place in places:
         for line in reversed(open("/proc/self/mountinfo").read().splitlines()):
             fields = line.split()
@@ -72,7 +77,7 @@ def cut(*places):
                 major, minor = map(int, fields[2].split(":"))
                 # The kernel's dev_t; a mount of a block device has that device's.
                 try:
-                    with open(f"/sys/fs/fuse/connections/{major << 20 | minor}/abort", "w") as control:
+                    with open(f"{CONNECTIONS}/{major << 20 | minor}/abort", "w") as control:
                         control.write("1")
                 except OSError:
                     pass

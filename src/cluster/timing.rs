@@ -19,8 +19,9 @@ use std::time::Duration;
 pub const DRIFT: f64 = 1e-3;
 
 /// How long umount(2) waits for a host that leaves once nothing it has written can be lost any more: longer than others
-/// take over from one that died (62 s at most, and what a command takes), shorter than what systemd gives a unit to
-/// stop, and than what the kernel takes for a hung task. It leaves all the same afterwards.
+/// take over from one that died in most cases (62 s at the `san` profile and by command, and what the command takes; two
+/// deaths one after the other may take 106 s), shorter than what systemd gives a unit to stop, and than what the kernel
+/// takes for a hung task. It leaves all the same afterwards.
 pub const LEAVE_MAX: Duration = Duration::from_secs(75);
 
 /// A timing profile. All members of a volume use the same one.
