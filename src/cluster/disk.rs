@@ -2,7 +2,8 @@
 //!
 //! A cell that fails its checksum was overlapped by a write and is read again a few times; then
 //! heartbeats, inboxes and lobby cells are "unknown", while a ballot or ledger whose both copies are
-//! unreadable is an error: its content is never guessed.
+//! unreadable is an error: its content is never guessed. So it is with what the device cannot read (a sector that a
+//! power cut tore) among others that it can, until somebody writes it; a device that reads none of them is an error.
 
 use crate::base::{AgNo, BLOCK_SIZE, BlockNo, Error, Incarnation, Result, SlotId};
 use crate::device::BlockDevice;
@@ -50,10 +51,25 @@ impl Disk {
         (0..self.geometry.max_slots).map(SlotId)
     }
 
-    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
+    /// Pieces that lie together, and whether any of them could not be read: those are zeros, which no checksum fits.
+    ///
+    /// # Errors
+    /// The device's, if it reads none of them.
+    fn read(&self, offset: u64, length: usize, piece: usize) -> Result<(Vec<u8>, bool)> {
         let mut bytes = vec![0; length];
-        self.device.read(offset, &mut bytes)?;
-        Ok(bytes)
+        let Err(e) = self.device.read(offset, &mut bytes) else { return Ok((bytes, false)) };
+        let (piece, mut any) = (piece.max(self.device.logical_block() as usize), false);
+        if !matches!(e, Error::Io { .. }) {
+            return Err(e);
+        }
+        for (n, bytes) in bytes.chunks_mut(piece).enumerate() {
+            match self.device.read(offset + (n * piece) as u64, bytes) {
+                Ok(()) => any = true,
+                Err(Error::Io { .. }) => bytes.fill(0),
+                Err(e) => return Err(e),
+            }
+        }
+        if any { Ok((bytes, true)) } else { Err(e) }
     }
 
     /// The whole heartbeat row in one read; `None` for cells that stay unreadable.
@@ -61,13 +77,15 @@ impl Disk {
         let g = &self.geometry;
         let mut row = vec![None; usize::from(g.max_slots)];
         for attempt in 0..ATTEMPTS {
-            let bytes = self.read(g.heartbeat_cell(SlotId(0)), row.len() * self.pitch())?;
+            let (bytes, lost) =
+                self.read(g.heartbeat_cell(SlotId(0)), row.len() * self.pitch(), self.pitch())?;
             for (slot, cell) in self.all_slots().zip(bytes.chunks_exact(self.pitch())) {
                 if let Ok(beat) = Heartbeat::from_cell(cell, self.format_id, g, slot) {
                     row[usize::from(slot.0)] = Some(beat);
                 }
             }
-            if row.iter().all(Option::is_some) {
+            // Reading what cannot be read may take the device seconds: not again at once.
+            if lost || row.iter().all(Option::is_some) {
                 break;
             }
             if attempt + 1 < ATTEMPTS {
@@ -79,8 +97,12 @@ impl Disk {
 
     /// One heartbeat cell; `None` if it cannot be made out at this moment.
     pub fn read_heartbeat(&self, slot: SlotId) -> Result<Option<Heartbeat>> {
-        let bytes = self.read(self.geometry.heartbeat_cell(slot), self.pitch())?;
-        Ok(Heartbeat::from_cell(&bytes, self.format_id, &self.geometry, slot).ok())
+        match self.read(self.geometry.heartbeat_cell(slot), self.pitch(), self.pitch()) {
+            Ok((bytes, _)) => Ok(Heartbeat::from_cell(&bytes, self.format_id, &self.geometry, slot).ok()),
+            // Is it this cell alone?
+            Err(Error::Io { .. }) => Ok(self.read_heartbeats()?[usize::from(slot.0)].clone()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Write the cell of `beat.slot`.
@@ -97,14 +119,14 @@ impl Disk {
         let g = &self.geometry;
         let start = g.ballot(SlotId(0), 0).byte();
         let pair = 2 * BLOCK_SIZE;
-        let bytes = self.read(start, usize::from(g.max_slots) * pair)?;
+        let (bytes, lost) = self.read(start, usize::from(g.max_slots) * pair, BLOCK_SIZE)?;
         let decode =
             |slot: SlotId, copy: u8, block: &Block| Ballot::from_block(block, self.format_id, g, slot, copy);
         let mut ballots = Vec::with_capacity(usize::from(g.max_slots));
         for (slot, pair) in self.all_slots().zip(bytes.chunks_exact(pair)) {
             ballots.push(self.newer_copy(
                 g.ballot(slot, 0),
-                pair,
+                (pair, lost),
                 |copy, block| decode(slot, copy, block),
                 |what| format!("ballot of slot {slot}: {what}"),
             )?);
@@ -116,7 +138,7 @@ impl Disk {
     fn newer_copy<T>(
         &self,
         place: BlockNo,
-        pair: &[u8],
+        (pair, mut lost): (&[u8], bool),
         decode: impl Fn(u8, &Block) -> Result<(T, u64)>,
         name: impl Fn(&Error) -> String,
     ) -> Result<(T, u64)> {
@@ -130,7 +152,7 @@ impl Disk {
                 (Ok(a), Ok(b)) => return Ok(if a.1 > b.1 { a } else { b }),
                 // A writer that died in the middle leaves one copy torn for good: its write never
                 // completed, so the other copy is what the register holds.
-                (Ok(one), Err(e)) | (Err(e), Ok(one)) if attempt >= ATTEMPTS => {
+                (Ok(one), Err(e)) | (Err(e), Ok(one)) if lost || attempt >= ATTEMPTS => {
                     tracing::debug!("{}; taking its other copy", name(&e));
                     return Ok(one);
                 }
@@ -138,7 +160,7 @@ impl Disk {
                 _ => {}
             }
             std::thread::sleep(RETRY);
-            self.device.read(place.byte(), &mut pair)?;
+            (pair, lost) = self.read(place.byte(), pair.len(), BLOCK_SIZE)?;
         }
         unreachable!("the attempts are bounded")
     }
@@ -166,12 +188,13 @@ impl Disk {
     pub fn read_ledger(&self, slot: SlotId) -> Result<Vec<(LedgerPage, u64)>> {
         let g = &self.geometry;
         let pages = self.ledger_pages();
-        let bytes = self.read(g.ledger(slot, 0, 0).byte(), pages as usize * 2 * BLOCK_SIZE)?;
+        let length = pages as usize * 2 * BLOCK_SIZE;
+        let (bytes, lost) = self.read(g.ledger(slot, 0, 0).byte(), length, BLOCK_SIZE)?;
         let mut ledger = Vec::new();
         for (page, pair) in (0..pages).zip(bytes.chunks_exact(2 * BLOCK_SIZE)) {
             ledger.push(self.newer_copy(
                 g.ledger(slot, page, 0),
-                pair,
+                (pair, lost),
                 |copy, block| LedgerPage::from_block(block, self.format_id, g, slot, page, copy),
                 |what| format!("ledger page {page} of slot {slot}: {what}"),
             )?);
@@ -191,7 +214,7 @@ impl Disk {
     pub fn read_inbox(&self, to: SlotId, from: &[SlotId]) -> Result<Vec<RegisterCell>> {
         let (Some(first), Some(last)) = (from.iter().min(), from.iter().max()) else { return Ok(vec![]) };
         let start = self.geometry.inbox_cell(to, *first);
-        let bytes = self.read(start, usize::from(last.0 - first.0 + 1) * self.pitch())?;
+        let (bytes, _) = self.read(start, usize::from(last.0 - first.0 + 1) * self.pitch(), self.pitch())?;
         let cell = |slot: SlotId| {
             let at = usize::from(slot.0 - first.0) * self.pitch();
             let cell = &bytes[at..at + self.pitch()];
@@ -205,7 +228,12 @@ impl Disk {
     pub fn read_entries(&self, to: SlotId, cell: &RegisterCell) -> Result<Option<Vec<Entry>>> {
         let overflow = match cell.overflow_bytes() {
             0 => vec![],
-            n => self.read(self.geometry.inbox_overflow(to, cell.stamp.slot).byte(), n)?,
+            n => match self.read(self.geometry.inbox_overflow(to, cell.stamp.slot).byte(), n, BLOCK_SIZE) {
+                Ok((bytes, _)) => bytes,
+                // The cell could be read: it is this place alone, until the peer writes again.
+                Err(Error::Io { .. }) => return Ok(None),
+                Err(e) => return Err(e),
+            },
         };
         debug_assert!(overflow.len() <= OVERFLOW_BLOCKS as usize * BLOCK_SIZE);
         Ok(cell.entries(&overflow).ok())
@@ -231,13 +259,14 @@ impl Disk {
     pub fn read_lobby(&self) -> Result<Vec<Option<Claim>>> {
         let mut lobby = vec![None; usize::from(LOBBY_CELLS)];
         for attempt in 1..=ATTEMPTS {
-            let bytes = self.read(self.geometry.lobby_cell(0), lobby.len() * self.pitch())?;
+            let (bytes, lost) =
+                self.read(self.geometry.lobby_cell(0), lobby.len() * self.pitch(), self.pitch())?;
             for (i, cell) in bytes.chunks_exact(self.pitch()).enumerate() {
                 if let Ok(claim) = Claim::from_cell(cell, self.format_id, &self.geometry, i as u16) {
                     lobby[i] = Some(claim);
                 }
             }
-            if attempt == ATTEMPTS || lobby.iter().all(Option::is_some) {
+            if lost || attempt == ATTEMPTS || lobby.iter().all(Option::is_some) {
                 break;
             }
             std::thread::sleep(RETRY);
@@ -247,7 +276,7 @@ impl Disk {
 
     /// One lobby cell.
     pub fn read_claim(&self, cell: u16) -> Result<Option<Claim>> {
-        let bytes = self.read(self.geometry.lobby_cell(cell), self.pitch())?;
+        let (bytes, _) = self.read(self.geometry.lobby_cell(cell), self.pitch(), self.pitch())?;
         Ok(Claim::from_cell(&bytes, self.format_id, &self.geometry, cell).ok())
     }
 

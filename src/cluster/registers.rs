@@ -1,11 +1,12 @@
 //! The protocol thread's work on the registers: poll the inbox row, hand on what is new, write what
 //! the lock room has changed, and now and then read an own cell back.
 
-use crate::base::{Result, SlotId};
+use crate::base::{Error, Result, SlotId};
 use crate::cluster::mailbox::{Inbox, Outbox, Urgency};
 use crate::cluster::node::Node;
 use crate::cluster::{LockPort, Membership, REGISTER_ENTRIES_MAX};
 use crate::format::cluster::Stamp;
+use crate::format::cluster::inbox::RegisterCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,12 +237,17 @@ impl Registers {
         self.scrub_next = (self.scrub_next + 1) % written.len();
         let to = written[self.scrub_next];
         let wanted = self.outbox.published(to);
-        let cells = node.disk.read_inbox(to, &[node.slot])?;
-        let reverted = cells
-            .iter()
-            .any(|cell| (cell.stamp.incarnation, cell.stamp.sequence) != (node.incarnation, wanted.sequence));
+        let as_written = |cell: &RegisterCell| {
+            (cell.stamp.incarnation, cell.stamp.sequence) == (node.incarnation, wanted.sequence)
+        };
+        let reverted = match node.disk.read_inbox(to, &[node.slot]) {
+            Ok(cells) => !cells.iter().all(as_written),
+            // Writing it makes it readable again.
+            Err(Error::Io { .. }) => true,
+            Err(e) => return Err(e),
+        };
         if reverted {
-            tracing::warn!(%to, "an own register was reverted below us; writing it again");
+            tracing::warn!(%to, "an own register is not as we wrote it; writing it again");
             self.outbox.lost(to);
         }
         Ok(reverted)

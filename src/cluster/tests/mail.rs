@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 
 /// Publishes what it is given and keeps what it hears.
 #[derive(Default)]
-struct Post {
-    out: Mutex<Vec<Entry>>,
+pub struct Post {
+    pub out: Mutex<Vec<Entry>>,
     heard: Mutex<BTreeMap<SlotId, Vec<Entry>>>,
     versions: AtomicU64,
     members: Mutex<Option<Membership>>,
@@ -38,7 +38,7 @@ impl LockPort for Post {
     }
 }
 
-fn content(version: u64, count: usize) -> Vec<Entry> {
+pub fn content(version: u64, count: usize) -> Vec<Entry> {
     let entry = |i| Entry {
         lock: LockName::Inode(InodeNo(i)),
         kind: EntryKind::Request,
@@ -57,7 +57,7 @@ fn content(version: u64, count: usize) -> Vec<Entry> {
 /// Greater than any before.
 const LAST: u64 = 1_000_000;
 
-fn start(medium: &Arc<Medium>, name: &str) -> (Host, Arc<Post>) {
+pub fn start(medium: &Arc<Medium>, name: &str) -> (Host, Arc<Post>) {
     let host = join(medium, name, Where::Elsewhere);
     let post = Arc::new(Post::default());
     host.cluster.start(post.clone()).unwrap();

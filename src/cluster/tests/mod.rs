@@ -13,6 +13,7 @@ mod mail;
 mod proof;
 mod starved;
 mod takeover;
+mod torn;
 mod tune;
 mod words;
 
@@ -23,7 +24,7 @@ use crate::format::cluster::heartbeat::DeviceFile;
 use crate::format::cluster::{Claim, initial_regions};
 use crate::format::layout::{Geometry, LOBBY_CELLS};
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub struct Medium {
     /// Byte ranges held, and by which mount.
     ranges: Mutex<BTreeMap<(u64, u64), u64>>,
     next_mount: AtomicU64,
+    /// Sectors that cannot be read until they are written.
+    unreadable: Mutex<BTreeSet<u64>>,
     /// Claims are from a release that does not say which mounts are over.
     pub wordless: AtomicBool,
 }
@@ -68,11 +71,21 @@ impl Medium {
             sectors: (0..bytes / 512).map(|_| RwLock::new([0; 512])).collect(),
             ranges: Mutex::default(),
             next_mount: AtomicU64::new(1),
+            unreadable: Mutex::default(),
             wordless: AtomicBool::new(false),
         });
         let port = medium.port();
         initial_regions(FORMAT, &geometry(), SLOTS, &mut |at, bytes| port.write(at, bytes)).unwrap();
         medium
+    }
+
+    /// As a power cut leaves what was being written.
+    pub fn tear(&self, offset: u64, length: u64) {
+        self.unreadable.lock().extend(offset / 512..(offset + length) / 512);
+    }
+
+    pub fn is_torn(&self, offset: u64) -> bool {
+        self.unreadable.lock().contains(&(offset / 512))
     }
 
     /// A mount's own way to the medium.
@@ -142,6 +155,10 @@ impl BlockDevice for Port {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.enter("read", offset)?;
         assert_eq!((offset % 512, buf.len() % 512), (0, 0));
+        let end = (offset + buf.len() as u64) / 512;
+        if self.medium.unreadable.lock().range(offset / 512..end).next().is_some() {
+            return Err(Error::Io { op: "read", offset, length: buf.len() as u64, cause: "torn".into() });
+        }
         for (i, piece) in buf.chunks_mut(512).enumerate() {
             piece.copy_from_slice(&*self.medium.sectors[offset as usize / 512 + i].read());
         }
@@ -150,6 +167,8 @@ impl BlockDevice for Port {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.enter("write", offset)?;
         assert_eq!((offset % 512, data.len() % 512), (0, 0));
+        let sectors = offset / 512..(offset + data.len() as u64) / 512;
+        self.medium.unreadable.lock().retain(|sector| !sectors.contains(sector));
         let wordless = self.medium.wordless(offset, data);
         for (i, piece) in wordless.as_deref().unwrap_or(data).chunks(512).enumerate() {
             self.medium.sectors[offset as usize / 512 + i].write().copy_from_slice(piece);
