@@ -236,6 +236,39 @@ fn an_unreadable_block_is_written_by_the_last_who_could() {
     assert!(matches!(run(&disk, true), Err(Error::Io { .. })));
 }
 
+/// A stripe of the device is out of reach for some seconds: what lies there is not given up.
+#[test]
+fn a_part_of_the_device_that_is_away_for_a_while_loses_nothing() {
+    const STRIPE: u64 = 64 << 10;
+    for leg in 0..2 {
+        let disk = disk(3);
+        let (_, journal) = open_with(&disk, by_hand());
+        for n in 0..40 {
+            let txn = bump(&journal, n % 3);
+            journal.commit(txn).unwrap();
+        }
+        drop(journal);
+        let away = Arc::new(AtomicBool::new(true));
+        let is_away = away.clone();
+        let header = extent().0.byte() / STRIPE % 2;
+        disk.fail_when(move |op, offset, length| {
+            let stripes = offset / STRIPE..(offset + length as u64).div_ceil(STRIPE);
+            // The header's leg is there; of the other one a part, or all.
+            let hit = stripes.into_iter().any(|stripe| stripe % 2 != header && stripe / 2 % 2 >= leg);
+            op == "read" && hit && is_away.load(Ordering::Relaxed)
+        });
+        let run = || {
+            let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+            let mut sink = DeviceSink::new(&store, Duration::ZERO).last_resort();
+            replay(&store, extent(), SLOT, &mut sink).map(|report| report.txns)
+        };
+        let first = run();
+        assert!(matches!(first, Err(Error::Device(_) | Error::Io { .. })), "leg {leg}: {first:?}");
+        away.store(false, Ordering::Relaxed);
+        assert_eq!(run(), Ok(40), "leg {leg}");
+    }
+}
+
 /// Where the next transaction would be nothing has to be readable; one that another follows was committed, and is missed.
 #[test]
 fn an_unreadable_end_of_the_log_is_its_end() {

@@ -418,7 +418,7 @@ fn look(
         }
         // A newer version may stand there, if the device is merely out of reach.
         Err(Error::Io { .. }) if sink.is_last_resort() => {
-            check_device(log.store, log.place)?;
+            check_device(log.store, log.place, block)?;
             (None, sink.settle().max(LOST_AFTER))
         }
         Err(e) => return Err(e),

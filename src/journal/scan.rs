@@ -2,17 +2,22 @@
 
 use super::record;
 use super::ring::Mark;
-use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
+use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, TxnId};
 use crate::format::Block;
 use crate::format::block::crc32c;
 use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
 use crate::store::{AlignedBuf, Store};
 use std::time::{Duration, Instant};
 
-/// What cannot be read for so long, while the device gives other things, counts as lost.
-pub(super) const LOST_AFTER: Duration = Duration::from_secs(2);
+/// What cannot be read for so long, while the device gives what lies around it, counts as lost.
+pub(super) const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Pause between two attempts at that.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(250);
+/// So many blocks on both sides are looked at, and so many of all these may be lost together: sectors that a power cut
+/// tore lie in a row and are few. A device that is several (stripes, of 64 KiB at least as a rule) and misses one of them
+/// lacks more at once.
+const AROUND: u64 = 16;
+const LOST_MAX: usize = 8;
 /// Ring blocks that are read at once in search of a transaction.
 const SEARCH_BLOCKS: u64 = 256;
 
@@ -53,11 +58,25 @@ enum Written {
 
 type Visit<'a> = dyn FnMut(TxnId, std::result::Result<Vec<record::Image>, String>) -> Result<()> + 'a;
 
-/// Fails unless the device can be read at all: something else of the same journal.
-pub(super) fn check_device(store: &Store, place: &JournalPlace) -> Result<()> {
+/// Fails unless the device can be read, but for a few blocks around `bad`: what is out of reach is not lost.
+pub(super) fn check_device(store: &Store, place: &JournalPlace, bad: BlockNo) -> Result<()> {
     let mut block = Block::zeroed();
     let first = store.read_data(place.start, &mut block.0);
-    first.or_else(|_| store.read_data(place.start.plus(1), &mut block.0))
+    first.or_else(|_| store.read_data(place.start.plus(1), &mut block.0))?;
+    let around = bad.0.saturating_sub(AROUND)..=bad.0 + AROUND;
+    let is_unreadable = |at: &u64| {
+        let mut block = Block::zeroed();
+        matches!(store.read_data(BlockNo(*at), &mut block.0), Err(Error::Io { .. }))
+    };
+    match around.clone().filter(is_unreadable).count() {
+        0..=LOST_MAX => Ok(()),
+        many => Err(Error::Device(format!(
+            "{many} of the blocks {} to {} cannot be read: a part of the device is out of reach, and nothing is given up for \
+             lost; try again when it is back",
+            around.start(),
+            around.end()
+        ))),
+    }
 }
 
 impl Log<'_> {
@@ -142,12 +161,23 @@ impl Log<'_> {
         let mut next = found.end(at);
         let mut committed = found.crc_right;
         while !committed && next.position - at.position < self.place.ring_blocks() {
-            let Written::Whole(later) = self.read_written(next)? else {
+            let cut_short = match self.read_written(next)? {
+                Written::Whole(later) => {
+                    committed = later.crc_right;
+                    next = later.end(next);
+                    false
+                }
+                Written::Nothing => true,
+                // Nobody knows what stands there; what stands behind it may tell.
+                Written::Unreadable => {
+                    committed = self.is_followed(at)?;
+                    !committed
+                }
+            };
+            if cut_short {
                 tracing::info!("transaction {} in the journal of slot {slot} was cut short", at.txn);
                 return Ok(None);
-            };
-            committed = later.crc_right;
-            next = later.end(next);
+            }
         }
         Ok(Some(found))
     }
@@ -187,9 +217,9 @@ impl Log<'_> {
                 for (n, block) in bytes.chunks_exact_mut(BLOCK_SIZE).enumerate() {
                     if self.read_ring(position + n as u64, block).is_err() {
                         block.fill(0);
+                        check_device(self.store, self.place, self.place.block_at(position + n as u64))?;
                     }
                 }
-                check_device(self.store, self.place)?;
             }
             let header = |n: usize| {
                 let block = &bytes[n * BLOCK_SIZE..][..BLOCK_SIZE];
@@ -214,13 +244,21 @@ impl Log<'_> {
                 Err(e) => return Err(e),
             };
             // An outage is not a lost block.
-            check_device(self.store, self.place)?;
+            if let Some(bad) = self.first_unreadable(position, buf.len()) {
+                check_device(self.store, self.place, bad)?;
+            }
             if begun.elapsed() >= LOST_AFTER {
                 tracing::error!("the journal of slot {} cannot be read: {failed}", self.place.slot);
                 return Ok(false);
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    fn first_unreadable(&self, position: u64, length: usize) -> Option<BlockNo> {
+        let mut block = Block::zeroed();
+        let mut each = position..position + (length / BLOCK_SIZE) as u64;
+        each.find(|at| self.read_ring(*at, &mut block.0).is_err()).map(|at| self.place.block_at(at))
     }
 
     /// Ring blocks from `position` on, around the end.
