@@ -34,6 +34,7 @@ mod filelocks;
 mod flags;
 mod flight;
 mod free;
+mod fsync;
 mod giving_up;
 mod gone;
 mod handles;
