@@ -4,6 +4,8 @@ use super::attr::STEP;
 use super::*;
 use crate::alloc::Want;
 use crate::inode::tree_costs;
+use privileges::SetId;
+use std::sync::atomic::AtomicBool;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
@@ -98,15 +100,28 @@ impl Core {
         }
         Ok(())
     }
+
+    /// Do `then`; if the mode may have `changed`, not before the kernel has forgotten the old one.
+    fn after_telling_mode(
+        self: &Arc<Self>,
+        ino: InodeNo,
+        changed: bool,
+        then: impl FnOnce() + Send + 'static,
+    ) {
+        match changed {
+            true => self.after_dropping_attributes(ino, then),
+            false => then(),
+        }
+    }
 }
 
 impl Fs {
-    /// Allocate, punch or zero a range. `mode` as of fallocate(2).
+    /// Allocate, punch or zero a range, offset and length. `mode` as of fallocate(2).
     pub fn fallocate(
         &self,
+        caller: Caller,
         node: NodeId,
-        offset: u64,
-        length: u64,
+        (offset, length): (u64, u64),
         mode: i32,
         reply: impl FnOnce(Result<()>) + Send + 'static,
     ) {
@@ -118,6 +133,8 @@ impl Fs {
         };
         let ino = self.core.ino(node);
         let core = self.core.clone();
+        let had_set_id = Arc::<AtomicBool>::default();
+        let had = had_set_id.clone();
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
@@ -127,7 +144,8 @@ impl Fs {
             flags::may_write(core.load(&node, &mut state)?, mode & !KEEP == 0)?;
             core.finish_truncation(&node, &mut state)?;
             core.file(&node, &mut state)?;
-            core.drop_privileges(&node, &mut state, || true)?;
+            had.fetch_or(core.has_set_id(&node, &mut state)?, Ordering::AcqRel);
+            core.drop_privileges(&node, &mut state, || SetId::AsFor(caller).stays())?;
             if mode & PUNCH != 0 {
                 core.punch(op, &node, &mut state, offset, length)?;
             } else {
@@ -143,10 +161,13 @@ impl Fs {
             Ok(())
         };
         let reply = move |done: Result<()>| {
-            reply(done);
-            // The kernel drops its pages of the range itself, before the call; a reader may have
-            // brought old ones back meanwhile.
-            core.invalidate_later(ino, offset, length);
+            let again = core.clone();
+            core.after_telling_mode(ino, had_set_id.load(Ordering::Acquire), move || {
+                reply(done);
+                // The kernel drops its pages of the range itself, before the call; a reader may have
+                // brought old ones back meanwhile.
+                again.invalidate_later(ino, offset, length);
+            });
         };
         op::run(&self.core, inode(ino, Mode::X), body, reply);
     }
@@ -183,6 +204,7 @@ impl Fs {
     /// Copy bytes between files; answers with how many, fewer than asked for where that suits.
     pub fn copy_file_range(
         &self,
+        caller: Caller,
         (from, from_offset): (NodeId, u64),
         (to, to_offset): (NodeId, u64),
         length: u64,
@@ -192,6 +214,8 @@ impl Fs {
         let mut locks = inode(from, Mode::S);
         locks.add(LockName::Inode(to), Mode::X);
         let core = self.core.clone();
+        let had_set_id = Arc::<AtomicBool>::default();
+        let had = had_set_id.clone();
         let body = move |op: &mut Op<'_>| -> Step<u32> {
             let core = op.core.clone();
             let bytes = {
@@ -207,13 +231,18 @@ impl Fs {
                 plan.read(&core.pool, &*core.store)?
             };
             if !bytes.is_empty() {
-                core.write_data(op, to, to_offset, &bytes, io::How::COPY)?;
+                let node = core.nodes.get(to);
+                had.fetch_or(core.has_set_id(&node, &mut node.state.lock())?, Ordering::AcqRel);
+                core.write_data(op, to, to_offset, &bytes, io::How::copy(caller))?;
             }
             Ok(bytes.len() as u32)
         };
         let reply = move |done: Result<u32>| {
-            reply(done);
-            core.invalidate_later(to, to_offset, length.min(COPY_MAX));
+            let again = core.clone();
+            core.after_telling_mode(to, had_set_id.load(Ordering::Acquire), move || {
+                reply(done);
+                again.invalidate_later(to, to_offset, length.min(COPY_MAX));
+            });
         };
         let (pool, core) = (&self.core.pool, self.core.clone());
         let run = move || op::run(&core, locks, body, reply);

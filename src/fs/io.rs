@@ -4,6 +4,7 @@ use super::*;
 use append::Held;
 use flight::Flight;
 use op::{Body, Patience};
+use privileges::SetId;
 use serving::Late;
 use std::sync::atomic::AtomicBool;
 
@@ -18,15 +19,16 @@ pub(super) struct How {
     sync: Option<bool>,
     /// Not through dirty pages, where that can be.
     direct: bool,
-    /// Set-id bits stay.
-    keep_set_id: bool,
+    set_id: SetId,
     /// A program's write, not that of pages which were written to long before.
     fresh: bool,
 }
 
 impl How {
     /// A copy inside the filesystem.
-    pub const COPY: How = How { append: false, sync: None, direct: false, keep_set_id: true, fresh: true };
+    pub fn copy(caller: Caller) -> How {
+        How { append: false, sync: None, direct: false, set_id: SetId::AsFor(caller), fresh: true }
+    }
 
     fn new(flags: WriteFlags) -> How {
         let any = |bits: i32| flags.open & bits != 0 && !flags.from_cache;
@@ -35,7 +37,7 @@ impl How {
             // O_SYNC contains O_DSYNC.
             sync: any(libc::O_DSYNC).then_some(flags.open & libc::O_SYNC != libc::O_SYNC),
             direct: any(libc::O_DIRECT),
-            keep_set_id: !flags.kill_set_id,
+            set_id: if flags.kill_set_id { SetId::Goes } else { SetId::Stays },
             fresh: !flags.from_cache,
         }
     }
@@ -82,7 +84,7 @@ impl Write {
         let core = op.core.clone();
         let Write { ino, fh, offset, how, through_cache, .. } = *self;
         if op.is_shared(ino) {
-            core.write_shared(op, ino, offset, data, how.keep_set_id)?;
+            core.write_shared(op, ino, offset, data, how.set_id.stays())?;
             return Ok((data.len() as u32, Forget::Nothing));
         }
         let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
@@ -363,7 +365,7 @@ impl Core {
         if direct.is_none() && !alone && node.overwrites.load(Ordering::Acquire) > 0 {
             return Ok(None);
         }
-        let mode_changed = how.fresh && self.drop_privileges(node, state, || how.keep_set_id)?;
+        let mode_changed = how.fresh && self.drop_privileges(node, state, || how.set_id.stays())?;
         let Some(direct) = direct else {
             self.write_pages(op, node, state, (offset, data), how.direct)?;
             return Ok(Some((offset, mode_changed)));

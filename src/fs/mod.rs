@@ -25,6 +25,7 @@ mod ahead;
 mod append;
 mod aside;
 mod attr;
+pub mod capabilities;
 mod coherence;
 mod create;
 mod data;

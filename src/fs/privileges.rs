@@ -4,7 +4,8 @@
 //! `security.capability` before every write. What it still does:
 //! - A WRITE, and a SETATTR of the size, bear a flag if their caller may not keep set-id bits.
 //! - Where its own copy of the mode shows such bits and the caller may not keep them (write, fallocate,
-//!   copy), and for a chown to nobody new, a SETATTR without any change comes first.
+//!   copy), and for a chown to nobody new, a SETATTR without any change comes first. For a fallocate and a copy, which
+//!   bear no flag, that is not enough: the bits may be another host's, set since. There we look at the caller.
 //! - Capabilities that it knows of it removes itself; those that another host has set, we do.
 
 use super::*;
@@ -19,6 +20,25 @@ pub(super) fn without_set_id(mode: u32) -> u32 {
     mode & !(libc::S_ISUID | group)
 }
 
+/// May set-id bits stay?
+#[derive(Clone, Copy)]
+pub(super) enum SetId {
+    Stays,
+    Goes,
+    /// If this caller may keep them.
+    AsFor(Caller),
+}
+
+impl SetId {
+    pub fn stays(self) -> bool {
+        match self {
+            SetId::Stays => true,
+            SetId::Goes => false,
+            SetId::AsFor(Caller { uid, pid, .. }) => capabilities::has_as(pid, uid, capabilities::FSETID),
+        }
+    }
+}
+
 impl Core {
     fn is_capable(&self, node: &Node) -> Result<bool> {
         match xattr::get(&self.tree(node.ino), &*self.store, CAPABILITIES) {
@@ -26,6 +46,13 @@ impl Core {
             Err(Error::NoAttribute) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Has the file set-id bits? Whoever is about to take them has to tell the kernel, also if that is done in one of
+    /// several attempts.
+    pub(super) fn has_set_id(&self, node: &Node, state: &mut NodeState) -> Result<bool> {
+        let mode = self.load(node, state)?.mode;
+        Ok(mode != without_set_id(mode))
     }
 
     /// Has [`Core::drop_privileges`] nothing to do? Changes nothing.

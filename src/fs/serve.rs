@@ -231,10 +231,10 @@ impl Operations for Fs {
         _fh: u64,
         range: (u64, u64),
         mode: i32,
-        _caller: Caller,
+        caller: Caller,
         reply: impl Reply<()>,
     ) {
-        Fs::fallocate(self, ino, range.0, range.1, mode, reply);
+        Fs::fallocate(self, caller, ino, range, mode, reply);
     }
 
     fn lseek(&self, ino: NodeId, _fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>) {
@@ -265,9 +265,9 @@ impl Operations for Fs {
         from: (NodeId, u64, u64),
         to: (NodeId, u64, u64),
         length: u32,
-        _caller: Caller,
+        caller: Caller,
         reply: impl Reply<u32>,
     ) {
-        Fs::copy_file_range(self, (from.0, from.2), (to.0, to.2), length.into(), reply);
+        Fs::copy_file_range(self, caller, (from.0, from.2), (to.0, to.2), length.into(), reply);
     }
 }

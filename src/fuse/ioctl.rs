@@ -8,6 +8,7 @@
 use crate::base::{Error, Generation};
 use crate::format::inode::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NOATIME, FLAG_NODUMP};
 use crate::fs::TrimRange;
+use crate::fs::capabilities;
 use crate::fs::operations::Operations;
 use crate::fs::types::{Caller, NodeId};
 use crate::fuse::answer::{answer, fail, ioctl_done};
@@ -64,7 +65,7 @@ pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, caller: Caller, cmd: u32,
 
 /// `struct fstrim_range`: start, length, shortest run. The kernel does not know that it is the administrator's.
 fn trim<O: Operations>(fs: &Arc<O>, caller: Caller, data: &[u8], reply: Reply) {
-    if !is_administrator(caller.pid) {
+    if !capabilities::has(caller.pid, capabilities::SYS_ADMIN) {
         return fail(reply, &Error::NotPermitted);
     }
     let mut record: [u64; 3] = [0; 3];
@@ -76,21 +77,6 @@ fn trim<O: Operations>(fs: &Arc<O>, caller: Caller, data: &[u8], reply: Reply) {
     let interruption = reply.interruption();
     let done = answer(reply, move |reply, bytes| tell(reply, [start, bytes, least].as_bytes()));
     interruption.call(fs.trim(TrimRange { start, length, least }, done));
-}
-
-/// Has a process, which waits for our answer, CAP_SYS_ADMIN where this daemon is, not only in a namespace of its own?
-fn is_administrator(pid: u32) -> bool {
-    const SYS_ADMIN: u32 = 21;
-    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
-    let ours = namespace("self");
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    ours.is_some() && ours == namespace(&pid.to_string()) && capabilities(&status) >> SYS_ADMIN & 1 == 1
-}
-
-/// The effective ones, as proc(5) shows them.
-fn capabilities(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn tell(reply: Reply, record: &[u8]) {
@@ -135,18 +121,6 @@ fn asked(cmd: u32, data: &[u8]) -> crate::base::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn who_is_an_administrator() {
-        let status =
-            |mask: &str| format!("Name:\tfstrim\nCapPrm:\t000001ffffffffff\nCapEff:\t{mask}\nCapBnd:\t0\n");
-        assert_eq!(capabilities(&status("0000000000200000")), 1 << 21);
-        assert_eq!(capabilities(&status("000001ffffdfffff")) >> 21 & 1, 0);
-        assert_eq!(capabilities("Name:\tx\n"), 0);
-        assert!(!is_administrator(0), "the kernel cannot say who");
-        let ourselves = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert_eq!(is_administrator(std::process::id()), capabilities(&ourselves) >> 21 & 1 == 1);
-    }
 
     #[test]
     fn flags_there_and_back() {
