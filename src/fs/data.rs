@@ -5,6 +5,7 @@ use super::*;
 use crate::alloc::Want;
 use crate::inode::tree_costs;
 use privileges::SetId;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE;
@@ -17,13 +18,23 @@ const HOLE_BLOCKS: u64 = 8192;
 const COPY_MAX: u64 = 1 << 20;
 
 impl Core {
-    /// Write zeros over the parts of blocks at the edges of a range.
-    fn zero_edges(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
-        let edges = self.file(node, state)?.edges(&*self.store, at, len)?;
+    /// Write zeros over the parts of blocks at the edges of `rest`, which become none of it.
+    fn zero_edges(
+        &self,
+        op: &mut Op<'_>,
+        node: &Node,
+        state: &mut NodeState,
+        rest: &mut Range<u64>,
+    ) -> Step<()> {
+        let edges = self.file(node, state)?.edges(&*self.store, rest.start, rest.end - rest.start)?;
         for edge in edges {
             let plan = self.file(node, state)?.plan_edge(&*self.store, &edge)?;
             let zeros = vec![0; (edge.end - edge.start) as usize];
             self.write_planned(op, node, state, plan, &zeros)?;
+            match edge.start == rest.start {
+                true => rest.start = edge.end,
+                false => rest.end = edge.start,
+            }
         }
         Ok(())
     }
@@ -32,38 +43,48 @@ impl Core {
         op.space(Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: self.group(node.ino) })
     }
 
-    fn punch(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
-        self.zero_edges(op, node, state, at, len)?;
+    /// From the end on. `rest` shrinks with every step, and is what another attempt begins with: other hosts may have
+    /// seen what is done and have written there since, which comes after.
+    fn punch(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, rest: &mut Range<u64>) -> Step<()> {
+        let range = (rest.start, rest.end - rest.start);
+        self.zero_edges(op, node, state, rest)?;
         loop {
             // Splitting an extent takes a block; freeing must work on a full volume all the same.
             let want = Want { data: 0, meta: 2 * tree_costs::NEW_BLOCKS, near: self.group(node.ino) };
             let space = op.space_if_any(want)?;
-            let step = self
-                .change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, (at, len), STEP))?;
+            let step =
+                self.change_file(state, space, |file, txn, attr| file.punch_apply(txn, attr, range, STEP))?;
             self.file(node, state)?.punch_done(&step);
             self.trim_space(state);
             if !step.more {
+                rest.end = rest.start;
                 return Ok(());
             }
+            rest.end = rest.end.min(step.pages.start * io::PAGE).max(rest.start);
         }
     }
 
-    fn zero(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, at: u64, len: u64) -> Step<()> {
-        self.zero_edges(op, node, state, at, len)?;
+    /// From the beginning on, `rest` as for [`Core::punch`].
+    fn zero(&self, op: &mut Op<'_>, node: &Node, state: &mut NodeState, rest: &mut Range<u64>) -> Step<()> {
+        let range = (rest.start, rest.end - rest.start);
+        self.zero_edges(op, node, state, rest)?;
         loop {
             let space = Some(self.step_space(op, node)?);
-            let step = self
-                .change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, (at, len), STEP))?;
+            let step =
+                self.change_file(state, space, |file, txn, attr| file.zero_apply(txn, attr, range, STEP))?;
             self.file(node, state)?.punch_done(&step);
             // What was dirty in the range is gone: its promises would keep groups here.
             self.trim_space(state);
             if !step.more {
+                rest.start = rest.end;
                 return Ok(());
             }
+            rest.start = rest.start.max(step.pages.end * io::PAGE).min(rest.end);
         }
     }
 
-    /// Fill the holes of a range with unwritten blocks.
+    /// Fill the holes of a range with unwritten blocks. That changes no content, so another attempt does it all again:
+    /// there may be new holes.
     fn preallocate(
         self: &Arc<Self>,
         op: &mut Op<'_>,
@@ -135,6 +156,8 @@ impl Fs {
         let core = self.core.clone();
         let had_set_id = Arc::<AtomicBool>::default();
         let had = had_set_id.clone();
+        // What is still to be punched or zeroed.
+        let mut rest = offset..end;
         let body = move |op: &mut Op<'_>| -> Step<()> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);
@@ -147,10 +170,10 @@ impl Fs {
             had.fetch_or(core.has_set_id(&node, &mut state)?, Ordering::AcqRel);
             core.drop_privileges(&node, &mut state, || SetId::AsFor(caller).stays())?;
             if mode & PUNCH != 0 {
-                core.punch(op, &node, &mut state, offset, length)?;
+                core.punch(op, &node, &mut state, &mut rest)?;
             } else {
-                if mode & ZERO != 0 {
-                    core.zero(op, &node, &mut state, offset, length)?;
+                if mode & ZERO != 0 && !rest.is_empty() {
+                    core.zero(op, &node, &mut state, &mut rest)?;
                 }
                 core.preallocate(op, &node, &mut state, offset, length)?;
                 if mode & KEEP == 0 && end > core.file(&node, &mut state)?.size() {

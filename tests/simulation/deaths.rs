@@ -389,17 +389,17 @@ fn a_stall_of_the_whole_store_expels_nobody() {
     tree::fsck(&disk).unwrap();
 }
 
-/// Gives no inode up while it is told not to.
+/// Gives none of certain locks up while it is told not to.
 struct Stubborn {
     inner: Arc<dyn Demoter>,
+    keeps: fn(LockName) -> bool,
     stubborn: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
 }
 
 impl Demoter for Stubborn {
     fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
-        let is_inode = |job: &DemoteJob| matches!(job.name, LockName::Inode(_));
-        if self.stubborn.load(Ordering::Acquire) && batch.iter().any(is_inode) {
+        if self.stubborn.load(Ordering::Acquire) && batch.iter().any(|job| (self.keeps)(job.name)) {
             self.asked.fetch_add(1, Ordering::Release);
             return vec![DemoteAnswer::Busy; batch.len()];
         }
@@ -417,10 +417,19 @@ impl Demoter for Stubborn {
 
 /// A host whose inodes are kept to itself once the flag is up, and how often it was asked for some.
 pub fn stubborn(disk: &Arc<SimDisk>, name: &str) -> (Host, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    stubborn_about(disk, name, |name| matches!(name, LockName::Inode(_)))
+}
+
+/// The same with locks that `keeps` names.
+pub fn stubborn_about(
+    disk: &Arc<SimDisk>,
+    name: &str,
+    keeps: fn(LockName) -> bool,
+) -> (Host, Arc<AtomicBool>, Arc<AtomicUsize>) {
     let (stubborn, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
     let wrap = |inner| {
         let (stubborn, asked) = (stubborn.clone(), asked.clone());
-        Arc::new(Stubborn { inner, stubborn, asked }) as Arc<dyn Demoter>
+        Arc::new(Stubborn { inner, keeps, stubborn, asked }) as Arc<dyn Demoter>
     };
     let host = Host::mount_wrapped(disk, name, Duration::from_secs(1), &wrap).expect("mount");
     (host, stubborn, asked)

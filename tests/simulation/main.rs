@@ -42,3 +42,4 @@ mod unwanted;
 mod unwritable;
 mod worker;
 mod workloads;
+mod zeroed;
