@@ -122,17 +122,20 @@ impl Core {
         Ok(())
     }
 
-    /// Do `then`; if the mode may have `changed`, not before the kernel has forgotten the old one.
-    fn after_telling_mode(
+    /// Do `then` when what was `done` by a handle is durable, if it was opened so, and, if the mode may have `changed`,
+    /// when the kernel has forgotten the old one.
+    fn after_settling<T: Send + 'static>(
         self: &Arc<Self>,
-        ino: InodeNo,
+        (ino, fh): (InodeNo, u64),
         changed: bool,
-        then: impl FnOnce() + Send + 'static,
+        done: Result<T>,
+        then: impl FnOnce(Result<T>) + Send + 'static,
     ) {
-        match changed {
-            true => self.after_dropping_attributes(ino, then),
-            false => then(),
-        }
+        let core = self.clone();
+        self.after_sync((ino, fh), done, move |done| match changed {
+            true => core.after_dropping_attributes(ino, move || then(done)),
+            false => then(done),
+        });
     }
 }
 
@@ -141,7 +144,7 @@ impl Fs {
     pub fn fallocate(
         &self,
         caller: Caller,
-        node: NodeId,
+        (node, fh): (NodeId, u64),
         (offset, length): (u64, u64),
         mode: i32,
         reply: impl FnOnce(Result<()>) + Send + 'static,
@@ -185,7 +188,7 @@ impl Fs {
         };
         let reply = move |done: Result<()>| {
             let again = core.clone();
-            core.after_telling_mode(ino, had_set_id.load(Ordering::Acquire), move || {
+            core.after_settling((ino, fh), had_set_id.load(Ordering::Acquire), done, move |done| {
                 reply(done);
                 // The kernel drops its pages of the range itself, before the call; a reader may have
                 // brought old ones back meanwhile.
@@ -229,7 +232,7 @@ impl Fs {
         &self,
         caller: Caller,
         (from, from_offset): (NodeId, u64),
-        (to, to_offset): (NodeId, u64),
+        (to, fh, to_offset): (NodeId, u64, u64),
         length: u64,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
@@ -262,7 +265,7 @@ impl Fs {
         };
         let reply = move |done: Result<u32>| {
             let again = core.clone();
-            core.after_telling_mode(to, had_set_id.load(Ordering::Acquire), move || {
+            core.after_settling((to, fh), had_set_id.load(Ordering::Acquire), done, move |done| {
                 reply(done);
                 again.invalidate_later(to, to_offset, length.min(COPY_MAX));
             });

@@ -59,6 +59,21 @@ impl Core {
         op::run(self, inode(ino, Mode::X), body, finish);
     }
 
+    /// Do `then` when what a request has `done` by a handle is durable, if it was opened so. Its lock may be pinned.
+    pub(super) fn after_sync<T: Send + 'static>(
+        self: &Arc<Self>,
+        (ino, fh): (InodeNo, u64),
+        done: Result<T>,
+        then: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        match self.handles.get(fh).and_then(|handle| handle.sync) {
+            Some(data_only) if done.is_ok() => {
+                self.fsync_dirty(ino, fh, data_only, move |durable| then(durable.and(done)));
+            }
+            _ => then(done),
+        }
+    }
+
     /// Flush and commit an inode whose lock is pinned X.
     pub(super) fn sync_node(self: &Arc<Self>, ino: InodeNo, fh: u64, data_only: bool) -> Result<()> {
         let node = self.nodes.get(ino);

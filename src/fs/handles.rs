@@ -14,12 +14,19 @@ use write_errors::Heard;
 pub struct OpenFlags {
     pub write: bool,
     pub append: bool,
+    /// What changes the file is durable before it is answered; true: only the data.
+    pub sync: Option<bool>,
 }
 
 impl OpenFlags {
     /// From the flags of open(2).
     pub fn new(flags: i32) -> OpenFlags {
-        OpenFlags { write: flags & libc::O_ACCMODE != libc::O_RDONLY, append: flags & libc::O_APPEND != 0 }
+        OpenFlags {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            append: flags & libc::O_APPEND != 0,
+            // O_SYNC contains O_DSYNC.
+            sync: (flags & libc::O_DSYNC != 0).then_some(flags & libc::O_SYNC != libc::O_SYNC),
+        }
     }
 }
 
@@ -29,6 +36,8 @@ pub struct Handle {
     pub write: bool,
     /// The kernel's page cache is not used.
     pub direct: bool,
+    /// As of [`OpenFlags`], for requests that do not bear the flags. No fcntl(2) changes these.
+    pub sync: Option<bool>,
     /// Which errors of write-back are old, or told.
     pub heard: Heard,
     /// When a descriptor of it was last closed.
@@ -44,6 +53,7 @@ impl Handle {
             node,
             write: false,
             direct: false,
+            sync: None,
             heard: Heard::new(old_errors),
             closed: LastClose::default(),
             dir: false,
@@ -122,7 +132,9 @@ impl Core {
         // (O_DIRECT needs no help: the kernel drops its pages before and after such a write.)
         let direct_io = flags.append;
         let fh = self.id();
-        self.handles.add(fh, Handle { write: flags.write, direct: direct_io, ..Handle::new(node, old) });
+        let sync = flags.sync.or(self.synchronous.then_some(false));
+        let handle = Handle { write: flags.write, direct: direct_io, sync, ..Handle::new(node, old) };
+        self.handles.add(fh, handle);
         // The kernel was cut off while this waited: nobody will ever close it.
         if self.handles.closed.load(Ordering::SeqCst) {
             self.close(fh);

@@ -107,6 +107,8 @@ pub struct Core {
     pub root: InodeNo,
     pub geometry: Geometry,
     pub read_only: bool,
+    /// Mounted so: every file is as if it were opened with O_SYNC.
+    pub synchronous: bool,
     pool: Arc<PagePool>,
     seed: [u8; 16],
     /// The own slot's system inode: orphans and deferred frees.

@@ -273,6 +273,7 @@ fn assemble(
         root: InodeNo(opened.superblock.root_inode),
         geometry,
         read_only: options.read_only,
+        synchronous: options.synchronous,
         pool: PagePool::new(options.dirty_bytes as u64),
         seed: opened.superblock.hash_seed,
         slot_tree: tree,

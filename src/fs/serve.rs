@@ -228,13 +228,13 @@ impl Operations for Fs {
     fn fallocate(
         &self,
         ino: NodeId,
-        _fh: u64,
+        fh: u64,
         range: (u64, u64),
         mode: i32,
         caller: Caller,
         reply: impl Reply<()>,
     ) {
-        Fs::fallocate(self, caller, ino, range, mode, reply);
+        Fs::fallocate(self, caller, (ino, fh), range, mode, reply);
     }
 
     fn lseek(&self, ino: NodeId, _fh: u64, offset: u64, what: SeekWhat, reply: impl Reply<u64>) {
@@ -268,6 +268,6 @@ impl Operations for Fs {
         caller: Caller,
         reply: impl Reply<u32>,
     ) {
-        Fs::copy_file_range(self, caller, (from.0, from.2), (to.0, to.2), length.into(), reply);
+        Fs::copy_file_range(self, caller, (from.0, from.2), to, length.into(), reply);
     }
 }

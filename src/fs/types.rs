@@ -266,6 +266,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Access times are never changed.
     pub no_atime: bool,
+    /// Writes are durable before they are answered. (That of write(2) is the kernel's to tell.)
+    pub synchronous: bool,
     /// Name of this host in listings; by default the machine's.
     pub host_name: Option<String>,
     /// Longest time from a change to its commit.
@@ -286,6 +288,7 @@ impl MountOptions {
             device,
             read_only: false,
             no_atime: false,
+            synchronous: false,
             host_name: None,
             commit_interval: Duration::from_secs(1),
             cache_bytes: 64 << 20,

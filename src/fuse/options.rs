@@ -67,8 +67,8 @@ const TABLE: &[(&str, Effect)] = &[
     // It permits what is done anyway: times become durable with the next commit, or fsync.
     ("lazytime", Flags(0, 0)),
     ("nolazytime", Flags(0, 0)),
-    ("sync", Flags(libc::MS_SYNCHRONOUS, 0)),
-    ("async", Flags(0, libc::MS_SYNCHRONOUS)),
+    ("sync", Switch(|r| set_synchronous(r, true))),
+    ("async", Switch(|r| set_synchronous(r, false))),
     ("dirsync", Refused(NO_DIRSYNC)),
     ("silent", Flags(libc::MS_SILENT, 0)),
     ("loud", Flags(0, libc::MS_SILENT)),
@@ -177,6 +177,11 @@ fn set_read_only(request: &mut Request, on: bool) {
 fn set_no_atime(request: &mut Request, on: bool) {
     request.volume.no_atime = on;
     request.flags = request.flags & !libc::MS_NOATIME | if on { libc::MS_NOATIME } else { 0 };
+}
+
+fn set_synchronous(request: &mut Request, on: bool) {
+    request.volume.synchronous = on;
+    request.flags = request.flags & !libc::MS_SYNCHRONOUS | if on { libc::MS_SYNCHRONOUS } else { 0 };
 }
 
 fn commit(request: &mut Request, value: &str) -> Result<(), &'static str> {
@@ -319,6 +324,9 @@ mod tests {
         let r = parsed("rw,noatime,ro").unwrap();
         assert!(r.volume.read_only && r.volume.no_atime);
         assert_eq!(r.flags, libc::MS_RDONLY | libc::MS_NOATIME);
+        let r = parsed("async,sync").unwrap();
+        assert!(r.volume.synchronous && r.flags == libc::MS_SYNCHRONOUS);
+        assert_eq!(parsed("sync,async").unwrap(), Request::new("/dev/x".into()));
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub enum How {
     Buffered,
     Direct,
     Sync,
+    DataSync,
     Append,
 }
 
@@ -75,6 +76,7 @@ impl How {
                 How::Buffered => 0,
                 How::Direct => libc::O_DIRECT,
                 How::Sync => libc::O_SYNC,
+                How::DataSync => libc::O_DSYNC,
                 How::Append => libc::O_APPEND,
             }
     }

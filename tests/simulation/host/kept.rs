@@ -83,12 +83,18 @@ impl Host {
         answer.recv_timeout(HANG).expect("readdir was not answered").map(|names| names.len())
     }
 
-    /// Copy between nodes that are kept; how much was.
-    pub fn copy_kept(&self, from: (NodeId, u64), to: (NodeId, u64), length: u32) -> Result<u32> {
+    /// Copy between nodes that are kept, to an open one; how much was.
+    pub fn copy_kept(&self, from: (NodeId, u64), to: (NodeId, u64, u64), length: u32) -> Result<u32> {
         let (caller, fs) = (Caller::default(), &*self.fs);
         ask("copy_file_range", |r| {
-            Operations::copy_file_range(fs, (from.0, 0, from.1), (to.0, 0, to.1), length, caller, r);
+            Operations::copy_file_range(fs, (from.0, 0, from.1), to, length, caller, r);
         })
+    }
+
+    /// Allocate, punch or zero in an open node.
+    pub fn fallocate_kept(&self, (node, fh): (NodeId, u64), range: (u64, u64), mode: i32) -> Result<()> {
+        let (caller, fs) = (Caller::default(), &*self.fs);
+        ask("fallocate", |r| Operations::fallocate(fs, node, fh, range, mode, caller, r))
     }
 
     /// Write to a node that is kept, as a program with its own open file does.
