@@ -105,7 +105,6 @@ const TABLE: &[(&str, Effect)] = &[
     ("group", Nothing),
     ("mand", Nothing),
     ("nomand", Nothing),
-    ("nolazytime", Nothing),
     ("iversion", Nothing),
     ("noiversion", Nothing),
     // Shown by the kernel for every such mount, and so given back to us by a remount.
