@@ -18,6 +18,9 @@ use std::time::Duration;
 const ATTEMPTS: u32 = 5;
 /// Between two of them: longer than a write of one block takes.
 const RETRY: Duration = Duration::from_millis(2);
+/// On either side of a sector that was torn everything can be read for so far: what lies on another disk of a striped
+/// volume is seldom closer together.
+const AROUND: u64 = 64 << 10;
 
 /// Write both copies of a ballot or ledger page, one after the other: what stands in one alone is
 /// gone when a late duplicate of that copy's last write lands, and with it a promise that others rely
@@ -103,6 +106,24 @@ impl Disk {
             Err(Error::Io { .. }) => Ok(self.read_heartbeats()?[usize::from(slot.0)].clone()),
             Err(e) => Err(e),
         }
+    }
+
+    /// An error if the cell of `slot` cannot be read, and the device does not give what lies around it either. Then it
+    /// is no sector that was torn, but a part of the device that this host cannot reach: others may, and beat there.
+    pub fn is_torn_at_most(&self, slot: SlotId) -> Result<()> {
+        let (cell, block) = (self.geometry.heartbeat_cell(slot), BLOCK_SIZE as u64);
+        let error = match self.device.read(cell, &mut vec![0; self.pitch()]) {
+            Err(e @ Error::Io { .. }) => e,
+            other => return other,
+        };
+        let (start, end) = (cell / block * block, (cell / block + 1) * block);
+        let before = start.saturating_sub(AROUND)..start;
+        let behind = end..(end + AROUND).min(self.device.size() / block * block);
+        let is_read = |range: std::ops::Range<u64>| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            self.device.read(range.start, &mut bytes).is_ok()
+        };
+        if is_read(before) && is_read(behind) { Ok(()) } else { Err(error) }
     }
 
     /// Write the cell of `beat.slot`.

@@ -205,6 +205,13 @@ impl Joiner {
         self.check_wanted()?;
         let begun = self.options.clock.now();
         self.row = self.disk.read_heartbeats()?;
+        // A first mount takes the volume without waiting for anybody to hear of it: whose cell is lost to this host
+        // alone may live, and must not be taken for gone.
+        for (slot, cell) in (0..).map(SlotId).zip(&self.row) {
+            if cell.is_none() && self.others() & bit(slot) != 0 {
+                self.disk.is_torn_at_most(slot)?;
+            }
+        }
         self.forget_cut();
         self.watch.look(begun, self.options.clock.now(), &self.row);
         self.known.note(&self.row, &self.watch, &self.view);

@@ -103,7 +103,9 @@ impl Node {
         let newest = self.row.iter().flatten().map(|h| h.epoch).max().unwrap_or_default();
         self.catch_up()?;
         let expired = self.lease_end.is_none_or(|end| started > end);
-        if newest > self.view.epoch || expired {
+        // Our exclusion may stand in a cell that we alone cannot read, and nowhere else in the row.
+        let hidden = self.row.iter().any(Option::is_none);
+        if newest > self.view.epoch || expired || hidden {
             self.read_views()?;
         }
         let own = OwnBeat {

@@ -3,7 +3,8 @@
 use super::starved::unless_starved;
 use super::takeover::{die, heir, is_clean};
 use super::*;
-use crate::base::SlotId;
+use crate::base::{Incarnation, SlotId};
+use crate::cluster::view::exclude;
 
 const PITCH: u64 = 512;
 
@@ -70,6 +71,60 @@ fn the_heartbeat_cell_of_the_dead() {
         let c = join(&medium, "c", Where::Elsewhere);
         assert_eq!(c.report.slot, SlotId(1));
         assert!(!medium.is_torn(geometry().heartbeat_cell(SlotId(1))));
+    });
+}
+
+/// Nobody is there to recover it: the next first mount does, as soon as it is gone for certain.
+#[test]
+fn the_heartbeat_cell_of_the_last_one() {
+    unless_starved(|| {
+        let medium = Medium::formatted();
+        drop(join(&medium, "a", Where::Elsewhere));
+        medium.tear(geometry().heartbeat_cell(SlotId(0)), PITCH);
+        let begun = now();
+        let b = join(&medium, "b", Where::Elsewhere);
+        assert!(now() - begun >= QUICK.wait(), "it says nothing of how old its last beat is");
+        assert_eq!((b.report.first, b.report.replay), (true, vec![SlotId(0)]));
+    });
+}
+
+/// A part of the device is out of reach for one host, with the heartbeat of another, which lives: it is not taken for
+/// gone.
+#[test]
+fn what_cannot_be_reached_is_not_gone() {
+    unless_starved(|| {
+        let medium = Medium::formatted();
+        let a = join(&medium, "a", Where::Elsewhere);
+        let port = medium.port();
+        let row = geometry().heartbeat_cell(SlotId(0));
+        port.set_hook(move |op, at| op != "read" || at > row);
+        let error = join_by(port, "b", Where::Elsewhere).err().expect("it cannot know");
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        assert!(adopt(&a, 1).is_ok());
+        assert_eq!(a.lease.lost.lock().clone(), None);
+    });
+}
+
+/// The cell that tells of its exclusion is out of reach for a member: it renews no more all the same.
+#[test]
+fn an_exclusion_that_cannot_be_seen_counts() {
+    unless_starved(|| {
+        let medium = Medium::formatted();
+        let [_a, b] = ["a", "b"].map(|name| join(&medium, name, Where::Elsewhere));
+        let (disk, row) = (medium.disk(), geometry().heartbeat_cell(SlotId(0)));
+        b.port.set_hook(move |op, at| op != "read" || at != row);
+        let ballots = disk.read_ballots().unwrap();
+        let view = ballots.iter().map(|(ballot, _)| &ballot.decided).max_by_key(|view| view.epoch).unwrap();
+        let victim = (SlotId(1), view.slots[1].incarnation);
+        let (mut ballot, sequence) = ballots[2].clone();
+        ballot.decided = exclude(view, SlotId(0), &[victim]).expect("it is a member");
+        let renewals = || b.lease.renewals.load(Ordering::Relaxed);
+        for n in 1..=2 {
+            disk.write_ballot(SlotId(2), Incarnation(9), sequence + n, &ballot).unwrap();
+        }
+        let before = renewals();
+        eventually("b knows", || b.lease.lost.lock().is_some());
+        assert!(renewals() <= before + 1, "it has renewed {} times since", renewals() - before);
     });
 }
 
