@@ -75,13 +75,18 @@ impl Disk {
         if any { Ok((bytes, true)) } else { Err(e) }
     }
 
+    /// The heartbeat row, byte for byte, and whether a cell could not be read (its bytes are zeros).
+    pub fn read_heartbeat_row(&self) -> Result<(Vec<u8>, bool)> {
+        let row = usize::from(self.geometry.max_slots) * self.pitch();
+        self.read(self.geometry.heartbeat_cell(SlotId(0)), row, self.pitch())
+    }
+
     /// The whole heartbeat row in one read; `None` for cells that stay unreadable.
     pub fn read_heartbeats(&self) -> Result<Vec<Option<Heartbeat>>> {
         let g = &self.geometry;
         let mut row = vec![None; usize::from(g.max_slots)];
         for attempt in 0..ATTEMPTS {
-            let (bytes, lost) =
-                self.read(g.heartbeat_cell(SlotId(0)), row.len() * self.pitch(), self.pitch())?;
+            let (bytes, lost) = self.read_heartbeat_row()?;
             for (slot, cell) in self.all_slots().zip(bytes.chunks_exact(self.pitch())) {
                 if let Ok(beat) = Heartbeat::from_cell(cell, self.format_id, g, slot) {
                     row[usize::from(slot.0)] = Some(beat);

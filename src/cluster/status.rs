@@ -2,7 +2,7 @@
 
 use crate::base::{Epoch, Error, Incarnation, Result, SlotId, Token};
 use crate::cluster::disk::Disk;
-use crate::cluster::view::slots;
+use crate::cluster::view::{bit, dead, live, slots};
 use crate::format::cluster::heartbeat::FenceTrouble;
 use crate::format::cluster::{FenceClass, Heartbeat, LedgerEntry, SlotState, View};
 use std::time::Duration;
@@ -69,14 +69,19 @@ impl ClusterStatus {
     }
 }
 
-/// The heartbeat row, byte for byte.
+/// The heartbeat row, byte for byte. A cell that the device cannot read is empty, if it is a sector that was torn, or of
+/// a slot that nobody has.
 ///
 /// # Errors
 /// The device's.
 pub fn heartbeat_row(disk: &Disk) -> Result<Vec<u8>> {
-    let g = &disk.geometry;
-    let mut row = vec![0; usize::from(g.max_slots) * g.cell_pitch as usize];
-    disk.device.read(g.heartbeat_cell(SlotId(0)), &mut row)?;
+    let (row, lost) = disk.read_heartbeat_row()?;
+    if lost {
+        let views = disk.read_ballots()?.into_iter().map(|(b, _)| b.decided);
+        let taken = views.max_by_key(|v| v.epoch).map_or(u64::MAX, |view| live(&view) | dead(&view));
+        let slots = (0..disk.geometry.max_slots).map(SlotId);
+        slots.filter(|slot| taken & bit(*slot) != 0).try_for_each(|slot| disk.is_torn_at_most(slot))?;
+    }
     Ok(row)
 }
 

@@ -4,6 +4,7 @@ use super::starved::unless_starved;
 use super::takeover::{die, heir, is_clean};
 use super::*;
 use crate::base::{Incarnation, SlotId};
+use crate::cluster::status::{heartbeat_row, moved_cells};
 use crate::cluster::view::exclude;
 
 const PITCH: u64 = 512;
@@ -154,4 +155,25 @@ fn a_whole_row_is_an_error() {
     medium.tear(geometry().heartbeat_cell(SlotId(0)), PITCH * u64::from(SLOTS));
     assert!(matches!(medium.disk().read_heartbeats(), Err(Error::Io { .. })));
     assert!(matches!(medium.disk().read_heartbeat(SlotId(1)), Err(Error::Io { .. })));
+}
+
+/// Who only looks on gets to see everything else.
+#[test]
+fn tools_see_the_others() {
+    let medium = Medium::formatted();
+    let a = join(&medium, "a", Where::Elsewhere);
+    medium.tear(geometry().heartbeat_cell(SlotId(3)), PITCH);
+    let before = heartbeat_row(&medium.disk()).unwrap();
+    let moved = || moved_cells(&medium.disk(), &before, &heartbeat_row(&medium.disk()).unwrap());
+    eventually("it beats", || {
+        moved().first().is_some_and(|(slot, beat)| *slot == SlotId(0) && beat.is_some())
+    });
+    assert_eq!(moved().len(), 1);
+    assert!(read_status(&medium.disk(), None).unwrap().occupied().all(|host| host.beat.is_some()));
+    a.cluster.leave().unwrap();
+    // What is out of reach may be beating.
+    let _b = join(&medium, "b", Where::Elsewhere);
+    let (port, row) = (medium.port(), geometry().heartbeat_cell(SlotId(0)));
+    port.set_hook(move |op, at| op != "read" || at > row);
+    assert!(matches!(heartbeat_row(&disk_of(port)), Err(Error::Io { .. })));
 }
