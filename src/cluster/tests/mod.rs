@@ -52,6 +52,15 @@ pub fn geometry() -> Geometry {
     }
 }
 
+/// Requests that a look at the row of heartbeats makes when all fail: for all cells, then for each.
+pub const ROW_READS: u64 = 1 + SLOTS as u64;
+
+/// Is this where a cell of that row is?
+pub fn is_row(at: u64) -> bool {
+    let cell = |slot| geometry().heartbeat_cell(crate::base::SlotId(slot));
+    (cell(0)..cell(SLOTS)).contains(&at)
+}
+
 /// The medium, shared by all mounts.
 pub struct Medium {
     sectors: Vec<RwLock<[u8; 512]>>,
