@@ -105,8 +105,13 @@ fn a_trim_lets_no_volume_look_full() {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for round in 0..6 {
                 let host = [&a, &b][round % 2];
-                // All but what metadata may need.
-                let length = host.statfs().unwrap().blocks_available as usize * 4096 - 5 * MIB;
+                // All but what metadata may need. Of the other's groups it knows as of their last checkpoint.
+                let available = || host.statfs().unwrap().blocks_available as usize * 4096;
+                let begun = std::time::Instant::now();
+                while available() < 10 * MIB && begun.elapsed() < Duration::from_secs(30) {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                let length = available() - 5 * MIB;
                 file(host, "/large", round, length);
                 host.fsync("/large").unwrap_or_else(|e| panic!("round {round}: {e}"));
                 assert!([&b, &a][round % 2].read("/large").unwrap() == bytes(round, 0, length));
