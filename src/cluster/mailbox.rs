@@ -5,6 +5,7 @@
 //! content back; the writer writes only what differs from what it wrote last.
 
 use crate::base::{Incarnation, Mode, SlotId};
+use crate::format::cluster::inbox::FILE_LOCK_PATIENT;
 use crate::format::cluster::{Entry, EntryKind, Stamp};
 use std::collections::HashMap;
 
@@ -68,11 +69,29 @@ const SEEN_MAX: usize = 32;
 /// so that it always has some.
 pub const TAKEN_MAX: u64 = 8;
 
-/// The number of the next message after those that a register says, and of the last one taken of the reader's.
-fn messages(entries: &[Entry]) -> (u64, u64) {
-    let count = entries.iter().filter(|e| e.kind == EntryKind::FileLock).count() as u64;
+/// The number of the first message in a register and of the last one taken of the reader's; and the messages.
+fn messages(entries: &[Entry]) -> ((u64, u64), impl Iterator<Item = &Entry>) {
     let header = entries.iter().find(|e| e.kind == EntryKind::Stream);
-    header.map_or((1, 0), |header| (header.number + count, header.seq))
+    let numbers = header.map_or((1, 0), |header| (header.number, header.seq));
+    (numbers, entries.iter().filter(|e| e.kind == EntryKind::FileLock))
+}
+
+/// Has somebody to hear soon of messages that `new` says and `old` does not, or of those that were taken?
+fn messages_wait(old: &[Entry], new: &[Entry]) -> bool {
+    let (((first, taken), said), ((begins, takes), says)) = (messages(old), messages(new));
+    let said_to = first + said.count() as u64;
+    let (mut next, mut patient) = (begins, 0);
+    for message in says {
+        if next >= said_to {
+            patient += 1;
+            if message.flags & FILE_LOCK_PATIENT == 0 {
+                return true;
+            }
+        }
+        next += 1;
+    }
+    // A stream that has begun anew says nothing of what the other said.
+    next < said_to || patient >= TAKEN_MAX || takes.abs_diff(taken) >= TAKEN_MAX
 }
 
 /// How soon a register that says `old` must say `new`.
@@ -93,8 +112,7 @@ fn urgency(old: &[Entry], new: &[Entry]) -> Urgency {
             (_, before) => before != Some(&e),
         }
     };
-    let ((said_to, taken), (says_to, takes)) = (messages(old), messages(new));
-    if says_to != said_to || takes.abs_diff(taken) >= TAKEN_MAX {
+    if messages_wait(old, new) {
         return Urgency::Now;
     }
     // Requests that were seen keep their places until that is said: others may wait for one.
@@ -179,6 +197,12 @@ mod tests {
         }
     }
 
+    fn stream(first: u64, count: usize, seq: u64) -> Vec<Entry> {
+        let header = Entry { kind: EntryKind::Stream, number: first, seq, ..entry(0) };
+        let message = Entry { kind: EntryKind::FileLock, ..entry(1) };
+        std::iter::once(header).chain((0..count).map(|_| message)).collect()
+    }
+
     #[test]
     fn only_differences_are_written() {
         let mut out = Outbox::new(2);
@@ -219,11 +243,6 @@ mod tests {
             assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
         }
         // Messages, of which the register has the latest that were not taken.
-        let stream = |first, count, seq| {
-            let header = Entry { kind: EntryKind::Stream, number: first, seq, ..entry(0) };
-            let message = Entry { kind: EntryKind::FileLock, ..entry(1) };
-            std::iter::once(header).chain((0..count).map(|_| message)).collect::<Vec<Entry>>()
-        };
         for (old, new, expected) in [
             (vec![], stream(1, 0, 3), Urgency::Soon),
             (vec![], stream(1, 1, 0), Urgency::Now),
@@ -248,6 +267,27 @@ mod tests {
         assert_eq!(out.urgency(to, Incarnation(6), &[grant(1)]), Urgency::Now, "a new reader");
         out.lost(to);
         assert_eq!(out.urgency(to, inc, &[grant(1)]), Urgency::Now);
+    }
+
+    #[test]
+    fn messages_that_nobody_waits_for_go_with_one_that_somebody_waits_for() {
+        // Of several that are new, one that somebody waits for has all written; so do many that nobody waits for.
+        let answers = |first, patient: &[bool]| {
+            let mut entries = stream(first, patient.len(), 0);
+            let flags = |patient: &bool| if *patient { FILE_LOCK_PATIENT } else { 0 };
+            entries[1..].iter_mut().zip(patient).for_each(|(entry, patient)| entry.flags = flags(patient));
+            entries
+        };
+        for (old, new, expected) in [
+            (answers(1, &[]), answers(1, &[true]), Urgency::Soon),
+            (answers(1, &[false]), answers(1, &[false, true]), Urgency::Soon),
+            (answers(1, &[false]), answers(2, &[true]), Urgency::Soon),
+            (answers(1, &[true]), answers(1, &[true, true, false]), Urgency::Now),
+            (answers(1, &[true]), answers(1, &[true, false, true]), Urgency::Now),
+            (answers(1, &[]), answers(1, &[true; TAKEN_MAX as usize]), Urgency::Now),
+        ] {
+            assert_eq!(urgency(&old, &new), expected, "{old:?} {new:?}");
+        }
     }
 
     #[test]

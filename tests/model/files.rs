@@ -362,10 +362,8 @@ fn every_rule_of_file_locks_is_needed() {
         mutant: Some(m),
         ..interrupted([&[TWICE], &[TWICE], NOBODY])
     });
-    catches("files", &[NotGivenBack], |m| Files {
-        mutant: Some(m),
-        ..interrupted([&[ONCE], &[ONCE], NOBODY])
-    });
+    let keeps = interrupted([&[TWICE], &[ONCE, BESIDE], NOBODY]);
+    catches("files", &[NotGivenBack], |m| Files { mutant: Some(m), ..keeps.clone() });
 }
 
 #[test]

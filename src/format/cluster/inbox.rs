@@ -57,6 +57,9 @@ impl EntryKind {
     }
 }
 
+/// A file lock message's flag: nobody waits for it, so that it may go with the next word.
+pub const FILE_LOCK_PATIENT: u8 = 0x20;
+
 /// A request's flag: it comes before those without, for what direct writes have left to be handed in.
 pub const HANDS_IN: u8 = 1;
 
@@ -70,7 +73,7 @@ pub struct Entry {
     pub mode: Mode,
     pub held: Mode,
     pub cap: Mode,
-    /// Request: [`HANDS_IN`].
+    /// Request: [`HANDS_IN`]. File lock message: what it says, and [`FILE_LOCK_PATIENT`].
     pub flags: u8,
     pub token: Token,
     /// Grant number or its acknowledgement.

@@ -86,10 +86,11 @@ impl FenceClass {
 }
 
 /// The oldest protocol version that this code speaks. What came with which: 2 file locks in the registers, 3 hosts
-/// kept off by the device or a command, 4 the timing profile in the view, 5 requests for shared direct writes.
-pub const PROTOCOL_MIN: u16 = 5;
+/// kept off by the device or a command, 4 the timing profile in the view, 5 requests for shared direct writes, 6 unlocks
+/// whose programs know, and questions before a refusal.
+pub const PROTOCOL_MIN: u16 = 6;
 /// The newest one, which each view has that this code proposes as a first mount.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 
 impl View {
     /// How hosts that die are kept off. A number that this code does not know is none that it may act by.

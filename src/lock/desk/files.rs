@@ -211,10 +211,8 @@ impl Desk {
     /// A mount has left, or is recovered: it has nothing, and what it says from now on is another's.
     pub(super) fn files_gone(&mut self, host: SlotId) {
         self.files.streams.reset(host);
-        for ino in self.files.server.inodes() {
-            self.files.server.purge(ino, host);
-            self.file_work.served.insert(ino);
-        }
+        self.file_work.served.extend(self.files.server.inodes());
+        self.files.server.gone(host);
     }
 
     /// A host is excluded: it waits for nothing.
@@ -340,7 +338,7 @@ impl Desk {
         let left: Vec<_> = client.leftovers(ino).iter().map(|unlock| client.take_up(unlock)).collect();
         let mut answers = Vec::new();
         self.with_sender(|files, send| {
-            files.client.pump(ino, send);
+            files.client.pump(ino, &mut answers, send);
             // Nobody can interrupt them, so they wait for no server that is lost.
             left.into_iter().for_each(|no| files.client.withdraw(no, &mut answers, send));
         });

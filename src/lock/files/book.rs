@@ -39,6 +39,8 @@ pub(super) struct Request {
     pub state: State,
     /// Answered already: nobody waits for it.
     pub withdrawn: bool,
+    /// An unlock that its program has been told of: what it gives up is not had here any more, and the server hears of it.
+    pub given_up: bool,
     /// To be ended as soon as it can be told how: its program is interrupted.
     pub ending: bool,
     /// A server that is lost may have granted it, so that a lock of its owner was made less.
@@ -48,7 +50,9 @@ pub(super) struct Request {
 impl Request {
     pub fn new(request: &FileRequest) -> Request {
         let FileRequest { job, lock, handle, .. } = *request;
-        Request { job, lock, handle, state: State::New, withdrawn: false, ending: false, lessened: false }
+        let state = State::New;
+        let (withdrawn, given_up, ending, lessened) = (false, false, false, false);
+        Request { job, lock, handle, state, withdrawn, given_up, ending, lessened }
     }
 
     pub fn whose(&self) -> (LockKind, Owner) {
@@ -58,6 +62,11 @@ impl Request {
     /// Withdrawn, and perhaps granted all the same.
     pub fn is_unknown(&self) -> bool {
         self.withdrawn && self.state != State::New
+    }
+
+    /// Does a program wait for the answer?
+    pub fn is_awaited(&self) -> bool {
+        !self.withdrawn && !self.given_up
     }
 
     pub fn unlocks(&self) -> bool {
@@ -181,6 +190,23 @@ impl Book {
         takes && (self.held.would_lower(&request.lock) || self.requests.iter().any(sibling))
     }
 
+    /// May the program of an unlock go on as soon as it is sent? Who is refused by what it gives up asks this host first
+    /// whether that still stands. Not if its owner asks for something else, of which nobody knows whether the server
+    /// will have met it before.
+    pub fn is_had_at_once(&self, number: u64) -> bool {
+        let request = &self.requests[&number];
+        let other = |(n, r): (&u64, &Request)| *n != number && !r.given_up && r.whose() == request.whose();
+        request.unlocks()
+            && matches!(self.home, Home::Peer(_))
+            && !self.requests.iter().any(other)
+            && !self.returned.values().any(|whose| *whose == request.whose())
+    }
+
+    /// How many unlocks are on their way that their programs have been told of.
+    pub fn given_up(&self) -> usize {
+        self.requests.values().filter(|r| r.given_up).count()
+    }
+
     /// By which handle an owner last asked is of interest while it has something or asks for it.
     pub fn forget_idle(&mut self, kind: LockKind, owner: Owner) {
         let asks = |r: &Request| r.whose() == (kind, owner);
@@ -198,7 +224,7 @@ impl Book {
     /// A lost server may have granted what was on its way to it: what that would have made less is less, and
     /// others may have got the rest.
     pub fn lessen(&mut self) {
-        let sets = |r: &&mut Request| r.job != Job::Test && r.state != State::New;
+        let sets = |r: &&mut Request| r.job != Job::Test && r.state != State::New && !r.given_up;
         for request in self.requests.values_mut().filter(sets) {
             self.held.give_up_other_mode(&request.lock);
             request.lessened |= !request.unlocks() && self.held.would_lower(&request.lock);

@@ -5,6 +5,7 @@
 //! - What is granted is noted when the answer comes, so the notes are what the server has of this host
 //!   but for the requests that are on their way. On another server, or under another token, all is told
 //!   anew: what is noted, who waits; requests without an answer are made again.
+//! - An unlock is noted when it is sent, and its program goes on; the book is open until the server has it.
 //! - A request that is withdrawn while it is known to wait is answered at once. If it has been granted
 //!   meanwhile, the grant is given back: whatever the owner had there before still stands. What the owner
 //!   asks for next is not sent before it is known what has become of the one withdrawn.
@@ -26,6 +27,9 @@ use std::time::Duration;
 const BOOK_MAX: usize = 8_192;
 const PIECES_MAX: usize = 65_536;
 const REQUESTS_MAX: usize = 4_096;
+/// How many unlocks of all inodes may be on their way that their programs have been told of: who is about to be refused by
+/// what they give up waits behind them.
+const GIVEN_UP_MAX: usize = 16;
 /// Unlocks may leave more ranges than there were, up to so many times as many.
 const SPLIT_MAX: usize = 2;
 
@@ -75,6 +79,7 @@ pub struct Client {
     me: SlotId,
     last: u64,
     pieces: usize,
+    given_up: usize,
     books: BTreeMap<InodeNo, Book>,
     /// Books without use, and since when.
     idle: BTreeMap<InodeNo, Duration>,
@@ -83,7 +88,12 @@ pub struct Client {
 impl Client {
     /// No locks yet.
     pub fn new(me: SlotId) -> Client {
-        Client { me, last: 0, pieces: 0, books: BTreeMap::new(), idle: BTreeMap::new() }
+        Client { me, last: 0, pieces: 0, given_up: 0, books: BTreeMap::new(), idle: BTreeMap::new() }
+    }
+
+    /// Is that this host?
+    pub fn is_host(&self, slot: SlotId) -> bool {
+        slot == self.me
     }
 
     /// Is there a book? Is it pinned?
@@ -261,21 +271,35 @@ impl Client {
     }
 
     /// Send what has not been sent.
-    pub fn pump(&mut self, ino: InodeNo, send: Send<'_>) {
+    pub fn pump(&mut self, ino: InodeNo, out: &mut Answers, send: Send<'_>) {
         let Some(book) = self.books.get_mut(&ino) else { return };
         if book.home == Home::Nobody {
             return;
         }
         let unknown: Vec<_> = book.requests.values().filter(|r| r.is_unknown()).map(Request::whose).collect();
         let may = |r: &Request| r.state == State::New && !unknown.contains(&r.whose());
-        for (number, request) in book.requests.iter_mut().filter(|(_, r)| may(r)) {
+        let unsent: Vec<u64> = book.requests.iter().filter(|(_, r)| may(r)).map(|(n, _)| *n).collect();
+        let before = book.held.len();
+        for number in unsent {
+            let at_once = self.given_up < GIVEN_UP_MAX && book.is_had_at_once(number);
+            let request = book.requests.get_mut(&number).expect("just listed");
+            let lock = request.lock;
             let ask = match request.job {
-                Job::Set { wait } => Ask::Set { lock: request.lock, wait },
-                Job::Test => Ask::Test(request.lock),
+                _ if at_once => Ask::GiveUp(lock),
+                Job::Set { wait } => Ask::Set { lock, wait },
+                Job::Test => Ask::Test(lock),
             };
             request.state = State::Sent;
-            book.flight.insert(send(book.home, ino, ask), *number);
+            book.flight.insert(send(book.home, ino, ask), number);
+            if at_once {
+                request.given_up = true;
+                self.given_up += 1;
+                let answer = request.told(FileAnswer::Granted);
+                book.have(&lock, 0);
+                out.push((RequestNo { ino, number }, answer));
+            }
         }
+        self.pieces = self.pieces + book.held.len() - before;
     }
 
     /// Somebody serves the inode from now on (perhaps the same, who has forgotten).
@@ -305,7 +329,7 @@ impl Client {
         }
         let lost = book.home == Home::Nobody || unheard;
         let mut given_up = Vec::new();
-        for (number, request) in book.requests.iter_mut().filter(|(_, r)| r.ending && !r.withdrawn) {
+        for (number, request) in book.requests.iter_mut().filter(|(_, r)| r.ending && r.is_awaited()) {
             let unlocks = request.unlocks();
             if if unlocks { book.home == Home::Nobody } else { lost } {
                 request.withdrawn = true;
@@ -317,7 +341,8 @@ impl Client {
         }
         given_up.iter().for_each(|lock| book.have(lock, 0));
         self.pieces = self.pieces + book.held.len() - before;
-        book.requests.retain(|_, r| !r.withdrawn);
+        self.given_up -= book.given_up();
+        book.requests.retain(|_, r| r.is_awaited());
         book.forget_idle_owners(self.me);
         let unseen = |r: &&mut Request| matches!(r.state, State::Sent | State::Queued(_));
         book.requests.values_mut().filter(unseen).for_each(|r| r.state = State::New);
@@ -340,7 +365,7 @@ impl Client {
         }
         send(book.home, ino, Ask::End);
         ending.into_iter().for_each(|at| _ = send(book.home, ino, Ask::Cancel(at)));
-        self.pump(ino, send);
+        self.pump(ino, out, send);
     }
 
     /// The server of an inode, `from`, answers.
@@ -355,6 +380,11 @@ impl Client {
         out: &mut Answers,
         send: Send<'_>,
     ) {
+        if let Answer::Check { asker } = answer {
+            // What was given up before is on its way before this.
+            send(from, ino, Ask::Checked { asker, request: at });
+            return;
+        }
         let Some(book) = self.books.get_mut(&ino) else { return };
         // An earlier server's words, or about what was said anew since.
         if book.home != from {
@@ -365,6 +395,7 @@ impl Client {
         book.alone = alone;
         let before = book.held.len();
         let request = book.requests.get_mut(&number).expect("what is on its way is listed");
+        let answer = if answer == Answer::Noted { Answer::Done(FileAnswer::Granted) } else { answer };
         let Answer::Done(result) = answer else {
             request.state = if answer == Answer::Waiting { State::Waiting(at) } else { State::Queued(at) };
             book.held.give_up_other_mode(&request.lock);
@@ -377,6 +408,7 @@ impl Client {
         };
         book.flight.remove(&at);
         let request = book.requests.remove(&number).expect("just seen");
+        self.given_up -= usize::from(request.given_up);
         let lock = request.lock;
         let sets = matches!(request.job, Job::Set { .. });
         match result {
@@ -386,12 +418,12 @@ impl Client {
                     book.returned.insert(part, request.whose());
                 }
             }
-            FileAnswer::Granted if sets => book.have(&lock, request.handle),
+            FileAnswer::Granted if sets && !request.given_up => book.have(&lock, request.handle),
             _ if sets && request.state == State::Sent => _ = book.held.give_up_other_mode(&lock),
             _ => {}
         }
         book.forget_idle(lock.kind, lock.owner);
-        if !request.withdrawn {
+        if request.is_awaited() {
             out.push((RequestNo { ino, number }, request.told(result)));
         }
         self.pieces = self.pieces + book.held.len() - before;
@@ -401,7 +433,7 @@ impl Client {
     /// granted, given back; else, if there is a server, when that has said how it ended.
     pub fn withdraw(&mut self, no: RequestNo, out: &mut Answers, send: Send<'_>) {
         let Some(book) = self.books.get_mut(&no.ino) else { return };
-        let Some(request) = book.requests.get_mut(&no.number).filter(|r| !r.withdrawn && !r.ending) else {
+        let Some(request) = book.requests.get_mut(&no.number).filter(|r| r.is_awaited() && !r.ending) else {
             return;
         };
         request.ending = true;
@@ -458,7 +490,8 @@ impl Client {
         let Some(book) = self.books.remove(&ino) else { return false };
         self.idle.remove(&ino);
         self.pieces -= book.held.len();
-        let waiting = book.requests.into_iter().filter(|(_, r)| !r.withdrawn);
+        self.given_up -= book.given_up();
+        let waiting = book.requests.into_iter().filter(|(_, r)| r.is_awaited());
         out.extend(waiting.map(|(number, _)| (RequestNo { ino, number }, FileAnswer::Halted)));
         book.pinned
     }

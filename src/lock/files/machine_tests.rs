@@ -1,4 +1,4 @@
-//! Client, server and table of file locks, each by itself.
+//! Client and table of file locks, each by itself.
 
 use super::client::{Answers, Client, Home, Send};
 use super::message::{Answer, Ask};
@@ -7,21 +7,20 @@ use super::steps::Steps;
 use super::table::{FileTable, PATIENCE_MIN, Verdict, Waiter};
 use super::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, RequestNo, Span};
 use crate::base::{InodeNo, Mode, SlotId, Token};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-fn lock(id: u64, mode: Mode, start: u64, end: u64) -> FileLock {
+pub(super) fn lock(id: u64, mode: Mode, start: u64, end: u64) -> FileLock {
     let owner = Owner { host: SlotId(0), id };
     FileLock { kind: LockKind::Range, owner, mode, span: Span { start, end } }
 }
 
-const NOW: Duration = Duration::from_secs(10);
+pub(super) const NOW: Duration = Duration::from_secs(10);
 
 fn settle(table: &mut FileTable, now: Duration) -> Vec<Waiter> {
     table.settle(now, &mut Steps::of_call())
 }
 
-fn work(server: &mut Server, now: Duration, required: &Required, told: &mut Vec<Told>) {
+pub(super) fn work(server: &mut Server, now: Duration, required: &Required, told: &mut Vec<Told>) {
     server.work(now, INO, required, &Client::new(SlotId(0)), &mut Steps::of_call(), told);
 }
 
@@ -60,7 +59,7 @@ fn flock_gives_up_what_it_has_before_it_waits_and_fcntl_does_not() {
     }
 }
 
-const INO: InodeNo = InodeNo(4711);
+pub(super) const INO: InodeNo = InodeNo(4711);
 
 /// A client under a server of which nothing but its answers is seen.
 struct Alone {
@@ -86,7 +85,7 @@ impl Alone {
             self.client.pinned(INO);
             self.serve(Home::Peer(SlotId(1)), Token(1));
         }
-        self.with(|client, _, send| client.pump(INO, send));
+        self.with(|client, out, send| client.pump(INO, out, send));
         no
     }
 
@@ -340,57 +339,6 @@ fn an_unlock_waits_for_what_is_given_back_and_one_of_nothing_for_nobody() {
     assert_eq!(host.client.answer_at_once(&unlock(1)), Some(FileAnswer::Granted));
 }
 
-#[test]
-fn what_gives_up_does_not_wait_for_others_to_declare() {
-    let (mut server, mut told) = (Server::default(), Vec::new());
-    let (slow, host) = (SlotId(1), SlotId(0));
-    let required = Some((BTreeMap::from([(slow, 3), (host, 2)]), Token(1)));
-    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 2));
-    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 9)));
-    server.receive(NOW, host, INO, 3, Ask::End);
-    server.receive(NOW, host, INO, 4, Ask::Set { lock: lock(1, Mode::N, 0, 4), wait: false });
-    server.receive(NOW, host, INO, 5, Ask::Set { lock: lock(2, Mode::X, 0, 0), wait: false });
-    server.receive(NOW, host, INO, 6, Ask::Set { lock: lock(3, Mode::X, 0, 0), wait: true });
-    for _ in 0..2 {
-        work(&mut server, NOW, &required, &mut told);
-    }
-    let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
-    let queued = |request| (request, Answer::Queued);
-    assert_eq!(answers, [(4, Answer::Done(FileAnswer::Granted)), queued(5), queued(6)], "all can be ended");
-    server.receive(NOW, host, INO, 7, Ask::Cancel(6));
-    work(&mut server, NOW, &None, &mut told);
-    let answers: Vec<_> = told.drain(..).map(|t| (t.request, t.answer)).collect();
-    assert_eq!(answers, [(6, Answer::Done(FileAnswer::Interrupted))]);
-    server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
-    server.receive(NOW, slow, INO, 2, Ask::End);
-    work(&mut server, NOW, &required, &mut told);
-    let answers: Vec<_> = told.iter().map(|t| (t.request, t.answer)).collect();
-    assert_eq!(answers, [(5, Answer::Done(FileAnswer::Granted))]);
-}
-
-/// An interrupted request was granted after all, and is given back in parts; then its owner unlocks all.
-#[test]
-fn an_unlock_does_not_overtake_what_is_given_back() {
-    let (mut server, mut told) = (Server::default(), Vec::new());
-    let (slow, host) = (SlotId(1), SlotId(0));
-    let required = Some((BTreeMap::from([(slow, 3), (host, 2)]), Token(1)));
-    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 2));
-    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 10)));
-    server.receive(NOW, host, INO, 3, Ask::End);
-    let parts = [(Mode::N, 0, 3), (Mode::S, 4, 5), (Mode::N, 6, 10), (Mode::N, 0, 10)];
-    for (number, (mode, start, end)) in (4..).zip(parts) {
-        server.receive(NOW, host, INO, number, Ask::Set { lock: lock(1, mode, start, end), wait: false });
-    }
-    work(&mut server, NOW, &required, &mut told);
-    server.receive(NOW, slow, INO, 1, Ask::Begin(Token(1), 3));
-    server.receive(NOW, slow, INO, 2, Ask::End);
-    server.receive(NOW, slow, INO, 3, Ask::Set { lock: lock(7, Mode::X, 0, 10), wait: false });
-    told.clear();
-    work(&mut server, NOW, &required, &mut told);
-    let answers: Vec<_> = told.iter().map(|t| (t.to, t.request, t.answer)).collect();
-    assert_eq!(answers, [(slow, 3, Answer::Done(FileAnswer::Granted))], "nobody has anything there");
-}
-
 /// A waiter has to let an earlier one go first, until its own owner has something in the way of that one.
 #[test]
 fn a_waiter_whose_owner_has_become_the_one_waited_for_is_looked_at() {
@@ -432,57 +380,79 @@ fn unlocks_do_not_split_without_bound() {
 }
 
 #[test]
-fn an_interrupted_unlock_is_through_first_but_not_without_a_server() {
+fn an_unlock_is_told_when_it_is_sent_and_the_next_server_hears_nothing_of_it() {
     let mut host = Alone::new();
     host.take(lock(1, Mode::X, 0, 10));
     let no = host.ask(lock(1, Mode::N, 0, 10), false);
+    assert_eq!(host.answers.pop(), Some((no, FileAnswer::Granted)));
+    assert!(host.client.held(INO).is_empty());
+    let long_ago = Duration::ZERO;
+    assert!(!host.client.is_done(NOW, INO, true, long_ago), "the server has not heard of it");
+    host.withdraw(no);
+    host.serve(Home::Nobody, Token(1));
+    host.serve(Home::Peer(SlotId(1)), Token(2));
+    let told = &host.sent[host.sent.len() - 2..];
+    assert_eq!(told, [Ask::Begin(Token(2), 0), Ask::End]);
+    assert!(host.answers.is_empty() && host.client.is_done(NOW, INO, true, long_ago));
+}
+
+/// One that had to wait until it could be sent, and whose program was interrupted meanwhile.
+#[test]
+fn an_unlock_is_told_once() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 20, 30));
+    let waits = host.ask(lock(1, Mode::X, 0, 10), true);
+    let at = host.newest();
+    host.answer(at, Answer::Waiting);
+    host.withdraw(waits);
+    host.answers.clear();
+    let no = host.ask(lock(1, Mode::N, 0, 30), false);
+    host.withdraw(no);
+    assert!(host.answers.is_empty(), "what was withdrawn is not known to have ended");
+    host.answer(at, Answer::Done(FileAnswer::Interrupted));
+    host.with(|client, out, send| client.pump(INO, out, send));
+    assert_eq!(host.answers.pop(), Some((no, FileAnswer::Granted)));
+    host.serve(Home::Nobody, Token(1));
+    host.serve(Home::Peer(SlotId(1)), Token(2));
+    assert!(host.answers.is_empty() && host.client.held(INO).is_empty());
+}
+
+/// Whichever the server meets first, the program must not count on a lock that the unlock has ended.
+#[test]
+fn an_unlock_beside_another_request_of_its_owner_waits_for_the_server() {
+    let mut host = Alone::new();
+    host.take(lock(1, Mode::X, 0, 10));
+    host.ask(lock(1, Mode::X, 20, 30), true);
+    let no = host.ask(lock(1, Mode::N, 0, 30), false);
+    let at = host.newest();
     host.withdraw(no);
     assert!(host.answers.is_empty());
+    host.answer(at - 1, Answer::Done(FileAnswer::Granted));
+    host.answer(at, Answer::Done(FileAnswer::Granted));
+    assert_eq!(
+        host.answers.drain(..).map(|(_, answer)| answer).collect::<Vec<_>>(),
+        [FileAnswer::Granted; 2]
+    );
+    assert!(host.client.held(INO).is_empty());
+    // Nor without a server.
+    host.take(lock(1, Mode::X, 0, 10));
+    host.ask(lock(1, Mode::X, 20, 30), true);
+    let no = host.ask(lock(1, Mode::N, 0, 30), false);
+    host.withdraw(no);
     host.serve(Home::Nobody, Token(1));
     assert_eq!(host.answers.pop(), Some((no, FileAnswer::Interrupted)));
     assert!(host.client.held(INO).is_empty());
-    host.serve(Home::Peer(SlotId(1)), Token(2));
-    let told = &host.sent[host.sent.len() - 2..];
-    assert_eq!(told, [Ask::Begin(Token(2), 0), Ask::End], "the next server hears nothing of it");
 }
 
 #[test]
-fn what_was_told_under_an_earlier_grant_says_nothing() {
-    let (mut server, mut told) = (Server::default(), Vec::new());
-    let (me, peer) = (SlotId(1), SlotId(0));
-    let required = |grant| Some((BTreeMap::from([(me, 0), (peer, grant)]), Token(1)));
-    for (host, grant) in [(me, 0), (peer, 7)] {
-        server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), grant));
-        server.receive(NOW, host, INO, 2, Ask::End);
-    }
-    // Since then the peer has had the cluster lock for itself and locked something.
-    let own = FileLock { owner: Owner { host: me, id: 1 }, ..lock(1, Mode::X, 0, 9) };
-    server.receive(NOW, me, INO, 3, Ask::Set { lock: own, wait: false });
-    work(&mut server, NOW, &required(8), &mut told);
-    assert_eq!(told.drain(..).map(|t| t.answer).collect::<Vec<_>>(), [Answer::Queued]);
-    server.receive(NOW, peer, INO, 3, Ask::Begin(Token(1), 8));
-    server.receive(NOW, peer, INO, 4, Ask::Held(lock(1, Mode::X, 5, 5)));
-    server.receive(NOW, peer, INO, 5, Ask::End);
-    work(&mut server, NOW, &required(8), &mut told);
-    let answers: Vec<_> = told.iter().map(|t| t.answer).collect();
-    assert_eq!(answers, [Answer::Done(FileAnswer::Denied)]);
-}
-
-#[test]
-fn a_table_that_is_not_worked_on_has_no_timer() {
-    let (mut server, mut told) = (Server::default(), Vec::new());
-    let host = SlotId(0);
-    let required = Some((BTreeMap::from([(host, 0)]), Token(1)));
-    server.receive(NOW, host, INO, 1, Ask::Begin(Token(1), 0));
-    server.receive(NOW, host, INO, 2, Ask::Held(lock(1, Mode::X, 0, 0)));
-    server.receive(NOW, host, INO, 3, Ask::End);
-    for (number, id, mode, at) in [(4, 2, Mode::X, 0), (5, 3, Mode::S, 5)] {
-        server.receive(NOW, host, INO, number, Ask::Set { lock: lock(id, mode, at, 5), wait: true });
-    }
-    work(&mut server, NOW, &required, &mut told);
-    assert!(server.deadline().is_some(), "the shared one passes the exclusive one later");
-    work(&mut server, NOW + PATIENCE_MIN * 2, &None, &mut told);
-    assert_eq!(server.deadline(), None);
+fn unlocks_on_their_way_to_a_slow_server_are_few() {
+    let mut host = Alone::new();
+    (0..100).for_each(|id| host.take(lock(id, Mode::X, id, id)));
+    (0..100).for_each(|id| _ = host.ask(lock(id, Mode::N, id, id), false));
+    let told = host.answers.len();
+    assert!((1..50).contains(&told), "{told}");
+    (0..100).for_each(|back| host.answer(host.newest() - 99 + back, Answer::Done(FileAnswer::Granted)));
+    assert_eq!(host.answers.len(), 100);
 }
 
 #[test]

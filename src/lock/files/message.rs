@@ -2,6 +2,7 @@
 
 use super::{FileAnswer, FileLock, LockKind, Owner, Span};
 use crate::base::{InodeNo, LockName, Mode, SlotId, Token};
+use crate::format::cluster::inbox::FILE_LOCK_PATIENT;
 use crate::format::cluster::{Entry, EntryKind};
 
 /// From a client to the server of an inode's locks. Requests are known by their place in the stream.
@@ -18,10 +19,14 @@ pub enum Ask {
     End,
     /// Take, change or give up.
     Set { lock: FileLock, wait: bool },
+    /// Give up; the program has been told that it is done. ([`Answer::Noted`])
+    GiveUp(FileLock),
     /// Is anything in the way?
     Test(FileLock),
     /// The request of this number waits no more.
     Cancel(u64),
+    /// All that I gave up before [`Answer::Check`] was read here has been said.
+    Checked { asker: SlotId, request: u64 },
 }
 
 /// The answer to a request.
@@ -31,8 +36,14 @@ pub enum Answer {
     Done(FileAnswer),
     /// It waits; another answer follows.
     Waiting,
-    /// It will be looked at when everybody has declared; another answer follows.
+    /// It will be looked at when everybody has declared, or has been asked whether what is in its way stands still;
+    /// another answer follows.
     Queued,
+    /// The end of [`Ask::GiveUp`].
+    Noted,
+    /// None, but a question: what you have is in the way of that host's request of this number. Is there anything you
+    /// gave up that you have not said? ([`Ask::Checked`])
+    Check { asker: SlotId },
 }
 
 /// Either way.
@@ -52,11 +63,13 @@ pub enum Message {
 const WHOLE: u8 = 0x80;
 /// Of an answer: the client is alone.
 const ALONE: u8 = 0x40;
+/// Nobody waits for it: it may go with the next word.
+const PATIENT: u8 = FILE_LOCK_PATIENT;
 const CODE: u8 = 0x1f;
 
 fn code_of(answer: Answer) -> u8 {
     match answer {
-        Answer::Waiting => 16,
+        Answer::Waiting => 16 | PATIENT,
         Answer::Done(FileAnswer::Granted) => 17,
         Answer::Done(FileAnswer::Denied) => 18,
         Answer::Done(FileAnswer::Deadlock) => 19,
@@ -65,7 +78,9 @@ fn code_of(answer: Answer) -> u8 {
         Answer::Done(FileAnswer::Free) => 22,
         Answer::Done(FileAnswer::Interrupted) => 23,
         Answer::Done(FileAnswer::Halted) => 24,
-        Answer::Queued => 25,
+        Answer::Queued => 25 | PATIENT,
+        Answer::Check { .. } => 26,
+        Answer::Noted => 27 | PATIENT,
     }
 }
 
@@ -104,13 +119,21 @@ impl Message {
                 Ask::Set { lock, wait: false } => put(4, &lock),
                 Ask::Set { lock, wait: true } => put(5, &lock),
                 Ask::Test(lock) => put(6, &lock),
+                Ask::GiveUp(lock) => put(9, &lock),
                 Ask::Cancel(request) => (entry.flags, entry.token) = (7, Token(request)),
+                Ask::Checked { asker, request } => {
+                    (entry.flags, entry.token, entry.number) = (8, Token(request), asker.0.into());
+                }
             },
             Message::Answer { request, answer, alone, .. } => {
                 entry.flags = code_of(answer) | if alone { ALONE } else { 0 };
                 entry.token = Token(request);
-                if let Answer::Done(FileAnswer::Found(mode, span, _)) = answer {
-                    (entry.mode, entry.number, entry.seq) = (mode, span.start, span.end);
+                match answer {
+                    Answer::Done(FileAnswer::Found(mode, span, _)) => {
+                        (entry.mode, entry.number, entry.seq) = (mode, span.start, span.end);
+                    }
+                    Answer::Check { asker } => entry.number = asker.0.into(),
+                    _ => {}
                 }
             }
         }
@@ -134,6 +157,7 @@ impl Message {
             Some(Message::Answer { ino, request: entry.token.0, answer, alone })
         };
         let done = |what| answer(Answer::Done(what));
+        let asker = u16::try_from(entry.number).map(SlotId);
         let ask = match entry.flags & CODE {
             0 => Ask::Begin(entry.token, entry.number),
             1 => Ask::Held(lock?),
@@ -143,6 +167,8 @@ impl Message {
             5 => Ask::Set { lock: lock?, wait: true },
             6 => Ask::Test(lock?),
             7 => Ask::Cancel(entry.token.0),
+            8 => Ask::Checked { asker: asker.ok()?, request: entry.token.0 },
+            9 => Ask::GiveUp(lock?),
             16 => return answer(Answer::Waiting),
             17 => return done(FileAnswer::Granted),
             18 => return done(FileAnswer::Denied),
@@ -153,6 +179,8 @@ impl Message {
             23 => return done(FileAnswer::Interrupted),
             24 => return done(FileAnswer::Halted),
             25 => return answer(Answer::Queued),
+            26 => return answer(Answer::Check { asker: asker.ok()? }),
+            27 => return answer(Answer::Noted),
             _ => return None,
         };
         Some(Message::Ask(ino, ask))

@@ -6,9 +6,9 @@
 //!
 //! - [`ranges`]: who has what; splitting and merging. [`table`]: an inode's locks and who waits for
 //!   them, in what order. [`cycle`]: would a wait never end? [`steps`]: how much at once.
-//! - [`server`]: the tables that this host keeps for everybody. [`client`]: what the programs of this
-//!   host have and want, and who serves it. What they have is known here, whoever serves: a new server
-//!   is told it anew.
+//! - [`server`]: the tables that this host keeps for everybody. [`doubts`]: what it does not refuse yet.
+//! - [`client`]: what the programs of this host have and want, and who serves it. What they have is known here, whoever
+//!   serves: a new server is told it anew.
 //! - [`stream`]: messages between the two, in order and each once, over registers. [`message`]: their form.
 //!
 //! All are machines without clock, thread or I/O. [`Files`] ties them together, the desk drives them
@@ -19,6 +19,7 @@
 mod book;
 pub mod client;
 pub mod cycle;
+mod doubts;
 pub mod message;
 pub mod ranges;
 pub mod server;
@@ -30,6 +31,8 @@ pub mod table;
 mod bounds_tests;
 #[cfg(test)]
 mod machine_tests;
+#[cfg(test)]
+mod server_tests;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,8 @@
 //!   locked in between without a word, so what it told under an earlier grant says nothing.
 //! - A host's requests are met in the order in which it made them; but what gives something up, or ends a
 //!   wait, need not wait until others have told anything.
+//! - A program goes on when its unlock is sent, so what is in the way of a request that does not wait may be gone: the
+//!   hosts that have it are asked before the refusal ([`super::doubts`]).
 //! - No more is computed at once than [`Steps`] allow; the rest is due at once, after whatever else waits.
 //! - What looks like a circle of waits is looked at again after [`CIRCLE_STANDS`]: one of the waits may have
 //!   ended, and the word of that be on its way. The same for waits that are told anew.
@@ -14,6 +16,7 @@
 
 use super::client::Client;
 use super::cycle::Waits;
+use super::doubts::Doubts;
 use super::message::{Answer, Ask};
 use super::steps::Steps;
 use super::table::{FileTable, Verdict, WaitId};
@@ -39,12 +42,14 @@ pub struct Told {
 pub type Required = Option<(BTreeMap<SlotId, u64>, Token)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Queued {
-    from: SlotId,
-    number: u64,
-    ask: Ask,
+pub(super) struct Queued {
+    pub from: SlotId,
+    pub number: u64,
+    pub ask: Ask,
     /// The client has been told that it may take a while.
-    told: bool,
+    pub told: bool,
+    /// Those who are in its way have been asked.
+    pub sure: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -54,6 +59,7 @@ struct Service {
     declared: BTreeMap<SlotId, (Token, u64, bool)>,
     /// Requests that came before everybody had declared, or that there was no time for.
     queued: VecDeque<Queued>,
+    doubts: Doubts,
     /// Waits that may be part of a circle, and when that is looked at (again).
     suspects: VecDeque<(Duration, WaitId)>,
 }
@@ -62,6 +68,8 @@ struct Service {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Server {
     services: BTreeMap<InodeNo, Service>,
+    /// Hosts that are excluded and not recovered.
+    dead: BTreeSet<SlotId>,
     /// Those with requests that wait until everybody has declared.
     unready: BTreeSet<InodeNo>,
     /// Those that have something to grant at a later time, whatever happens.
@@ -92,6 +100,10 @@ impl Server {
     /// A message of a client; `me` is a client like any other. What follows from it is told by
     /// [`Server::work`].
     pub fn receive(&mut self, now: Duration, from: SlotId, ino: InodeNo, number: u64, ask: Ask) {
+        if let Ask::Checked { asker, request } = ask {
+            let service = self.services.get_mut(&ino);
+            return service.into_iter().for_each(|s| s.doubts.checked(from, asker, request));
+        }
         let service = self.services.entry(ino).or_default();
         match ask {
             Ask::Begin(token, grant) => {
@@ -111,10 +123,11 @@ impl Server {
                     *done = true;
                 }
             }
-            Ask::Set { .. } | Ask::Test(_) | Ask::Cancel(_) => {
-                service.queued.push_back(Queued { from, number, ask, told: false });
+            Ask::Set { .. } | Ask::GiveUp(_) | Ask::Test(_) | Ask::Cancel(_) => {
+                service.queued.push_back(Queued { from, number, ask, told: false, sure: false });
                 self.unready.insert(ino);
             }
+            Ask::Checked { .. } => unreachable!("seen above"),
         }
     }
 
@@ -142,11 +155,14 @@ impl Server {
         declared.into_iter().filter(|host| !hosts.contains_key(host)).for_each(|host| service.forget(host));
         // Who is not among them has nothing to do with it any more.
         service.queued.retain(|q| hosts.contains_key(&q.from));
+        service.doubts.keep(|host| hosts.contains_key(&host));
+        // Behind what came before the last answer.
+        service.queued.extend(service.doubts.take_sure(now));
         while let Some(service) = self.services.get_mut(&ino)
-            && let Some(Queued { from, number, ask, .. }) = service.queued.front().copied()
+            && let Some(request) = service.queued.front().copied()
         {
             // Who waits comes before who asks later.
-            if matches!(ask, Ask::Set { lock, .. } if lock.mode != Mode::N) {
+            if matches!(request.ask, Ask::Set { lock, .. } if lock.mode != Mode::N) {
                 service.settle(now, ino, steps, out);
             }
             if steps.are_over() {
@@ -154,7 +170,11 @@ impl Server {
             }
             service.queued.pop_front();
             steps.take(service.table.len() + service.table.waiters().len());
-            if let Some((request, answer)) = self.meet(now, ino, (from, number), ask, client, steps) {
+            if self.is_doubtful(now, ino, &request, client, out) {
+                continue;
+            }
+            let (from, id) = (request.from, (request.from, request.number));
+            if let Some((request, answer)) = self.meet(now, ino, id, request.ask, client, steps) {
                 out.push(Told { to: from, ino, request, answer });
             }
         }
@@ -170,6 +190,37 @@ impl Server {
         self.drop_if_idle(ino);
     }
 
+    /// Would it be refused by what other hosts have, that they have not been asked about? They are now.
+    fn is_doubtful(
+        &mut self,
+        now: Duration,
+        ino: InodeNo,
+        request: &Queued,
+        client: &Client,
+        out: &mut Vec<Told>,
+    ) -> bool {
+        let (Ask::Set { lock, wait: false } | Ask::Test(lock)) = request.ask else { return false };
+        let Some(service) = self.services.get_mut(&ino).filter(|_| !request.sure) else { return false };
+        let Queued { from, number, .. } = *request;
+        // What hosts say comes in order, so of the asker's own and of this host's nothing is on its way.
+        let elsewhere = |host: &SlotId| *host != from && !client.is_host(*host) && !self.dead.contains(host);
+        let blockers = service.table.blockers(&lock);
+        let hosts: BTreeSet<SlotId> = blockers.iter().map(|owner| owner.host).filter(elsewhere).collect();
+        if hosts.is_empty() || service.table.asks_nobody(&lock) {
+            return false;
+        }
+        let mut tell = |to, request, answer| out.push(Told { to, ino, request, answer });
+        hosts.iter().for_each(|host| tell(*host, number, Answer::Check { asker: from }));
+        if !request.told {
+            tell(from, number, Answer::Queued);
+        }
+        if let Ask::Set { .. } = request.ask {
+            service.table.give_up_other_mode(&lock);
+        }
+        service.doubts.add(now, Queued { told: true, ..*request }, hosts);
+        true
+    }
+
     /// The answer to a request, and which one.
     fn meet(
         &mut self,
@@ -180,7 +231,8 @@ impl Server {
         client: &Client,
         steps: &mut Steps,
     ) -> Option<(u64, Answer)> {
-        let table = &mut self.services.get_mut(&ino)?.table;
+        let service = self.services.get_mut(&ino)?;
+        let table = &mut service.table;
         let done = |answer| Some((id.1, Answer::Done(answer)));
         match ask {
             Ask::Set { lock, wait } => match table.ask(now, lock, wait.then_some(id)) {
@@ -194,16 +246,20 @@ impl Server {
                     Some((id.1, Answer::Waiting))
                 }
             },
+            Ask::GiveUp(lock) => {
+                table.set(&lock);
+                Some((id.1, Answer::Noted))
+            }
             Ask::Test(lock) => done(match table.conflict(&lock) {
                 Some((_, piece)) => FileAnswer::Found(piece.mode, piece.span, None),
                 None => FileAnswer::Free,
             }),
             // One that does not wait has been answered: that crosses this.
             Ask::Cancel(request) => {
-                let waited = table.cancel((id.0, request));
+                let waited = table.cancel((id.0, request)) || service.doubts.cancel(id.0, request);
                 waited.then_some((request, Answer::Done(FileAnswer::Interrupted)))
             }
-            Ask::Begin(..) | Ask::Held(_) | Ask::Waits(_) | Ask::End => None,
+            Ask::Begin(..) | Ask::Held(_) | Ask::Waits(_) | Ask::End | Ask::Checked { .. } => None,
         }
     }
 
@@ -258,16 +314,25 @@ impl Server {
     pub fn purge(&mut self, ino: InodeNo, host: SlotId) {
         if let Some(service) = self.services.get_mut(&ino) {
             service.forget(host);
+            service.doubts.forget(host);
             self.drop_if_idle(ino);
         }
     }
 
     /// A host has died: it waits for nothing any more. What it has counts until it is recovered.
     pub fn dead(&mut self, host: SlotId) {
+        self.dead.insert(host);
         for service in self.services.values_mut() {
             service.table.drop_waiters(host);
             service.queued.retain(|q| q.from != host);
+            service.doubts.forget(host);
         }
+    }
+
+    /// A mount has left, or is recovered.
+    pub fn gone(&mut self, host: SlotId) {
+        self.dead.remove(&host);
+        self.inodes().into_iter().for_each(|ino| self.purge(ino, host));
     }
 
     /// When a table must be looked at again.
@@ -281,7 +346,8 @@ impl Server {
     }
 
     fn drop_if_idle(&mut self, ino: InodeNo) {
-        if self.services.get(&ino).is_some_and(|s| s.declared.is_empty() && s.queued.is_empty()) {
+        let is_idle = |s: &Service| s.declared.is_empty() && s.queued.is_empty() && s.doubts.is_empty();
+        if self.services.get(&ino).is_some_and(is_idle) {
             self.services.remove(&ino);
             self.unready.remove(&ino);
             self.timers.remove(&ino);
@@ -304,7 +370,7 @@ impl Service {
     fn deadline(&self) -> Option<Duration> {
         let left = (!self.queued.is_empty()).then_some(Duration::ZERO);
         let suspect = self.suspects.front().map(|(at, _)| *at);
-        [left, suspect, self.table.deadline()].into_iter().flatten().min()
+        [left, suspect, self.doubts.deadline(), self.table.deadline()].into_iter().flatten().min()
     }
 
     /// What need not wait until everybody has declared: what takes nothing that its owner has not (in order:
@@ -314,7 +380,7 @@ impl Service {
         let mut tell = |to, request, answer| out.push(Told { to, ino, request, answer });
         let mut rest: VecDeque<Queued> = VecDeque::new();
         for mut queued in std::mem::take(&mut self.queued) {
-            let Queued { from, number, ask, told } = queued;
+            let Queued { from, number, ask, told, .. } = queued;
             if !self.declared.get(&from).is_some_and(|(_, _, done)| *done) {
                 rest.push_back(queued);
                 continue;
@@ -324,10 +390,15 @@ impl Service {
                     self.table.set(&lock);
                     tell(from, number, Answer::Done(FileAnswer::Granted));
                 }
+                Ask::GiveUp(lock) => {
+                    self.table.set(&lock);
+                    tell(from, number, Answer::Noted);
+                }
                 Ask::Cancel(request) => {
                     let before = rest.len();
                     rest.retain(|q| (q.from, q.number) != (from, request));
-                    if self.table.cancel((from, request)) || rest.len() < before {
+                    let doubted = self.doubts.cancel(from, request);
+                    if self.table.cancel((from, request)) || doubted || rest.len() < before {
                         tell(from, request, Answer::Done(FileAnswer::Interrupted));
                     }
                 }
@@ -349,6 +420,7 @@ impl Service {
         self.table.drop_host(host);
         self.declared.remove(&host);
         self.queued.retain(|q| q.from != host);
+        self.doubts.drop_requests(host);
     }
 }
 

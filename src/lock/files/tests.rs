@@ -4,6 +4,7 @@
 //! In the end everybody who waits for something free must have it, and nobody has what no program knows of.
 
 use super::client::Home;
+use super::doubts::DOUBT_MAX;
 use super::table::FileTable;
 use super::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner, RequestNo, Span};
 use crate::base::{AgNo, InodeNo, LockName, Mode, SlotId};
@@ -13,6 +14,7 @@ use crate::lock::sim_tests::seeds;
 use crate::lock::sim_world::{GROUPS, World};
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 const OWNERS: u64 = 3;
 const BYTES: u64 = 6;
@@ -29,6 +31,8 @@ struct Sim {
     told: BTreeMap<InodeNo, FileTable>,
     /// Requests without an answer, and what their owners had there.
     asked: BTreeMap<(SlotId, RequestNo), (FileLock, Vec<FileLock>)>,
+    /// Requests that do not wait: when they were made, and has anybody been in the way since?
+    tried: BTreeMap<(SlotId, RequestNo), (Duration, bool)>,
     /// Owners that were not told how it ended when they gave something up, or asked for flock in another mode.
     unsure: BTreeSet<(InodeNo, LockKind, Owner)>,
     /// By owner of flock: how many open file descriptions have had its number.
@@ -39,6 +43,8 @@ struct Sim {
     modest: bool,
     granted: usize,
     withdrawn: usize,
+    /// Refused by what other hosts had.
+    refused: usize,
     deadlocks: usize,
     /// Registers found without a place for more messages.
     full: usize,
@@ -58,12 +64,14 @@ impl Sim {
             world,
             told: inodes().into_iter().map(|ino| (ino, FileTable::default())).collect(),
             asked: BTreeMap::new(),
+            tried: BTreeMap::new(),
             unsure: BTreeSet::new(),
             lives: BTreeMap::new(),
             closed: Vec::new(),
             modest,
             granted: 0,
             withdrawn: 0,
+            refused: 0,
             deadlocks: 0,
             full: 0,
             halted: None,
@@ -118,8 +126,42 @@ impl Sim {
         let now = self.world.now;
         let no = self.world.nodes.get_mut(&slot).unwrap().desk.file_request(now, &request);
         self.asked.insert((slot, no), (lock, before));
+        if lock.mode != Mode::N && job == (Job::Set { wait: false }) {
+            self.tried.insert((slot, no), (now, false));
+            self.look_who_is_in_the_way();
+        }
         self.world.after(slot);
         self.hear(slot);
+    }
+
+    /// Who is refused has had somebody in the way at some time between request and answer: one that has the lock as it knows,
+    /// may have it, or is gone and the host does not know that yet.
+    fn look_who_is_in_the_way(&mut self) {
+        let Sim { world, told, asked, tried, unsure, closed, .. } = self;
+        for ((slot, no), (_, met)) in tried.iter_mut().filter(|(_, (_, met))| !*met) {
+            let Some((lock, _)) = asked.get(&(*slot, *no)) else { continue };
+            let clashes = |other: &FileLock| {
+                let apart = (other.kind, other.owner) != (lock.kind, lock.owner) && other.kind == lock.kind;
+                apart && other.span.overlaps(lock.span) && !other.mode.compatible(lock.mode)
+            };
+            let asks = |((_, other), (wanted, had)): (&(SlotId, RequestNo), &(FileLock, Vec<FileLock>))| {
+                other.ino == no.ino && (clashes(wanted) || had.iter().any(clashes))
+            };
+            *met = told[&no.ino].conflict(lock).is_some()
+                || asked.iter().any(asks)
+                || unsure
+                    .iter()
+                    .any(|(ino, kind, owner)| (*ino, *kind) == (no.ino, lock.kind) && *owner != lock.owner)
+                || !closed.is_empty()
+                || !world.dead.is_empty()
+                || world.nodes.values().any(|n| n.leaving || n.membership.view.epoch != world.view.epoch);
+        }
+    }
+
+    fn refused(&mut self, slot: SlotId, no: RequestNo, at: Duration, met: bool) {
+        let patient = self.world.now < at + DOUBT_MAX;
+        self.refused += usize::from(patient);
+        assert!(met || !patient, "{no:?} of {slot} was refused by nobody\n{}", self.state());
     }
 
     fn handle(&self, lock: &FileLock) -> u64 {
@@ -187,7 +229,11 @@ impl Sim {
         let mut again = Vec::new();
         for (no, answer) in answers {
             // What the desk asks of its own accord, at a release, is not listed.
+            self.look_who_is_in_the_way();
             let Some((lock, before)) = self.asked.remove(&(slot, no)) else { continue };
+            if let (Some((at, met)), FileAnswer::Denied) = (self.tried.remove(&(slot, no)), answer) {
+                self.refused(slot, no, at, met);
+            }
             let told = self.told.get_mut(&no.ino).unwrap();
             self.deadlocks += usize::from(answer == FileAnswer::Deadlock);
             if answer == FileAnswer::Granted {
@@ -285,6 +331,7 @@ impl Sim {
         let left: BTreeSet<SlotId> =
             (0..4).map(SlotId).filter(|s| gone(s) && !self.world.dead.contains_key(s)).collect();
         self.asked.retain(|(slot, _), _| self.world.nodes.contains_key(slot));
+        self.tried.retain(|(slot, _), _| self.world.nodes.contains_key(slot));
         self.unsure.retain(|(_, _, owner)| self.world.nodes.contains_key(&owner.host));
         self.closed.retain(|(slot, _)| self.world.nodes.contains_key(slot));
         for told in self.told.values_mut() {
@@ -397,7 +444,7 @@ impl Sim {
     }
 }
 
-fn run(seed: u64, modest: bool, members: bool) -> [usize; 5] {
+fn run(seed: u64, modest: bool, members: bool) -> [usize; 6] {
     let mut sim = Sim::new(seed, modest);
     for _ in 0..6000 {
         sim.step(true, members);
@@ -418,20 +465,22 @@ fn run(seed: u64, modest: bool, members: bool) -> [usize; 5] {
     sim.tables_agree(seed);
     sim.wind_up(seed);
     sim.agree();
-    [sim.granted, sim.withdrawn, sim.deadlocks, sim.full, sim.compared]
+    [sim.granted, sim.withdrawn, sim.deadlocks, sim.full, sim.compared, sim.refused]
 }
 
 fn run_all(modest: bool, members: bool, range: std::ops::Range<u64>) {
-    let mut sums = [0; 5];
+    let mut sums = [0; 6];
     for seed in seeds(range) {
         let caught = std::panic::catch_unwind(|| run(seed, modest, members));
         let Ok(counts) = caught else { panic!("seed {seed} failed") };
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    let [granted, withdrawn, deadlocks, full, compared] = sums;
-    println!("{granted} locks granted, {withdrawn} requests withdrawn, {deadlocks} deadlocks seen");
+    let [granted, withdrawn, deadlocks, full, compared, refused] = sums;
+    println!(
+        "{granted} locks granted, {refused} refused, {withdrawn} requests withdrawn, {deadlocks} deadlocks"
+    );
     println!("{full} times a register was full; tables of {compared} hosts with locks compared");
-    assert!(granted > 100 && (modest || withdrawn > 10));
+    assert!(granted > 100 && refused > 100 && (modest || withdrawn > 10));
     assert!(!modest || deadlocks == 0, "who has nothing is in nobody's way");
     assert!(full > 10 && (modest || compared > 0));
 }

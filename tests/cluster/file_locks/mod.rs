@@ -2,6 +2,7 @@
 
 mod contention;
 pub mod program;
+mod unlocked;
 
 use crate::rig::Cluster;
 use libc::{EAGAIN, EDEADLK, F_RDLCK, F_SETLKW, F_UNLCK, F_WRLCK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN};
