@@ -108,6 +108,7 @@ impl Cluster {
             shared: shared.clone(),
             lobby: Lobby::default(),
             registers: None,
+            talks: true,
             left: false,
         };
         let thread = std::thread::Builder::new()
@@ -251,6 +252,8 @@ struct Protocol {
     shared: Arc<Shared>,
     lobby: Lobby,
     registers: Option<Registers>,
+    /// There may be something to say in the registers that was not said.
+    talks: bool,
     next_beat: Duration,
     last_poll: Duration,
     /// When an error was last told of; none since the last round that worked.
@@ -265,21 +268,23 @@ impl Protocol {
     /// Until the mount leaves, is abandoned or excluded; the answer says why.
     fn run(&mut self) -> String {
         self.node.lease.renewed_here();
+        let mut now = self.node.clock.now();
         loop {
-            let commands = {
+            let (awake, commands) = {
                 let mut signals = self.shared.signals.lock();
-                signals.awake = false;
-                std::mem::take(&mut signals.commands)
+                (std::mem::take(&mut signals.awake), std::mem::take(&mut signals.commands))
             };
+            self.talks |= awake || !commands.is_empty();
             for command in commands {
                 if let Some(why) = self.obey(command) {
                     return why;
                 }
+                now = self.node.clock.now();
             }
-            match self.round() {
-                Ok(next) => {
+            match self.round(now) {
+                Ok((then, next)) => {
                     (self.trouble, self.failing) = (None, None);
-                    self.wait(next);
+                    now = self.wait(then, next);
                 }
                 Err(Error::Halted(why)) => return why,
                 Err(e) => {
@@ -289,9 +294,10 @@ impl Protocol {
                         let _ = self.node.lost(why.clone());
                         return why;
                     }
-                    let soon = self.node.clock.now() + self.node.timing.heartbeat / 4;
+                    let then = self.node.clock.now();
+                    let soon = then + self.node.timing.heartbeat / 4;
                     self.next_beat = self.next_beat.min(soon);
-                    self.wait(soon);
+                    now = self.wait(then, soon);
                 }
             }
         }
@@ -316,26 +322,37 @@ impl Protocol {
             .then(|| format!("the device has answered with errors for {} s: {e}", failing.as_secs()))
     }
 
-    /// Beat and exchange mail as is due. Returns when to come again at the latest.
-    fn round(&mut self) -> Result<Duration> {
-        if self.node.clock.now() >= self.next_beat || self.node.ack_due {
+    /// Beat and exchange mail as is due. `now` was just looked at; returns when that was done again, and when to come
+    /// again at the latest.
+    fn round(&mut self, mut now: Duration) -> Result<(Duration, Duration)> {
+        if now >= self.next_beat || self.node.ack_due {
             self.beat()?;
+            now = self.node.clock.now();
+            self.talks = true;
         }
-        let Some(registers) = &mut self.registers else { return Ok(self.next_beat) };
-        registers.tell(&self.node);
-        let now = self.node.clock.now();
+        let Some(registers) = &mut self.registers else { return Ok((now, self.next_beat)) };
+        let mut news = registers.tell(&self.node, now);
+        registers.tick(now);
         if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
             self.last_poll = now;
-            registers.poll(&self.node, self.next_beat)?;
+            let heard;
+            (now, heard) = registers.poll(&self.node, now, self.next_beat)?;
+            news |= heard;
         }
-        let timer = registers.tick(self.node.clock.now());
-        if !registers.flush(&self.node)? {
-            // The lease ran out: renew, and come again at once if that worked.
-            self.beat()?;
-            return Ok(self.node.clock.now() + self.node.timing.heartbeat / 10);
+        self.talks |= news;
+        if self.talks || registers.flush_due().is_some_and(|due| due <= now) {
+            // After an error it is to be done again.
+            self.talks = true;
+            let Some(then) = registers.flush(&self.node, now, !news)? else {
+                // The lease ran out: renew, and come again at once if that worked.
+                self.beat()?;
+                let now = self.node.clock.now();
+                return Ok((now, now + self.node.timing.heartbeat / 10));
+            };
+            (now, self.talks) = (then, false);
         }
-        let poll = registers.poll_due(self.last_poll, self.node.clock.now());
-        Ok([timer, poll, registers.flush_due()].into_iter().flatten().fold(self.next_beat, Duration::min))
+        let due = [registers.poll_due(self.last_poll, now), registers.flush_due()];
+        Ok((now, due.into_iter().flatten().fold(self.next_beat, Duration::min)))
     }
 
     fn beat(&mut self) -> Result<()> {
@@ -393,14 +410,14 @@ impl Protocol {
         }
     }
 
-    fn wait(&self, until: Duration) {
+    /// `now` was just looked at, and so was what is returned.
+    fn wait(&self, mut now: Duration, until: Duration) -> Duration {
         let mut signals = self.shared.signals.lock();
-        while !signals.awake && signals.commands.is_empty() {
-            let left = until.saturating_sub(self.node.clock.now());
-            if left.is_zero() || self.shared.changed.wait_for(&mut signals, left).timed_out() {
-                return;
-            }
+        while now < until && !signals.awake && signals.commands.is_empty() {
+            self.shared.changed.wait_for(&mut signals, until - now);
+            now = self.node.clock.now();
         }
+        now
     }
 
     fn end(&mut self, why: String, claim: Option<Arc<dyn SlotClaim>>, range: (u64, u64)) {

@@ -76,7 +76,12 @@ impl Groups {
 
     /// May shared places and registers be written now?
     pub fn is_permitted(&self) -> bool {
-        self.clock.now().as_nanos() as u64 <= self.write_until.load(Ordering::Acquire)
+        self.is_permitted_at(self.clock.now())
+    }
+
+    /// `now` has just been looked at.
+    pub fn is_permitted_at(&self, now: Duration) -> bool {
+        now.as_nanos() as u64 <= self.write_until.load(Ordering::Acquire)
     }
 
     /// Asked before each single write of a ledger: what was read, and what was decided by it, may be old.

@@ -62,16 +62,21 @@ use std::time::Duration;
 /// of the cluster room held; they must not block on anything but short mutexes.
 pub trait LockPort: Send + Sync {
     /// The whole register that `from` now has for us; called whenever it was written, and once
-    /// (possibly empty) for each new incarnation.
-    fn on_entries(&self, from: SlotId, entries: &[Entry]);
+    /// (possibly empty) for each new incarnation. `now` (boot time) was just looked at: looking again is a system call where
+    /// the kernel has no quicker way.
+    fn on_entries(&self, now: Duration, from: SlotId, entries: &[Entry]);
     /// The whole register we have for each of `to`, the oldest matters first; at most
     /// [`REGISTER_ENTRIES_MAX`] (what is beyond waits until earlier ones leave). All at once: whoever asks
     /// renews the lease, and waits for the port but once.
     fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>>;
     /// Members, silence or owners have changed.
     fn on_view(&self, members: &Membership);
-    /// Run timers; the answer is when (boot time) to call again at the latest.
-    fn tick(&self, now: Duration) -> Option<Duration>;
+    /// Has somebody here asked a moment ago for what another host may have to say?
+    fn is_awaiting(&self, _now: Duration) -> bool {
+        false
+    }
+    /// Run timers; called several times a second, and at each beat.
+    fn tick(&self, now: Duration);
 }
 
 /// The store's write permit and halt latch as the protocol thread sees them.

@@ -20,8 +20,13 @@ const POLL_EAGER: Duration = Duration::from_millis(50);
 /// times as long as a look takes, and this long at least.
 const POLL_QUICK: Duration = Duration::from_micros(250);
 const LOOKS: u32 = 5;
+/// No pause at all where a look takes no longer than this and somebody here waits.
+const LOOK_CHEAP: Duration = Duration::from_micros(300);
 /// How long after a message that goes on.
 const POLL_QUICK_FOR: Duration = Duration::from_millis(5);
+
+/// How often the port's timers are run from here: it has a thread for them, which may be kept waiting.
+const TICK: Duration = Duration::from_millis(100);
 
 /// How long a word that nobody waits for may wait for one to go with.
 const SOON: Duration = Duration::from_millis(25);
@@ -45,10 +50,11 @@ fn quick_pause(look: Duration) -> Duration {
 
 /// The pause after which the row is polled again: a tenth of the time since the last message either
 /// way, so that waiting costs at most a tenth more than it must and idleness next to nothing; less just
-/// after it.
-pub fn poll_pause(since_message: Duration, look: Duration) -> Duration {
+/// after it, and none if somebody here waits for the answer.
+pub fn poll_pause(since_message: Duration, look: Duration, awaiting: impl FnOnce() -> bool) -> Duration {
     if since_message <= POLL_QUICK_FOR {
-        return quick_pause(look);
+        let next = look <= LOOK_CHEAP && awaiting();
+        return if next { Duration::ZERO } else { quick_pause(look) };
     }
     if since_message <= POLL_EAGER {
         return POLL_MIN;
@@ -64,6 +70,8 @@ pub struct Registers {
     told: Option<Arc<Membership>>,
     /// When a message last went either way.
     last_message: Duration,
+    /// When the port's timers were last run.
+    last_tick: Duration,
     /// How long a look at the row takes, of late.
     look: Duration,
     /// How long it takes to find out what is to be said.
@@ -87,6 +95,7 @@ impl Registers {
             outbox: Outbox::new(slots),
             told: None,
             last_message: now,
+            last_tick: now,
             look: POLL_MIN,
             build: Duration::ZERO,
             broken_off: None,
@@ -97,7 +106,7 @@ impl Registers {
     }
 
     /// Tell the port of a new snapshot, if there is one. Returns whether there was.
-    pub fn tell(&mut self, node: &Node) -> bool {
+    pub fn tell(&mut self, node: &Node, now: Duration) -> bool {
         let members = node.groups.membership();
         if self.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &members)) {
             return false;
@@ -106,11 +115,11 @@ impl Registers {
         for slot in (0..members.view.slots.len() as u16).map(SlotId).filter(|s| *s != members.me) {
             let incarnation = members.incarnation_of(slot);
             if self.inbox.set_member(slot, incarnation) && incarnation.is_some() {
-                self.port.on_entries(slot, &[]);
+                self.port.on_entries(now, slot, &[]);
             }
         }
         self.told = Some(members);
-        self.last_message = node.clock.now();
+        self.last_message = now;
         true
     }
 
@@ -123,28 +132,35 @@ impl Registers {
         let alone = self.told.as_ref().is_none_or(|m| m.alone());
         let pause = match self.broken_off.is_some() {
             true => Duration::ZERO,
-            false => poll_pause(now.saturating_sub(self.last_message), self.look + self.build),
+            false => poll_pause(now.saturating_sub(self.last_message), self.look + self.build, || {
+                self.port.is_awaiting(now)
+            }),
         };
         (!alone).then_some(last_poll + pause)
     }
 
     /// Read the row and hand on what is new, until a beat is due and the port has had its time: every peer's news may
-    /// take it as long as one call may. What is left comes first the next time. Returns whether anything was.
-    pub fn poll(&mut self, node: &Node, next_beat: Duration) -> Result<bool> {
+    /// take it as long as one call may. What is left comes first the next time. `now` was just looked at; returned is
+    /// when that was done again, and whether anything was new.
+    pub fn poll(&mut self, node: &Node, mut now: Duration, next_beat: Duration) -> Result<(Duration, bool)> {
         let peers = self.peers();
         let mut news = false;
-        let begun = node.clock.now();
+        let begun = now;
         let row = node.disk.read_inbox(node.slot, &peers)?;
-        self.look = mean(self.look, node.clock.now().saturating_sub(begun));
-        let until = next_beat.max(node.clock.now() + node.timing.heartbeat / 4);
+        now = node.clock.now();
+        self.look = mean(self.look, now.saturating_sub(begun));
+        let until = next_beat.max(now + node.timing.heartbeat / 4);
         let mut last = self.broken_off.take();
         for cell in in_turn(row, |cell| cell.stamp.slot, last) {
             if !self.inbox.is_news(cell.stamp) {
                 continue;
             }
-            if news && node.clock.now() >= until {
-                self.broken_off = last;
-                break;
+            if news {
+                now = node.clock.now();
+                if now >= until {
+                    self.broken_off = last;
+                    break;
+                }
             }
             last = Some(cell.stamp.slot);
             // A register written for the mount that had our slot before says nothing to us.
@@ -152,21 +168,24 @@ impl Registers {
                 true => node.disk.read_entries(node.slot, &cell)?,
                 false => Some(vec![]),
             };
+            if cell.overflow_bytes() > 0 {
+                now = node.clock.now();
+            }
             // Torn: cell and overflow are of two writes. The next poll reads both again.
             let Some(entries) = entries else { continue };
             self.inbox.taken(cell.stamp);
-            self.port.on_entries(cell.stamp.slot, &entries);
-            news = true;
+            self.port.on_entries(now, cell.stamp.slot, &entries);
+            (news, self.last_message) = (true, now);
         }
-        if news {
-            self.last_message = node.clock.now();
-        }
-        Ok(news)
+        Ok((now, news))
     }
 
-    /// Run the port's timers.
-    pub fn tick(&self, now: Duration) -> Option<Duration> {
-        self.port.tick(now)
+    /// Run the port's timers, now and then.
+    pub fn tick(&mut self, now: Duration) {
+        if now >= self.last_tick + TICK {
+            self.last_tick = now;
+            self.port.tick(now);
+        }
     }
 
     /// When what has to be said to `to` is to be written: now, if that is over.
@@ -188,22 +207,24 @@ impl Registers {
         self.flush_due
     }
 
-    /// Write the registers that changed. Returns `false` if the lease does not allow it: renew, then
-    /// call again. Nothing is granted or given up in words that the lease does not cover.
-    pub fn flush(&mut self, node: &Node) -> Result<bool> {
-        let Some(members) = self.told.clone() else { return Ok(true) };
+    /// Write the registers that changed. Returns `None` if the lease does not allow it: renew, then
+    /// call again. Nothing is granted or given up in words that the lease does not cover. Returns when the clock was last
+    /// looked at; `begun` was, and if nothing was done since (`fresh`), it says how long this takes.
+    pub fn flush(&mut self, node: &Node, begun: Duration, fresh: bool) -> Result<Option<Duration>> {
+        let Some(members) = self.told.clone() else { return Ok(Some(begun)) };
         self.flush_due = None;
-        let begun = node.clock.now();
         let peers = self.peers();
         let all = self.port.outgoing(&peers);
-        self.build = mean(self.build, node.clock.now().saturating_sub(begun));
+        let mut now = node.clock.now();
+        if fresh {
+            self.build = mean(self.build, now.saturating_sub(begun));
+        }
         for (to, mut entries) in peers.into_iter().zip(all) {
             if entries.len() > REGISTER_ENTRIES_MAX {
                 tracing::debug!(%to, entries = entries.len(), "register full; the rest waits");
                 entries.truncate(REGISTER_ENTRIES_MAX);
             }
             let Some(meant_for) = members.incarnation_of(to) else { continue };
-            let now = node.clock.now();
             let urgency = self.outbox.urgency(to, meant_for, &entries);
             let Some(due) = self.write_due(to, urgency, now) else { continue };
             if due > now {
@@ -211,19 +232,20 @@ impl Registers {
                 continue;
             }
             let Some(sequence) = self.outbox.publish(to, meant_for, &entries) else { continue };
-            if !node.groups.is_permitted() {
+            if !node.groups.is_permitted_at(now) {
                 self.outbox.lost(to);
-                return Ok(false);
+                return Ok(None);
             }
             let stamp = Stamp { slot: node.slot, incarnation: node.incarnation, sequence };
             if let Err(e) = node.disk.write_register(to, meant_for, stamp, &entries) {
                 self.outbox.lost(to);
                 return Err(e);
             }
-            self.last_message = node.clock.now();
-            self.written[usize::from(to.0)] = (self.last_message, None);
+            now = node.clock.now();
+            self.last_message = now;
+            self.written[usize::from(to.0)] = (now, None);
         }
-        Ok(true)
+        Ok(Some(now))
     }
 
     /// Read one own register back: a late duplicate of an older write may have brought an old content
@@ -260,15 +282,27 @@ mod tests {
 
     #[test]
     fn polling_is_eager_after_a_message_and_lazy_when_idle() {
-        let pause = |ms| poll_pause(Duration::from_millis(ms), Duration::ZERO).as_millis();
+        let pause = |ms| poll_pause(Duration::from_millis(ms), Duration::ZERO, || false).as_millis();
         assert_eq!((pause(6), pause(50), pause(100), pause(500)), (1, 1, 10, 50));
         assert_eq!(pause(3_600_000), 100);
     }
 
     #[test]
     fn just_after_a_message_looks_are_as_frequent_as_they_are_cheap() {
-        let pause = |look| poll_pause(Duration::from_millis(1), Duration::from_micros(look)).as_micros();
+        let pause =
+            |look| poll_pause(Duration::from_millis(1), Duration::from_micros(look), || false).as_micros();
         assert_eq!((pause(0), pause(30), pause(100), pause(300), pause(9000)), (250, 250, 500, 1000, 1000));
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_looks_without_a_pause_where_looks_are_cheap() {
+        let pause = |ms, look, awaits| {
+            let look = Duration::from_micros(look);
+            poll_pause(Duration::from_millis(ms), look, || awaits).as_micros()
+        };
+        assert_eq!((pause(1, 100, true), pause(1, 100, false)), (0, 500));
+        assert_eq!((pause(1, 300, true), pause(1, 301, true)), (0, 1000), "a slow device is spared");
+        assert_eq!((pause(5, 50, true), pause(6, 50, true)), (0, 1000), "so is one whose answer takes long");
     }
 
     #[test]

@@ -400,12 +400,12 @@ impl Drop for LockManager {
 }
 
 impl LockPort for LockManager {
-    fn on_entries(&self, from: SlotId, entries: &[Entry]) {
-        self.hub.with_desk(|desk, now| desk.on_entries(now, from, entries));
+    fn on_entries(&self, now: Duration, from: SlotId, entries: &[Entry]) {
+        self.hub.at_desk(|desk| desk.on_entries(now, from, entries));
     }
 
     fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
-        self.hub.with_desk(|desk, _| to.iter().map(|to| desk.outgoing(*to)).collect())
+        self.hub.at_desk(|desk| to.iter().map(|to| desk.outgoing(*to)).collect())
     }
 
     fn on_view(&self, members: &Membership) {
@@ -413,8 +413,12 @@ impl LockPort for LockManager {
         self.hub.with_desk(|desk, now| desk.on_view(now, members));
     }
 
-    fn tick(&self, _now: Duration) -> Option<Duration> {
-        self.hub.with_desk(|desk, now| desk.tick(now));
-        None // the hub has a timer thread of its own; this is for the log lines about waiting
+    fn is_awaiting(&self, now: Duration) -> bool {
+        self.hub.is_awaiting(now)
+    }
+
+    // The hub has a timer thread of its own; this is for the log lines about waiting.
+    fn tick(&self, now: Duration) {
+        self.hub.at_desk(|desk| desk.tick(now));
     }
 }

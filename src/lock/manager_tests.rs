@@ -2,7 +2,7 @@
 //! demoters keep a cache over a common disk, so that a stale read or a lost write shows.
 
 use super::*;
-use crate::base::{AgNo, Incarnation, InodeNo, LockName, Mode, Result, SlotId, SystemClock, Token};
+use crate::base::{AgNo, Clock, Incarnation, InodeNo, LockName, Mode, Result, SlotId, SystemClock, Token};
 use crate::cluster::{LockPort, Membership, Owner};
 use crate::format::cluster::{SlotState, View};
 use crate::format::layout::Geometry;
@@ -181,7 +181,7 @@ fn carry(managers: &[Arc<LockManager>], stop: &AtomicBool) {
             for (to, receiver) in (0u16..).zip(managers) {
                 let entries = if from == to { continue } else { sender.outgoing(&[SlotId(to)]) };
                 if last.insert((from, to), entries.clone()).as_ref() != Some(&entries) {
-                    receiver.on_entries(SlotId(from), &entries[0]);
+                    receiver.on_entries(SystemClock.now(), SlotId(from), &entries[0]);
                 }
             }
         }

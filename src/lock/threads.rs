@@ -13,12 +13,16 @@ use crate::lock::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockSet, Pins};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Demotion threads by class: whole-volume locks, inodes, groups.
 pub const LANES: [usize; 3] = [1, 4, 2];
+
+/// Who has waited for longer than this waits for something that takes its time.
+const LATELY: Duration = Duration::from_millis(100);
 
 /// What happens once a set is pinned.
 pub(super) enum Then {
@@ -64,6 +68,10 @@ pub(super) struct Hub {
     demoters: [Condvar; 3],
     adopter: Condvar,
     workers: Condvar,
+    /// Somebody waits for a lock, or the answer to a request.
+    awaiting: AtomicBool,
+    /// When somebody last asked (nanoseconds since boot).
+    asked: AtomicU64,
     wake: RwLock<Option<Wake>>,
     adopt: RwLock<Option<Adopt>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -91,6 +99,8 @@ impl Hub {
             demoters: Default::default(),
             adopter: Condvar::new(),
             workers: Condvar::new(),
+            awaiting: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
             wake: RwLock::new(None),
             adopt: RwLock::new(None),
             threads: Mutex::new(Vec::new()),
@@ -128,11 +138,23 @@ impl Hub {
         self.adopter.notify_all();
     }
 
+    /// Does anybody here wait for a lock who has asked for it a moment ago?
+    pub fn is_awaiting(&self, now: Duration) -> bool {
+        let asked = Duration::from_nanos(self.asked.load(Ordering::Relaxed));
+        self.awaiting.load(Ordering::Relaxed) && now <= asked + LATELY
+    }
+
     /// Do something at the desk, then see to what follows from it.
     pub fn with_desk<T>(self: &Arc<Hub>, f: impl FnOnce(&mut Desk, Duration) -> T) -> T {
-        let mut state = self.state.lock();
+        // Before the mutex is taken: where the clock is a system call, others would wait for that.
         let now = self.cfg.clock.now();
-        let result = f(&mut state.desk, now);
+        self.at_desk(|desk| f(desk, now))
+    }
+
+    /// Where the time is known, or of no interest.
+    pub fn at_desk<T>(self: &Arc<Hub>, f: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = f(&mut state.desk);
         self.finish(state);
         result
     }
@@ -151,10 +173,17 @@ impl Hub {
         set: LockSet,
         then: Then,
     ) {
+        let now = self.asked_now();
         let mut state = self.state.lock();
-        let ticket = by(&mut state.desk, self.cfg.clock.now(), set);
+        let ticket = by(&mut state.desk, now, set);
         state.thens.insert(ticket, then);
         self.finish(state);
+    }
+
+    fn asked_now(&self) -> Duration {
+        let now = self.cfg.clock.now();
+        self.asked.store(now.as_nanos() as u64, Ordering::Relaxed);
+        now
     }
 
     /// Make a request for a file lock with `ask`, and do `then` when it is answered. `None`: there was nothing
@@ -164,8 +193,8 @@ impl Hub {
         ask: impl FnOnce(&mut Desk, Duration) -> Option<RequestNo>,
         then: FileThen,
     ) -> Option<RequestNo> {
+        let now = self.asked_now();
         let mut state = self.state.lock();
-        let now = self.cfg.clock.now();
         let request = ask(&mut state.desk, now)?;
         state.file_thens.insert(request, then);
         self.finish(state);
@@ -243,6 +272,8 @@ impl Hub {
             self.teller.notify_one();
         }
         let dirty = !state.desk.take_dirty().is_empty();
+        let awaiting = !state.thens.is_empty() || !state.file_thens.is_empty();
+        self.awaiting.store(awaiting, Ordering::Relaxed);
         drop(state);
         if dirty && let Some(wake) = self.wake.read().clone() {
             wake();

@@ -124,14 +124,12 @@ fn four_first_mounts_at_once_on_four_machines() {
 fn an_idle_pair_costs_little() {
     struct Quiet;
     impl LockPort for Quiet {
-        fn on_entries(&self, _: SlotId, _: &[Entry]) {}
+        fn on_entries(&self, _: Duration, _: SlotId, _: &[Entry]) {}
         fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
             vec![vec![]; to.len()]
         }
         fn on_view(&self, _: &Membership) {}
-        fn tick(&self, _: Duration) -> Option<Duration> {
-            None
-        }
+        fn tick(&self, _: Duration) {}
     }
     let medium = Medium::formatted();
     let hosts = [join(&medium, "a", Where::Here), join(&medium, "b", Where::Here)];

@@ -18,7 +18,7 @@ pub struct Post {
 }
 
 impl LockPort for Post {
-    fn on_entries(&self, from: SlotId, entries: &[Entry]) {
+    fn on_entries(&self, _: Duration, from: SlotId, entries: &[Entry]) {
         std::thread::sleep(Duration::from_millis(self.slow_ms.load(Ordering::Relaxed)));
         let sequences: Vec<_> = entries.iter().map(|e| e.seq).collect();
         assert!(sequences.iter().all(|s| *s == sequences[0]), "a mix of two contents");
@@ -33,9 +33,7 @@ impl LockPort for Post {
     fn on_view(&self, members: &Membership) {
         *self.members.lock() = Some(members.clone());
     }
-    fn tick(&self, _: Duration) -> Option<Duration> {
-        None
-    }
+    fn tick(&self, _: Duration) {}
 }
 
 pub fn content(version: u64, count: usize) -> Vec<Entry> {
