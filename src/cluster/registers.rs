@@ -20,8 +20,11 @@ const POLL_EAGER: Duration = Duration::from_millis(50);
 /// times as long as a look takes, and this long at least.
 const POLL_QUICK: Duration = Duration::from_micros(250);
 const LOOKS: u32 = 5;
-/// No pause at all where a look takes no longer than this and somebody here waits.
-const LOOK_CHEAP: Duration = Duration::from_micros(300);
+/// No pause at all where somebody here waits and a look takes so long: less for the others who use a slow device, and
+/// without waiting for a device at all, others would not get the processor.
+const LOOKS_ON: std::ops::RangeInclusive<Duration> = Duration::from_micros(20)..=Duration::from_micros(300);
+/// The pause if it takes less.
+const POLL_AWAITING: Duration = Duration::from_micros(50);
 /// How long after a message that goes on.
 const POLL_QUICK_FOR: Duration = Duration::from_millis(5);
 
@@ -53,8 +56,11 @@ fn quick_pause(look: Duration) -> Duration {
 /// after it, and none if somebody here waits for the answer.
 pub fn poll_pause(since_message: Duration, look: Duration, awaiting: impl FnOnce() -> bool) -> Duration {
     if since_message <= POLL_QUICK_FOR {
-        let next = look <= LOOK_CHEAP && awaiting();
-        return if next { Duration::ZERO } else { quick_pause(look) };
+        return match look {
+            look if look > *LOOKS_ON.end() || !awaiting() => quick_pause(look),
+            look if look < *LOOKS_ON.start() => POLL_AWAITING,
+            _ => Duration::ZERO,
+        };
     }
     if since_message <= POLL_EAGER {
         return POLL_MIN;
@@ -302,6 +308,7 @@ mod tests {
         };
         assert_eq!((pause(1, 100, true), pause(1, 100, false)), (0, 500));
         assert_eq!((pause(1, 300, true), pause(1, 301, true)), (0, 1000), "a slow device is spared");
+        assert_eq!((pause(1, 1, true), pause(1, 1, false)), (50, 250), "others need the processor");
         assert_eq!((pause(5, 50, true), pause(6, 50, true)), (0, 1000), "so is one whose answer takes long");
     }
 

@@ -51,6 +51,8 @@ struct State {
     file_thens: HashMap<RequestNo, FileThen>,
     tells: VecDeque<Tell>,
     lanes: [VecDeque<DemoteJob>; 3],
+    /// Demotions under way.
+    demoting: usize,
     adoptions: VecDeque<AgNo>,
     pool: VecDeque<Job>,
     /// When the teller wakes by itself.
@@ -68,7 +70,7 @@ pub(super) struct Hub {
     demoters: [Condvar; 3],
     adopter: Condvar,
     workers: Condvar,
-    /// Somebody waits for a lock, or the answer to a request.
+    /// Somebody waits for a file lock, and for nothing else.
     awaiting: AtomicBool,
     /// When somebody last asked (nanoseconds since boot).
     asked: AtomicU64,
@@ -85,6 +87,7 @@ impl Hub {
             file_thens: HashMap::new(),
             tells: VecDeque::new(),
             lanes: Default::default(),
+            demoting: 0,
             adoptions: VecDeque::new(),
             pool: VecDeque::new(),
             timer: None,
@@ -138,7 +141,8 @@ impl Hub {
         self.adopter.notify_all();
     }
 
-    /// Does anybody here wait for a lock who has asked for it a moment ago?
+    /// Does a program here wait for a file lock that it has asked for a moment ago, and is nothing else to be done about
+    /// locks?
     pub fn is_awaiting(&self, now: Duration) -> bool {
         let asked = Duration::from_nanos(self.asked.load(Ordering::Relaxed));
         self.awaiting.load(Ordering::Relaxed) && now <= asked + LATELY
@@ -272,7 +276,11 @@ impl Hub {
             self.teller.notify_one();
         }
         let dirty = !state.desk.take_dirty().is_empty();
-        let awaiting = !state.thens.is_empty() || !state.file_thens.is_empty();
+        // Whoever waits for a lock of the cluster is told by threads here, and so are those it is taken from: they
+        // need the processor.
+        let idle =
+            state.thens.is_empty() && state.lanes.iter().all(VecDeque::is_empty) && state.demoting == 0;
+        let awaiting = idle && !state.file_thens.is_empty();
         self.awaiting.store(awaiting, Ordering::Relaxed);
         drop(state);
         if dirty && let Some(wake) = self.wake.read().clone() {
@@ -333,15 +341,18 @@ impl Hub {
             }
             let count = state.lanes[lane].len().min(self.cfg.batch_max.max(1));
             let mut batch: Vec<_> = state.lanes[lane].drain(..count).collect();
+            state.demoting += count;
             drop(state);
             batch.sort_by_key(|job| job.name);
             let answers = self.demoter.demote(&batch);
             assert_eq!(answers.len(), batch.len(), "one answer per demotion");
-            self.with_desk(|desk, now| {
-                for (job, answer) in batch.iter().zip(answers) {
-                    desk.demoted(now, job.name, answer);
-                }
-            });
+            let now = self.cfg.clock.now();
+            let mut state = self.state.lock();
+            state.demoting -= count;
+            for (job, answer) in batch.iter().zip(answers) {
+                state.desk.demoted(now, job.name, answer);
+            }
+            self.finish(state);
         }
     }
 
