@@ -136,13 +136,14 @@ pub(super) struct HeaderWriter {
 }
 
 impl HeaderWriter {
-    /// Copy A, FLUSH, copy B. B becomes durable with the next flush, which comes before the next
-    /// copy A: so at any time one copy is whole, and a lost one is not missed.
+    /// Copy A, FLUSH, copy B, FLUSH: at any time one copy is whole, and both are durable before space behind the former
+    /// tail is written: where A cannot be read after a power cut, an older B would point at what is no log any more.
     pub fn write(&mut self, journal: &Journal, tail: Mark) -> Result<()> {
         self.sequence += 1;
         let block = journal.place.header(self.sequence, tail.txn, tail.position);
         journal.store().write_critical(journal.place.start, &block.0)?;
         journal.store().flush()?;
-        journal.store().write_critical(journal.place.start.plus(1), &block.0)
+        journal.store().write_critical(journal.place.start.plus(1), &block.0)?;
+        journal.store().flush()
     }
 }
