@@ -167,6 +167,8 @@ impl Core {
                 if !state.is_clean() || !self.journal.is_clean_under(job.name) {
                     return false;
                 }
+                let size = state.file.as_ref().map(FileState::size);
+                node.size.left_with(size.or_else(|| state.attr.as_ref().map(|attr| attr.size)));
                 (state.attr, state.file, state.space) = (None, None, None);
                 state.unprivileged = false;
                 state.default_acl = None;

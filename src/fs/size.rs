@@ -7,9 +7,12 @@
 //!
 //! There is no notification for a size. The daemon looks at its own mount, as any program might, and has the kernel ask.
 
+mod doubt;
+
 use super::*;
 use crate::lock::Pins;
 use crossbeam::channel;
+pub use doubt::Doubt;
 use node::Pages;
 use op::{Body, Reply};
 use spawn::try_spawn;
@@ -34,16 +37,7 @@ const SETTLED_MAX: Duration = Duration::from_millis(50);
 /// How long there is no look after one in vain: at first, and at most.
 const BLIND: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// May the kernel's idea of an inode's size be an old one? A number for each time the lock was lost; 0: it is right.
-#[derive(Default)]
-pub struct Doubt {
-    now: AtomicU64,
-    last: AtomicU64,
-    /// Threads that have the kernel take a size: it may still drop pages because of that.
-    tellers: AtomicU64,
-}
-
-/// One of them.
+/// A thread that has the kernel take a size.
 struct Teller(Arc<Node>);
 
 impl Teller {
@@ -56,27 +50,6 @@ impl Teller {
 impl Drop for Teller {
     fn drop(&mut self) {
         self.0.size.tellers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Doubt {
-    /// The lock goes, and others may change the size.
-    pub fn rises(&self) {
-        let number = self.last.fetch_add(1, Ordering::AcqRel) + 1;
-        self.now.store(number, Ordering::Release);
-    }
-
-    fn get(&self) -> Option<u64> {
-        Some(self.now.load(Ordering::Acquire)).filter(|number| *number > 0)
-    }
-
-    fn is_being_told(&self) -> bool {
-        self.tellers.load(Ordering::Acquire) > 0
-    }
-
-    /// The kernel has been seen to know the size under the lock that came back after this doubt.
-    fn ends(&self, number: u64) {
-        let _ = self.now.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
@@ -224,9 +197,10 @@ pub(super) fn run_told<T: Send + 'static>(
 ) {
     let body = Arc::new(Mutex::new(body));
     let told = Told { core: core.clone(), ino, mode, pages, body, reply };
-    match core.nodes.get(ino).size.get() {
-        Some(_) => told.look(),
-        None => told.run(None),
+    let node = core.nodes.get(ino);
+    match node.size.get().is_some() && !node.size.may_be_back() {
+        true => told.look(),
+        false => told.run(None),
     }
 }
 
@@ -256,7 +230,11 @@ impl<T: Send + 'static> Told<T> {
         let work = self.body.clone();
         let body = move |op: &mut Op<'_>| -> Step<Outcome<T>> {
             let node = op.core.nodes.get(ino);
-            let (doubt, view) = match (node.size.get(), &looked) {
+            let is_back = |doubt: &u64| {
+                let seen = op.core.visible(&node, &mut node.state.lock());
+                seen.is_ok_and(|(attr, _)| node.size.is_back(*doubt, attr.size))
+            };
+            let (doubt, view) = match (node.size.get().filter(|doubt| !is_back(doubt)), &looked) {
                 (Some(_), None) => return Ok(Outcome::Look),
                 (Some(doubt), Some(Some(view))) => (doubt, view.clone()),
                 (None, _) | (Some(_), Some(None)) => return Ok(Outcome::Done((work.lock())(op)?, None)),
@@ -468,22 +446,6 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_doubt_ends_with_what_was_told_after_it() {
-        let doubt = Doubt::default();
-        assert_eq!(doubt.get(), None);
-        doubt.rises();
-        let first = doubt.get().unwrap();
-        doubt.rises();
-        doubt.ends(first);
-        let second = doubt.get().unwrap();
-        doubt.ends(second);
-        assert_eq!(doubt.get(), None);
-        doubt.rises();
-        doubt.ends(second);
-        assert!(doubt.get().is_some());
-    }
 
     #[test]
     fn there_is_no_look_for_a_while_after_one_in_vain() {
