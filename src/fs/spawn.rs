@@ -5,7 +5,7 @@
 //! all that run, but not one that is woken up.
 
 use super::*;
-use crossbeam::channel;
+use std::sync::{Condvar, Mutex as Lock, MutexGuard as LockGuard, PoisonError};
 use std::time::Instant;
 
 /// How long a thread waits for more to do.
@@ -16,12 +16,41 @@ const TRY_AGAIN: Duration = Duration::from_millis(2);
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread without work: its number, and the way to it.
-type Idle = (u64, channel::Sender<Work>);
+/// Where a thread waits for work. The standard library's, which goes to sleep at once: to look out for work a little
+/// longer takes the processor from those that are to give it.
+#[derive(Default)]
+struct Seat {
+    work: Lock<Option<Work>>,
+    given: Condvar,
+}
 
-/// All of them. The last one to come is the first to go, so that those there are too many of wait in vain, and end.
-static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
-static LAST: AtomicU64 = AtomicU64::new(0);
+impl Seat {
+    fn work(&self) -> LockGuard<'_, Option<Work>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give(&self, work: Work) {
+        *self.work() = Some(work);
+        self.given.notify_one();
+    }
+
+    /// The work that is given within this time.
+    fn take_within(&self, time: Duration) -> Option<Work> {
+        let is_missing = |work: &mut Option<Work>| work.is_none();
+        let work = self.given.wait_timeout_while(self.work(), time, is_missing);
+        work.unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
+    /// The work that is given.
+    fn take(&self) -> Option<Work> {
+        let work = self.given.wait_while(self.work(), |work| work.is_none());
+        work.unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Those of all threads without work. The last one to come is the first to go, so that those there are too many of wait
+/// in vain, and end.
+static IDLE: Mutex<Vec<Arc<Seat>>> = Mutex::new(Vec::new());
 
 /// Run `work` on a thread that does nothing else meanwhile. Without threads for long it runs here: what it has to
 /// answer is answered.
@@ -53,13 +82,10 @@ fn insist<W: FnOnce()>(work: W, attempt: impl Fn(W) -> Option<W>) {
 pub(super) fn try_spawn<W: FnOnce() + Send + 'static>(name: &str, work: W) -> Option<W> {
     try_with(work, |run| {
         let idle = IDLE.lock().pop();
-        let run = match idle {
-            None => run,
-            Some((_, thread)) => match thread.send(run) {
-                Ok(()) => return true,
-                Err(unsent) => unsent.into_inner(),
-            },
-        };
+        if let Some(seat) = idle {
+            seat.give(run);
+            return true;
+        }
         let serve = move || {
             run();
             while let Some(work) = next() {
@@ -90,20 +116,19 @@ fn start(name: &str, run: Work) -> bool {
 
 /// Wait for more work, for a while.
 fn next() -> Option<Work> {
-    let (sender, work) = channel::bounded(1);
-    let number = LAST.fetch_add(1, Ordering::Relaxed);
-    IDLE.lock().push((number, sender));
-    work.recv_timeout(IDLE_MAX).ok().or_else(|| {
+    let seat = Arc::new(Seat::default());
+    IDLE.lock().push(seat.clone());
+    seat.take_within(IDLE_MAX).or_else(|| {
         let mut idle = IDLE.lock();
-        match idle.iter().position(|(n, _)| *n == number) {
+        match idle.iter().position(|other| Arc::ptr_eq(other, &seat)) {
             Some(at) => {
                 idle.remove(at);
                 None
             }
-            // Somebody has chosen it, and has sent by now, or is about to.
+            // Somebody has chosen it, and has given by now, or is about to.
             None => {
                 drop(idle);
-                work.recv().ok()
+                seat.take()
             }
         }
     })
@@ -112,6 +137,7 @@ fn next() -> Option<Work> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam::channel;
     use std::collections::HashSet;
 
     #[test]
