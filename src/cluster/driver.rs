@@ -16,9 +16,9 @@ use crate::cluster::view::{bit, recovered};
 use crate::cluster::{LockPort, Membership, SlotClaim, Successor};
 use crate::format::cluster::Heartbeat;
 use crate::format::cluster::heartbeat::{FLAG_RECOVERING, Replaying};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -50,7 +50,9 @@ struct Signals {
 
 struct Shared {
     groups: Arc<Groups>,
-    signals: Mutex<Signals>,
+    /// The standard library's lock and its condition: a wait looks at the clock once, which is a system call in some
+    /// machines, and every message between hosts may be a wait.
+    signals: std::sync::Mutex<Signals>,
     changed: Condvar,
     report: Arc<Mutex<HostReport>>,
     positions: Arc<OnceLock<Positions>>,
@@ -60,12 +62,17 @@ struct Shared {
 }
 
 impl Shared {
+    fn signals(&self) -> std::sync::MutexGuard<'_, Signals> {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ask(&self, command: Command) -> Result<()> {
-        let mut signals = self.signals.lock();
+        let mut signals = self.signals();
         if let Some(why) = &signals.ended {
             return Err(Error::Halted(why.clone()));
         }
         signals.commands.push(command);
+        drop(signals);
         self.changed.notify_all();
         Ok(())
     }
@@ -91,7 +98,7 @@ impl Cluster {
         let (node, report) = join(disk, options)?;
         let shared = Arc::new(Shared {
             groups: node.groups.clone(),
-            signals: Mutex::default(),
+            signals: std::sync::Mutex::default(),
             changed: Condvar::new(),
             report: node.report.clone(),
             positions: node.positions.clone(),
@@ -128,8 +135,8 @@ impl Cluster {
 
     /// What the lock room has for others has changed: write it soon.
     pub fn wake(&self) {
-        let mut signals = self.shared.signals.lock();
-        signals.awake = true;
+        // Before the thread is woken, which would have to wait for it.
+        self.shared.signals().awake = true;
         self.shared.changed.notify_all();
     }
 
@@ -226,7 +233,7 @@ impl Cluster {
     }
 
     fn ended(&self) -> Error {
-        let why = self.shared.signals.lock().ended.clone();
+        let why = self.shared.signals().ended.clone();
         Error::Halted(why.unwrap_or_else(|| "the protocol thread ended".into()))
     }
 
@@ -271,7 +278,7 @@ impl Protocol {
         let mut now = self.node.clock.now();
         loop {
             let (awake, commands) = {
-                let mut signals = self.shared.signals.lock();
+                let mut signals = self.shared.signals();
                 (std::mem::take(&mut signals.awake), std::mem::take(&mut signals.commands))
             };
             self.talks |= awake || !commands.is_empty();
@@ -412,9 +419,10 @@ impl Protocol {
 
     /// `now` was just looked at, and so was what is returned.
     fn wait(&self, mut now: Duration, until: Duration) -> Duration {
-        let mut signals = self.shared.signals.lock();
+        let mut signals = self.shared.signals();
         while now < until && !signals.awake && signals.commands.is_empty() {
-            self.shared.changed.wait_for(&mut signals, until - now);
+            let woken = self.shared.changed.wait_timeout(signals, until - now);
+            signals = woken.unwrap_or_else(PoisonError::into_inner).0;
             now = self.node.clock.now();
         }
         now
@@ -423,7 +431,7 @@ impl Protocol {
     fn end(&mut self, why: String, claim: Option<Arc<dyn SlotClaim>>, range: (u64, u64)) {
         self.shared.groups.permit(Duration::ZERO);
         let commands = {
-            let mut signals = self.shared.signals.lock();
+            let mut signals = self.shared.signals();
             signals.ended = Some(why);
             std::mem::take(&mut signals.commands)
         };
