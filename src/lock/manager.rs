@@ -98,7 +98,8 @@ pub trait Demoter: Send + Sync {
     /// wait for locks or for anything that a holder of pins may do.
     fn granted(&self, name: LockName, mode: Mode);
 
-    /// Must it be told of grants of `name`? Those that it need not hear of are had faster.
+    /// Must it be told of grants of `name`, and of what is [`Demoter::kept`]? Those that it need not hear of are had
+    /// faster.
     fn hears_of(&self, _name: LockName) -> bool {
         true
     }
@@ -401,11 +402,11 @@ impl Drop for LockManager {
 
 impl LockPort for LockManager {
     fn on_entries(&self, now: Duration, from: SlotId, entries: &[Entry]) {
-        self.hub.at_desk(|desk| desk.on_entries(now, from, entries));
+        self.hub.at_desk(now, |desk| desk.on_entries(now, from, entries));
     }
 
     fn outgoing(&self, to: &[SlotId]) -> Vec<Vec<Entry>> {
-        self.hub.at_desk(|desk| to.iter().map(|to| desk.outgoing(*to)).collect())
+        self.hub.at_desk_any_time(|desk| to.iter().map(|to| desk.outgoing(*to)).collect())
     }
 
     fn on_view(&self, members: &Membership) {
@@ -419,6 +420,6 @@ impl LockPort for LockManager {
 
     // The hub has a timer thread of its own; this is for the log lines about waiting.
     fn tick(&self, now: Duration) {
-        self.hub.at_desk(|desk| desk.tick(now));
+        self.hub.at_desk(now, |desk| desk.tick(now));
     }
 }

@@ -47,6 +47,8 @@ struct Tell {
 
 struct State {
     desk: Desk,
+    /// When something was last done at the desk.
+    now: Duration,
     thens: HashMap<TicketNo, Then>,
     file_thens: HashMap<RequestNo, FileThen>,
     tells: VecDeque<Tell>,
@@ -83,6 +85,7 @@ impl Hub {
     pub fn start(cfg: LockConfig, table: Arc<PinTable>, desk: Desk, demoter: Arc<dyn Demoter>) -> Arc<Hub> {
         let state = State {
             desk,
+            now: cfg.clock.now(),
             thens: HashMap::new(),
             file_thens: HashMap::new(),
             tells: VecDeque::new(),
@@ -152,14 +155,22 @@ impl Hub {
     pub fn with_desk<T>(self: &Arc<Hub>, f: impl FnOnce(&mut Desk, Duration) -> T) -> T {
         // Before the mutex is taken: where the clock is a system call, others would wait for that.
         let now = self.cfg.clock.now();
-        self.at_desk(|desk| f(desk, now))
+        self.at_desk(now, |desk| f(desk, now))
     }
 
-    /// Where the time is known, or of no interest.
-    pub fn at_desk<T>(self: &Arc<Hub>, f: impl FnOnce(&mut Desk) -> T) -> T {
+    /// Where the time is known.
+    pub fn at_desk<T>(self: &Arc<Hub>, now: Duration, f: impl FnOnce(&mut Desk) -> T) -> T {
         let mut state = self.state.lock();
         let result = f(&mut state.desk);
-        self.finish(state);
+        self.finish(state, now);
+        result
+    }
+
+    /// Where it is of no interest.
+    pub fn at_desk_any_time<T>(self: &Arc<Hub>, f: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut state = self.state.lock();
+        let (result, now) = (f(&mut state.desk), state.now);
+        self.finish(state, now);
         result
     }
 
@@ -181,7 +192,7 @@ impl Hub {
         let mut state = self.state.lock();
         let ticket = by(&mut state.desk, now, set);
         state.thens.insert(ticket, then);
-        self.finish(state);
+        self.finish(state, now);
     }
 
     fn asked_now(&self) -> Duration {
@@ -201,7 +212,7 @@ impl Hub {
         let mut state = self.state.lock();
         let request = ask(&mut state.desk, now)?;
         state.file_thens.insert(request, then);
-        self.finish(state);
+        self.finish(state, now);
         Some(request)
     }
 
@@ -248,10 +259,14 @@ impl Hub {
     }
 
     /// Hand the desk's effects to the threads, and wake whom it concerns.
-    fn finish(self: &Arc<Hub>, mut state: MutexGuard<'_, State>) {
-        let mut answered = Vec::new();
+    fn finish(self: &Arc<Hub>, mut state: MutexGuard<'_, State>, now: Duration) {
+        state.now = state.now.max(now);
+        let (mut answered, now) = (Vec::new(), state.now);
         while let Some(effect) = state.desk.next_effect() {
             match effect {
+                Effect::Tell { name, .. } | Effect::Kept { name, .. } if !self.demoter.hears_of(name) => {
+                    state.desk.told(now, name);
+                }
                 Effect::Tell { name, mode } => state.tells.push_back(Tell { name, mode, kept: false }),
                 Effect::Kept { name, mode } => state.tells.push_back(Tell { name, mode, kept: true }),
                 Effect::Demote(job) => {
@@ -318,8 +333,9 @@ impl Hub {
                 return;
             }
             let tells = std::mem::take(&mut state.tells);
-            state.desk.tick(self.cfg.clock.now());
-            self.finish(state);
+            let now = self.cfg.clock.now();
+            state.desk.tick(now);
+            self.finish(state, now);
             for tell in &tells {
                 match tell.kept {
                     true => self.demoter.kept(tell.name, tell.mode),
@@ -352,7 +368,7 @@ impl Hub {
             for (job, answer) in batch.iter().zip(answers) {
                 state.desk.demoted(now, job.name, answer);
             }
-            self.finish(state);
+            self.finish(state, now);
         }
     }
 
