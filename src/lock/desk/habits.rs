@@ -55,10 +55,11 @@ impl Habits {
         f(self.of.entry(name).or_default());
     }
 
-    /// It is wanted here, and must be asked for.
+    /// It is wanted here, and must be asked for. What is wanted so soon had nothing to do with what others did with it:
+    /// they cannot have had it before. Somewhat later it is their turn that was as brief.
     pub fn asked(&mut self, now: Duration, name: LockName) {
         let Some(habit) = self.of.get_mut(&name) else { return };
-        if habit.cut_at.take().is_some_and(|at| now < at + self.idle / 4) {
+        if habit.cut_at.take().is_some_and(|at| now < at + self.idle / 16) {
             (habit.in_vain, habit.cut) = (0, 0);
         }
     }
@@ -144,7 +145,9 @@ mod tests {
         assert!(habits.is_brief(at(20), FILE));
         habits.asked(at(22), FILE);
         assert!(habits.is_brief(at(30), FILE), "asked for when it would have been idle");
-        habits.asked(at(30), FILE);
+        habits.asked(at(30) + IDLE / 8, FILE);
+        assert!(habits.is_brief(at(35), FILE), "the other's turn was brief as well");
+        habits.asked(at(35), FILE);
         assert!(!habits.is_brief(at(40), FILE), "it was asked for at once");
         (0..2).for_each(|_| habits.waited(FILE, false));
         habits.asked_too_late(FILE);
