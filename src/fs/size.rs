@@ -232,7 +232,7 @@ impl<T: Send + 'static> Told<T> {
             let node = op.core.nodes.get(ino);
             let is_back = |doubt: &u64| {
                 let seen = op.core.visible(&node, &mut node.state.lock());
-                seen.is_ok_and(|(attr, _)| node.size.is_back(*doubt, attr.size))
+                seen.is_ok_and(|(attr, _)| node.size.is_back(op.core.clock.now(), *doubt, attr.size))
             };
             let (doubt, view) = match (node.size.get().filter(|doubt| !is_back(doubt)), &looked) {
                 (Some(_), None) => return Ok(Outcome::Look),
@@ -266,7 +266,7 @@ impl<T: Send + 'static> Told<T> {
         let wait = if self.pages.is_some() { TELL_MAX } else { GLANCE_MAX };
         let late = core.tell(&node, view, wait);
         if late.is_none() {
-            node.size.ends(doubt);
+            node.size.ends(core.clock.now(), doubt);
         }
         let standing = core.store.permit().confirm_standing();
         (self.reply)(standing.map(|()| done));
@@ -276,7 +276,7 @@ impl<T: Send + 'static> Told<T> {
         let (deadline, name) = (Instant::now() + LATE_MAX, LockName::Inode(self.ino));
         while node.is_open() && Instant::now() < deadline && !core.locks.is_wanted_elsewhere(name) {
             if core.knows_size(&node, &late.view) {
-                node.size.ends(doubt);
+                node.size.ends(core.clock.now(), doubt);
                 break;
             }
             std::thread::sleep(LATE_AGAIN);
