@@ -3,7 +3,7 @@
 use super::extents::Backing;
 use super::pages::PAGE;
 use super::state::{pages_of, space_for};
-use super::{FILE_SIZE_MAX, FileState, SpaceNeed};
+use super::{FILE_SIZE_MAX, FileState, SpaceNeed, Span, WritePlan};
 use crate::base::{BlockNo, Error, Result};
 use crate::format::extent::Extent;
 use crate::inode::Attr;
@@ -130,5 +130,43 @@ impl FileState {
         for hole in plan.holes {
             self.pages.allocated(hole);
         }
+    }
+
+    /// Blocks that [`FileState::zero_out_apply`] would make written, and that are to be written with zeros before: the
+    /// unwritten extents, whole, that a write needs a part of. `None` if that would not help: the write needs more.
+    ///
+    /// # Errors
+    /// `Busy` while a flush is in flight; what reading the tree gives.
+    pub fn plan_zero_out(&self, src: &dyn BlockSource, write: &WritePlan) -> Result<Option<Vec<Span>>> {
+        self.alone()?;
+        let Some(pages) = write.to_convert() else { return Ok(None) };
+        let mut spans: Vec<Span> = Vec::new();
+        for pages in pages {
+            let mut at = pages.start;
+            while at < pages.end {
+                let span = self.extents.span_at(src, at)?;
+                if matches!(span.backing, Backing::Unwritten(_)) && spans.last() != Some(&span) {
+                    spans.push(span);
+                }
+                at = span.end();
+            }
+        }
+        Ok(Some(spans))
+    }
+
+    /// Makes one of the extents planned a written one, which takes no block.
+    ///
+    /// # Errors
+    /// `Busy` while a flush is in flight; those of the tree.
+    pub fn zero_out_apply(&self, span: &Span, txn: &mut dyn BlockTxn, attr: &mut Attr) -> Result<()> {
+        self.alone()?;
+        self.extents.set_written_whole(txn, span.first)?;
+        attr.size = self.disk_size;
+        self.extents.tree().write_attr(txn, attr)
+    }
+
+    /// Follows each finished transaction.
+    pub fn zero_out_done(&mut self) {
+        self.last_span = None;
     }
 }

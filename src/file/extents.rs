@@ -7,7 +7,7 @@
 use super::StepLimit;
 use crate::base::{BlockNo, Error, Result};
 use crate::format::Geometry;
-use crate::format::extent::{Extent, FILE_BLOCKS_MAX};
+use crate::format::extent::{Extent, FILE_BLOCKS_MAX, UNWRITTEN_BLOCKS_MAX};
 use crate::inode::{ItemKey, ItemKind, Tree};
 use crate::txn::{BlockRun, BlockSource, BlockTxn};
 use std::ops::{ControlFlow, Range};
@@ -269,6 +269,29 @@ impl Extents {
         }
     }
 
+    /// Makes the unwritten extent that begins at `first` a written one, whole: its item stays where it is, and no block is
+    /// needed for that.
+    ///
+    /// # Errors
+    /// `Damaged` if there is none.
+    pub fn set_written_whole(&self, txn: &mut dyn BlockTxn, first: u64) -> Result<()> {
+        let found = self.floor(txn, first)?.filter(|extent| extent.logical == first && extent.unwritten);
+        let Some(extent) = found else { return Err(self.damaged("no unwritten extent where one was")) };
+        let mut written = Extent { unwritten: false, ..extent };
+        if let Some(next) = self.ceiling(txn, written.end())?
+            && written.joins(&next)
+        {
+            self.tree.remove(txn, key(next.logical))?;
+            written.blocks += next.blocks;
+        }
+        let before = first.checked_sub(1).map(|last| self.floor(txn, last)).transpose()?.flatten();
+        if let Some(before) = before.filter(|before| before.joins(&written)) {
+            self.tree.remove(txn, key(first))?;
+            written = Extent { blocks: before.blocks + written.blocks, ..before };
+        }
+        self.tree.put(txn, key(written.logical), &written.encode())
+    }
+
     /// Makes every extent in `range` written, or every one unwritten; holes stay holes.
     pub fn set_unwritten(
         &self,
@@ -290,6 +313,7 @@ impl Extents {
                     continue;
                 }
             };
+            let to = if unwritten { to.min(from + u64::from(UNWRITTEN_BLOCKS_MAX)) } else { to };
             if changes == 0 {
                 return Ok(Stepped { pages: range.start..at, blocks, more: true });
             }

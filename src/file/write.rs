@@ -24,6 +24,22 @@ pub struct WritePlan {
     pub need: SpaceNeed,
 }
 
+impl WritePlan {
+    /// Pages over unwritten blocks that it makes dirty, if space is needed for nothing else.
+    pub(super) fn to_convert(&self) -> Option<impl Iterator<Item = Range<u64>> + '_> {
+        let costs = || self.fresh.iter().map(|(_, cost)| *cost).chain(self.extra.map(|(_, cost)| cost));
+        let is_only_that =
+            costs().any(|cost| cost == Cost::Convert) && costs().all(|cost| cost != Cost::Block);
+        let pages = self.fresh.iter().filter(|(_, cost)| *cost == Cost::Convert);
+        is_only_that.then(|| pages.map(|(pages, _)| pages.clone()))
+    }
+
+    /// Can it be done without space when [`FileState::plan_zero_out`] is followed?
+    pub fn only_converts(&self) -> bool {
+        self.to_convert().is_some()
+    }
+}
+
 impl FileState {
     /// Looks into a write of `len` bytes at `off`.
     ///
@@ -34,6 +50,14 @@ impl FileState {
         let end = off.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Error::FileTooLarge)?;
         let size = if len == 0 { self.mem_size } else { self.mem_size.max(end) };
         self.plan(src, off, len, size)
+    }
+
+    /// The same anew, after the state has changed.
+    ///
+    /// # Errors
+    /// As before.
+    pub fn plan_again(&mut self, src: &dyn BlockSource, plan: &WritePlan) -> Result<WritePlan> {
+        self.plan(src, plan.off, plan.len, plan.size)
     }
 
     /// Looks into growing the file to `size` bytes by a hole; for a smaller size nothing happens.

@@ -20,6 +20,9 @@ pub const FILE_SIZE_MAX: u64 = (1 << 63) - BLOCK_SIZE as u64;
 pub const FILE_BLOCKS_MAX: u64 = FILE_SIZE_MAX / BLOCK_SIZE as u64;
 /// Most blocks of one extent: a whole group of the largest size.
 pub const EXTENT_BLOCKS_MAX: u32 = 1 << 24;
+/// Most blocks of an unwritten extent that is made: 128 MiB. On a full volume it is written with zeros as a whole, when
+/// there is no block left to note a part of it as written. Larger ones are valid.
+pub const UNWRITTEN_BLOCKS_MAX: u32 = 1 << 15;
 /// Bytes of the value.
 pub const EXTENT_SIZE: usize = 24;
 
@@ -73,11 +76,12 @@ impl Extent {
 
     /// Can `self` and `next`, its neighbour in the file, be one extent?
     pub fn joins(&self, next: &Extent) -> bool {
+        let most = if self.unwritten { UNWRITTEN_BLOCKS_MAX } else { EXTENT_BLOCKS_MAX };
         self.end() == next.logical
             && self.physical.plus(self.blocks) == next.physical
             && self.unwritten == next.unwritten
             && self.shared == next.shared
-            && self.blocks + next.blocks <= EXTENT_BLOCKS_MAX.into()
+            && self.blocks + next.blocks <= most.into()
     }
 
     /// The on-disk form.
@@ -163,7 +167,10 @@ mod tests {
         assert!(!a.joins(&Extent { unwritten: false, ..b }));
         assert!(!a.joins(&Extent { shared: true, ..b }));
         assert!(!a.joins(&Extent { physical: b.physical.plus(1), ..b }));
-        assert!(!a.joins(&Extent { blocks: EXTENT_BLOCKS_MAX.into(), ..b }));
+        assert!(!a.joins(&Extent { blocks: UNWRITTEN_BLOCKS_MAX.into(), ..b }));
+        let written = |extent| Extent { unwritten: false, ..extent };
+        assert!(written(a).joins(&Extent { blocks: UNWRITTEN_BLOCKS_MAX.into(), ..written(b) }));
+        assert!(!written(a).joins(&Extent { blocks: EXTENT_BLOCKS_MAX.into(), ..written(b) }));
         assert_eq!(a.part(a.logical + 2, a.end()).physical, a.physical.plus(2));
     }
 }

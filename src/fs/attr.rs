@@ -128,20 +128,26 @@ impl Core {
         self.write_planned(op, node, state, plan, &[])
     }
 
-    /// Reserve what a write needs and do it.
+    /// Reserve what a write needs and do it. On a full volume, as `op` knows it, the gate is held alone.
     pub(super) fn write_planned(
         &self,
         op: &mut Op<'_>,
         node: &Node,
         state: &mut NodeState,
-        plan: WritePlan,
+        mut plan: WritePlan,
         data: &[u8],
     ) -> Step<()> {
-        let space = if plan.need.is_zero() {
-            None
-        } else {
-            let near = self.group(node.ino);
-            Some(op.space(Want { data: plan.need.data, meta: plan.need.meta, near })?)
+        let want = Want { data: plan.need.data, meta: plan.need.meta, near: self.group(node.ino) };
+        let space = match plan.need.is_zero() {
+            true => None,
+            false if !plan.only_converts() => Some(op.space(want)?),
+            false => match op.space_if_any(want)?.filter(|space| space.meta() >= want.meta.into()) {
+                Some(space) => Some(space),
+                None => {
+                    plan = self.zero_out(node, state, plan)?;
+                    None
+                }
+            },
         };
         self.file(node, state)?.write(plan, &*self.store, &*self.store, data)?;
         if let Some(space) = space {

@@ -3,7 +3,9 @@
 use super::attr::STEP;
 use super::*;
 use crate::alloc::Want;
+use crate::file::WritePlan;
 use crate::inode::tree_costs;
+use crate::store::AlignedBuf;
 use privileges::SetId;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +16,8 @@ const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
 /// Holes and blocks that one transaction preallocates.
 const HOLES: usize = 16;
 const HOLE_BLOCKS: u64 = 8192;
+/// Blocks of zeros in one write to the device.
+const ZEROS_BLOCKS: u64 = 1024;
 /// Most bytes one copy_file_range request moves; the caller asks again.
 const COPY_MAX: u64 = 1 << 20;
 
@@ -120,6 +124,23 @@ impl Core {
             self.trim_space(state);
         }
         Ok(())
+    }
+
+    /// The same write without any space: what it needs of the preallocated blocks becomes written ones, with zeros. The
+    /// gate is held alone.
+    pub(super) fn zero_out(&self, node: &Node, state: &mut NodeState, write: WritePlan) -> Result<WritePlan> {
+        let spans = self.file(node, state)?.plan_zero_out(&*self.store, &write)?;
+        let zeros = AlignedBuf::new(ZEROS_BLOCKS as usize);
+        for span in spans.ok_or(Error::NoSpace)? {
+            let run = span.run().ok_or(Error::Invalid("a hole that was preallocated"))?;
+            for at in (0..run.blocks).step_by(ZEROS_BLOCKS as usize) {
+                let bytes = (run.blocks - at).min(ZEROS_BLOCKS) * io::PAGE;
+                self.store.write_data(run.start.plus(at), &zeros.bytes()[..bytes as usize])?;
+            }
+            self.change_file(state, None, |file, txn, attr| file.zero_out_apply(&span, txn, attr))?;
+            self.file(node, state)?.zero_out_done();
+        }
+        self.file(node, state)?.plan_again(&*self.store, &write)
     }
 
     /// Do `then` when what was `done` by a handle is durable, if it was opened so, and, if the mode may have `changed`,

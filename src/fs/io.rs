@@ -3,7 +3,7 @@
 use super::*;
 use append::Held;
 use flight::Flight;
-use op::{Body, Patience};
+use op::{Body, Manner, Patience};
 use privileges::SetId;
 use serving::Late;
 use std::sync::atomic::AtomicBool;
@@ -305,7 +305,8 @@ impl Fs {
         let Some(pins) = pins else { return Some(reply) };
         let locks = inode(write.ino, mode);
         let patience = if write.how.fresh { Patience::Minute } else { Patience::Nothing };
-        match op::attempt_with(patience, &self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
+        let manner = Manner { full: false, patience };
+        match op::attempt_with(manner, &self.core, &locks, &mut None, &mut |op| write.run(op, data)) {
             Ok(value) => reply(Ok(value)),
             Err(Stop::Fail(e)) => reply(Err(e)),
             Err(_) => return Some(reply),
@@ -340,7 +341,8 @@ impl Core {
 
     /// `None`: a write through dirty pages that must wait until direct ones are done. Those go to the device without
     /// the state: a block that is read in the meantime, for the bytes beside those that are written here, would undo
-    /// them when it is flushed. `alone`: there are none, the gate is held alone.
+    /// them when it is flushed. Or one on a full volume, which flushes must not be beside. `alone`: there are none of
+    /// either, the gate is held alone.
     fn write_gated(
         self: &Arc<Self>,
         op: &mut Op<'_>,
@@ -362,7 +364,7 @@ impl Core {
             true => file.plan_direct(&*self.store, offset, data.len())?,
             false => None,
         };
-        if direct.is_none() && !alone && node.overwrites.load(Ordering::Acquire) > 0 {
+        if direct.is_none() && !alone && (op.is_full() || node.overwrites.load(Ordering::Acquire) > 0) {
             return Ok(None);
         }
         let mode_changed = how.fresh && self.drop_privileges(node, state, || how.set_id.stays())?;

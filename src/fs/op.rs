@@ -57,10 +57,10 @@ pub enum Patience {
 
 /// How an operation is run.
 #[derive(Clone, Copy)]
-struct Manner {
+pub struct Manner {
     /// The volume has been found to be full.
-    full: bool,
-    patience: Patience,
+    pub full: bool,
+    pub patience: Patience,
 }
 
 const USUAL: Manner = Manner { full: false, patience: Patience::Minute };
@@ -155,6 +155,11 @@ impl Op<'_> {
         }
     }
 
+    /// Has it been seen that the volume is full?
+    pub fn is_full(&self) -> bool {
+        self.manner.full
+    }
+
     /// What has been got for the operation, if it was stopped for space.
     pub fn granted(&mut self) -> Option<Reservation> {
         self.space.take()
@@ -198,18 +203,17 @@ pub fn attempt<T>(
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    attempt_with(Patience::Minute, core, locks, space, body)
+    attempt_with(USUAL, core, locks, space, body)
 }
 
-/// The same with another patience.
+/// The same in another manner.
 pub fn attempt_with<T>(
-    patience: Patience,
+    manner: Manner,
     core: &Arc<Core>,
     locks: &LockSet,
     space: &mut Option<Reservation>,
     body: &mut dyn FnMut(&mut Op<'_>) -> Step<T>,
 ) -> Step<T> {
-    let manner = Manner { patience, ..USUAL };
     let mut op = Op { core, locks, extra: SmallVec::new(), space, manner };
     op.run(body)
 }

@@ -8,7 +8,7 @@
 
 use super::*;
 use node::{Pages, ParkedRange};
-use op::{Body, Patience, Reply};
+use op::{Body, Manner, Patience, Reply};
 
 /// Attempts at getting space for a request served late, before it queues for the lock as others do.
 const SPACE_TRIES: u32 = 100;
@@ -108,13 +108,15 @@ pub(super) fn run_late<T: 'static>(
     body: Body<T>,
     reply: Reply<T>,
 ) {
-    Served { core: core.clone(), ino, late, space: None, tries: 0, body, reply }.go();
+    let manner = Manner { full: false, patience: late.patience() };
+    Served { core: core.clone(), ino, late, manner, space: None, tries: 0, body, reply }.go();
 }
 
 struct Served<T> {
     core: Arc<Core>,
     ino: InodeNo,
     late: Late,
+    manner: Manner,
     space: Option<Reservation>,
     tries: u32,
     body: Body<T>,
@@ -125,8 +127,7 @@ impl<T: 'static> Served<T> {
     fn go(mut self) {
         let Some(pins) = pin_late(&self.core, self.ino, self.late) else { return self.wait() };
         let locks = inode(self.ino, Mode::X);
-        let patience = self.late.patience();
-        let outcome = op::attempt_with(patience, &self.core, &locks, &mut self.space, &mut *self.body);
+        let outcome = op::attempt_with(self.manner, &self.core, &locks, &mut self.space, &mut *self.body);
         match outcome {
             Ok(value) => {
                 (self.reply)(Ok(value));
@@ -144,19 +145,17 @@ impl<T: 'static> Served<T> {
         match stop {
             Stop::Fail(e) => (self.reply)(Err(e)),
             // The demotion waits for this: waiting for the lock, it would never get the space.
-            Stop::Space(want) if self.tries <= SPACE_TRIES => {
-                let core = self.core.clone();
-                space::acquire(
-                    &core,
-                    want,
-                    Box::new(move |got| match got {
-                        Ok(space) => {
-                            self.space = Some(space);
-                            self.go();
-                        }
-                        Err(e) => (self.reply)(Err(e)),
-                    }),
-                );
+            Stop::Space(want) | Stop::SpaceIfAny(want) if self.tries <= SPACE_TRIES => {
+                let (core, must) = (self.core.clone(), matches!(stop, Stop::Space(_)));
+                let then = move |got| {
+                    match got {
+                        Ok(space) => self.space = Some(space),
+                        Err(Error::NoSpace | Error::Corrupt { .. }) if !must => self.manner.full = true,
+                        Err(e) => return (self.reply)(Err(e)),
+                    }
+                    self.go();
+                };
+                space::acquire(&core, want, Box::new(then));
             }
             _ => self.wait(),
         }

@@ -25,6 +25,7 @@ mod orphans;
 mod overwrites;
 mod points;
 mod posix;
+mod preallocated;
 mod quiet;
 mod refused;
 mod replayed;
