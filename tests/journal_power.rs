@@ -199,7 +199,7 @@ fn an_unreadable_block_is_written_by_the_last_who_could() {
     let run = |disk: &Arc<SimDisk>, last: bool| {
         let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
         let sink = DeviceSink::new(&store, Duration::ZERO);
-        let mut sink = if last { sink.last_resort() } else { sink };
+        let mut sink = if last { sink.last_resort(Duration::ZERO) } else { sink };
         let done = replay(&store, extent(), SLOT, &mut sink);
         store.halt().check().unwrap();
         done
@@ -263,7 +263,7 @@ fn a_part_of_the_device_that_is_away_for_a_while_loses_nothing() {
         });
         let run = || {
             let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
-            let mut sink = DeviceSink::new(&store, Duration::ZERO).last_resort();
+            let mut sink = DeviceSink::new(&store, Duration::ZERO).last_resort(Duration::ZERO);
             replay(&store, extent(), SLOT, &mut sink).map(|report| report.txns)
         };
         let first = run();
@@ -292,7 +292,7 @@ fn an_unreadable_end_of_the_log_is_its_end() {
         });
         let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
         let sink = DeviceSink::new(&store, Duration::ZERO);
-        let mut sink = if last { sink.last_resort() } else { sink };
+        let mut sink = if last { sink.last_resort(Duration::ZERO) } else { sink };
         replay(&store, extent(), SLOT, &mut sink).map(|report| report.txns)
     };
     let (disk, each) = begin();

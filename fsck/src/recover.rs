@@ -59,7 +59,9 @@ pub fn recover(
     for slot in &report.replay {
         let extents = &volume.slots[usize::from(slot.0)];
         let extent = (extents.journal_start, extents.journal_blocks);
-        let done = replay(&store, extent, *slot, &mut DeviceSink::new(&store, Duration::ZERO).last_resort())?;
+        let write_life = Timing::of(volume.timing).claim_wait();
+        let mut sink = DeviceSink::new(&store, Duration::ZERO).last_resort(write_life);
+        let done = replay(&store, extent, *slot, &mut sink)?;
         replayed.push(Replayed { slot: *slot, txns: done.txns, blocks: done.applied });
     }
     cluster.recovered(&report.replay)?;

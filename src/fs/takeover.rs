@@ -113,7 +113,7 @@ impl Recovery {
             };
             tell(0, 0);
             let sink = DeviceSink::new(store, settle.unwrap_or_default()).telling(&tell).while_wanted(wanted);
-            let mut sink = if settle.is_none() { sink.last_resort() } else { sink };
+            let mut sink = if settle.is_none() { sink.last_resort(self.settle) } else { sink };
             let report = replay(store, self.journal(*slot)?, *slot, &mut sink)?;
             tracing::info!(
                 "slot {slot}: replayed {} transactions of its journal in {:.2} s, {} of {} blocks written",

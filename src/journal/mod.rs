@@ -18,6 +18,7 @@
 mod checkpoint;
 mod commit;
 mod handle;
+mod reach;
 mod record;
 mod replay;
 mod ring;
@@ -112,7 +113,7 @@ impl Journal {
             return Err(Error::Device(format!("the journal of slot {slot} is too small")));
         }
         // Whose slot it was has left it empty, or it was replayed: what cannot be read in it is nothing.
-        let log = scan::Log { store: &store, place: &place, last_resort: true };
+        let log = scan::Log::new(&store, &place, Some(reach::LOST_AFTER));
         let header = log.read_header()?;
         if !log.is_empty(&header)? {
             return Err(Error::Busy(format!("the journal of slot {slot} has not been replayed")));

@@ -4,9 +4,10 @@
 //! or several journals in any order, or after other hosts have gone on changing blocks whose locks
 //! they were given, ends with the newest image everywhere.
 
+use super::reach::{LOST_AFTER, PAUSE, check_around};
 use super::record;
 use super::ring::Mark;
-use super::scan::{LOST_AFTER, Log, check_device};
+use super::scan::Log;
 use super::skip;
 use crate::base::{BlockNo, Error, Result, SlotId, TxnId, Version};
 use crate::format::Block;
@@ -64,10 +65,10 @@ pub trait ReplaySink {
     fn tolerates_damage(&self) -> bool {
         false
     }
-    /// May what stays unreadable, on a device that can be read elsewhere, be taken for torn? Not as long as another
-    /// host might be able to read it.
-    fn is_last_resort(&self) -> bool {
-        false
+    /// When what stays unreadable, among blocks that can be read, may be taken for torn. Never as long as another host
+    /// might be able to read it.
+    fn lost_after(&self) -> Option<Duration> {
+        None
     }
     /// All has been written.
     ///
@@ -84,7 +85,7 @@ pub struct DeviceSink<'a> {
     settle: Duration,
     progress: Option<Progress<'a>>,
     wanted: Option<Wanted<'a>>,
-    last_resort: bool,
+    lost_after: Option<Duration>,
     /// What went wrong with blocks that could not be written.
     unwritable: Vec<Error>,
 }
@@ -100,13 +101,14 @@ impl<'a> DeviceSink<'a> {
     /// no other host lives.
     pub fn new(store: &'a Store, settle: Duration) -> DeviceSink<'a> {
         let unwritable = Vec::new();
-        DeviceSink { store, settle, progress: None, wanted: None, last_resort: false, unwritable }
+        DeviceSink { store, settle, progress: None, wanted: None, lost_after: None, unwritable }
     }
 
-    /// There is no other host: what cannot be read here is lost. A block of which the journal has an image is
-    /// written without being compared then, and what cannot be read of the journal's end was never committed.
-    pub fn last_resort(self) -> DeviceSink<'a> {
-        DeviceSink { last_resort: true, ..self }
+    /// There is no other host: what cannot be read here for the `write_life` of the volume (five seconds at least),
+    /// while the blocks around it can, is lost. A block of which the journal has an image is written without being
+    /// compared then, and what cannot be read of the journal's end was never committed.
+    pub fn last_resort(self, write_life: Duration) -> DeviceSink<'a> {
+        DeviceSink { lost_after: Some(write_life.max(LOST_AFTER)), ..self }
     }
 
     /// Tells `progress` how far it is.
@@ -147,8 +149,8 @@ impl ReplaySink for DeviceSink<'_> {
             progress(done, total);
         }
     }
-    fn is_last_resort(&self) -> bool {
-        self.last_resort
+    fn lost_after(&self) -> Option<Duration> {
+        self.lost_after
     }
     fn end(&mut self) -> Result<()> {
         self.unwritable.drain(..).next().map_or(Ok(()), Err)
@@ -208,8 +210,8 @@ impl ReplaySink for OverlaySink<'_> {
     fn tolerates_damage(&self) -> bool {
         self.tolerate_damage
     }
-    fn is_last_resort(&self) -> bool {
-        true
+    fn lost_after(&self) -> Option<Duration> {
+        Some(LOST_AFTER)
     }
 }
 
@@ -243,7 +245,7 @@ pub fn replay(
     sink: &mut dyn ReplaySink,
 ) -> Result<ReplayReport> {
     let place = place(store, extent, slot);
-    let log = Log { store, place: &place, last_resort: sink.is_last_resort() };
+    let log = Log::new(store, &place, sink.lost_after());
     let header = log.read_header()?;
     let mut report = ReplayReport::default();
     // As compact as in the log, whose length bounds it.
@@ -277,6 +279,7 @@ pub fn replay(
     sink.end()?;
     if sink.is_persistent() {
         store.flush()?;
+        log.check_lost()?;
         mark_empty(store, &place, &header, end)?;
     }
     if report.txns > 0 {
@@ -297,7 +300,7 @@ pub fn replay(
 /// `Corrupt` if no header copy is valid; `Io`; `Halted`.
 pub fn journal_is_clean(store: &Store, extent: (BlockNo, u64), slot: SlotId) -> Result<bool> {
     let place = place(store, extent, slot);
-    let log = Log { store, place: &place, last_resort: false };
+    let log = Log::new(store, &place, None);
     let header = log.read_header()?;
     log.is_empty(&header)
 }
@@ -368,7 +371,8 @@ fn await_torn(
 ) -> Result<()> {
     while !torn.is_empty() {
         log.store.halt().check()?;
-        std::thread::sleep(TORN_PAUSE);
+        let any_unreadable = torn.iter().any(|(_, _, seen)| seen.is_some_and(|torn| torn.crc.is_none()));
+        std::thread::sleep(if any_unreadable { PAUSE } else { TORN_PAUSE });
         for (block, image, mut seen) in std::mem::take(&mut torn) {
             match look(log, block, image.entry.version(), &mut seen, sink)? {
                 Decision::Skip => {}
@@ -408,20 +412,15 @@ fn look(
     sink: &mut dyn ReplaySink,
 ) -> Result<Decision> {
     let begun = Instant::now();
-    let (crc, patience) = match sink.read(block) {
-        Ok(found) => {
+    let (crc, patience) = match read_target(log, block, sink)? {
+        Some(found) => {
             let on_disk = found.replay_version(log.store.format_id(), block);
             if on_disk.is_some() {
                 return Ok(decide(on_disk, image, false));
             }
             (Some(crc32c(&found.0)), sink.settle())
         }
-        // A newer version may stand there, if the device is merely out of reach.
-        Err(Error::Io { .. }) if sink.is_last_resort() => {
-            check_device(log.store, log.place, block)?;
-            (None, sink.settle().max(LOST_AFTER))
-        }
-        Err(e) => return Err(e),
+        None => (None, sink.settle().max(sink.lost_after().unwrap_or(Duration::MAX))),
     };
     let same = seen.filter(|torn| torn.crc == crc);
     let torn = same.unwrap_or_else(|| Torn { crc, since: Instant::now() });
@@ -434,6 +433,19 @@ fn look(
         );
     }
     Ok(decision)
+}
+
+/// `None` if it cannot be read, those around it can, and there is nobody else who might read it. A newer version may
+/// stand in what is merely out of reach. So the last thing that is done before it is written over is another look.
+fn read_target(log: &Log, block: BlockNo, sink: &mut dyn ReplaySink) -> Result<Option<Block>> {
+    match sink.read(block) {
+        Err(e @ Error::Io { .. }) if sink.lost_after().is_some() => check_around(log.store, block, &e)?,
+        other => return other.map(Some),
+    }
+    match sink.read(block) {
+        Err(Error::Io { .. }) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// Copy A, FLUSH, copy B, FLUSH. Numbers are skipped so that what the dead host had begun to write

@@ -1,5 +1,6 @@
 //! Reading the log from its tail on: what was committed, where it ends, and what of that is damaged.
 
+use super::reach::{PAUSE, check_around, unread};
 use super::record;
 use super::ring::Mark;
 use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, TxnId};
@@ -7,34 +8,29 @@ use crate::format::Block;
 use crate::format::block::crc32c;
 use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
 use crate::store::{AlignedBuf, Store};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// What cannot be read for so long, while the device gives what lies around it, counts as lost.
-pub(super) const LOST_AFTER: Duration = Duration::from_secs(5);
-/// Pause between two attempts at that.
-const PAUSE: Duration = Duration::from_millis(250);
-/// So many blocks on both sides are looked at, and so many of all these may be lost together: sectors that a power cut
-/// tore lie in a row and are few. A device that is several (stripes, of 64 KiB at least as a rule) and misses one of them
-/// lacks more at once.
-const AROUND: u64 = 16;
-const LOST_MAX: usize = 8;
 /// Ring blocks that are read at once in search of a transaction.
 const SEARCH_BLOCKS: u64 = 256;
 
 /// A journal to be read.
-#[derive(Clone, Copy)]
 pub(super) struct Log<'a> {
     pub store: &'a Store,
     pub place: &'a JournalPlace,
-    /// What stays unreadable counts as wrong content, instead of being an error: there is nobody who might be able
-    /// to read it.
-    pub last_resort: bool,
+    /// What stays unreadable for so long, among blocks that can be read, counts as wrong content, instead of being an
+    /// error: there is nobody else who might be able to read it.
+    lost_after: Option<Duration>,
+    /// What was waited for once and given up.
+    lost: RefCell<BTreeSet<BlockNo>>,
 }
 
 /// A transaction as found in the ring, commit block included.
 struct Found {
     header: TxnHeader,
     stream: AlignedBuf,
+    readable: bool,
     crc_right: bool,
 }
 
@@ -58,28 +54,12 @@ enum Written {
 
 type Visit<'a> = dyn FnMut(TxnId, std::result::Result<Vec<record::Image>, String>) -> Result<()> + 'a;
 
-/// Fails unless the device can be read, but for a few blocks around `bad`: what is out of reach is not lost.
-pub(super) fn check_device(store: &Store, place: &JournalPlace, bad: BlockNo) -> Result<()> {
-    let mut block = Block::zeroed();
-    let first = store.read_data(place.start, &mut block.0);
-    first.or_else(|_| store.read_data(place.start.plus(1), &mut block.0))?;
-    let around = bad.0.saturating_sub(AROUND)..=bad.0 + AROUND;
-    let is_unreadable = |at: &u64| {
-        let mut block = Block::zeroed();
-        matches!(store.read_data(BlockNo(*at), &mut block.0), Err(Error::Io { .. }))
-    };
-    match around.clone().filter(is_unreadable).count() {
-        0..=LOST_MAX => Ok(()),
-        many => Err(Error::Device(format!(
-            "{many} of the blocks {} to {} cannot be read: a part of the device is out of reach, and nothing is given up for \
-             lost; try again when it is back",
-            around.start(),
-            around.end()
-        ))),
+impl<'a> Log<'a> {
+    /// `lost_after`: when what stays unreadable counts as wrong content, if it ever does.
+    pub fn new(store: &'a Store, place: &'a JournalPlace, lost_after: Option<Duration>) -> Log<'a> {
+        Log { store, place, lost_after, lost: RefCell::default() }
     }
-}
 
-impl Log<'_> {
     /// The valid header copy with the higher sequence.
     pub fn read_header(&self) -> Result<JournalHeader> {
         let mut best: Option<JournalHeader> = None;
@@ -99,7 +79,7 @@ impl Log<'_> {
         match (best, unreadable) {
             (Some(header), None) => Ok(header),
             // The newer copy may be the one that cannot be read; what the older one says is true as well.
-            (Some(header), Some(_)) if self.last_resort => Ok(header),
+            (Some(header), Some(_)) if self.lost_after.is_some() => Ok(header),
             (_, Some(e)) => Err(e),
             (None, None) => {
                 let kind = format!("journal header of slot {}", self.place.slot);
@@ -141,45 +121,35 @@ impl Log<'_> {
         let found = match self.read_written(at)? {
             Written::Whole(found) => found,
             Written::Nothing => return Ok(None),
-            Written::Unreadable if self.is_followed(at)? => {
-                let kind = format!("transaction {} in the journal of slot {slot}", at.txn);
-                return Err(Error::corrupt(
-                    self.place.block_at(at.position),
-                    kind,
-                    "whole",
-                    "unreadable blocks",
-                ));
-            }
-            Written::Unreadable => {
-                tracing::error!(
-                    "what was to be transaction {} in the journal of slot {slot} is lost",
-                    at.txn
-                );
-                return Ok(None);
-            }
+            Written::Unreadable => return self.end_unless_followed(at),
         };
         let mut next = found.end(at);
-        let mut committed = found.crc_right;
+        let (mut committed, mut readable) = (found.crc_right, found.readable);
         while !committed && next.position - at.position < self.place.ring_blocks() {
-            let cut_short = match self.read_written(next)? {
-                Written::Whole(later) => {
-                    committed = later.crc_right;
-                    next = later.end(next);
-                    false
+            let later = match self.read_written(next)? {
+                Written::Whole(later) => later,
+                Written::Nothing if readable => {
+                    tracing::info!("transaction {} in the journal of slot {slot} was cut short", at.txn);
+                    return Ok(None);
                 }
-                Written::Nothing => true,
-                // Nobody knows what stands there; what stands behind it may tell.
-                Written::Unreadable => {
-                    committed = self.is_followed(at)?;
-                    !committed
-                }
+                // It may be whole, for all that could be read of it.
+                Written::Nothing | Written::Unreadable => return self.end_unless_followed(at),
             };
-            if cut_short {
-                tracing::info!("transaction {} in the journal of slot {slot} was cut short", at.txn);
-                return Ok(None);
-            }
+            committed = later.crc_right;
+            readable &= later.readable;
+            next = later.end(next);
         }
         Ok(Some(found))
+    }
+
+    /// What stands at `at` is lost. If nothing was written behind it, it need not have been committed.
+    fn end_unless_followed(&self, at: Mark) -> Result<Option<Found>> {
+        let what = format!("transaction {} in the journal of slot {}", at.txn, self.place.slot);
+        if self.is_followed(at)? {
+            return Err(Error::corrupt(self.place.block_at(at.position), what, "whole", "unreadable blocks"));
+        }
+        tracing::error!("what was to be {what} is lost: it cannot be read, and nothing stands behind it");
+        Ok(None)
     }
 
     /// The transaction at `at`, if its commit block stands behind it.
@@ -201,10 +171,10 @@ impl Log<'_> {
         let mut stream = AlignedBuf::new(blocks as usize);
         let readable = self.read(at.position, stream.bytes_mut())?;
         let crc_right = readable && crc32c(stream.bytes()) == commit.stream_crc.get();
-        Ok(Written::Whole(Found { header, stream, crc_right }))
+        Ok(Written::Whole(Found { header, stream, readable, crc_right }))
     }
 
-    /// Does the transaction behind the one at `at` stand anywhere? It was written after that one was durable.
+    /// Does a transaction behind the one at `at` stand anywhere? It was written after that one was durable.
     fn is_followed(&self, at: Mark) -> Result<bool> {
         let next = at.txn.0 + 1;
         let (mut position, end) = (at.position + 1, at.position + self.place.ring_blocks());
@@ -212,20 +182,13 @@ impl Log<'_> {
         while position < end {
             let count = SEARCH_BLOCKS.min(end - position);
             let bytes = &mut some.bytes_mut()[..count as usize * BLOCK_SIZE];
-            if self.read_ring(position, bytes).is_err() {
-                // Block by block, what can be had: zeros are no transaction.
-                for (n, block) in bytes.chunks_exact_mut(BLOCK_SIZE).enumerate() {
-                    if self.read_ring(position + n as u64, block).is_err() {
-                        block.fill(0);
-                        check_device(self.store, self.place, self.place.block_at(position + n as u64))?;
-                    }
-                }
-            }
+            // What is lost is zeros then: no transaction.
+            self.read(position, bytes)?;
             let header = |n: usize| {
                 let block = &bytes[n * BLOCK_SIZE..][..BLOCK_SIZE];
                 self.place.read_txn_header(block, position + n as u64)
             };
-            if (0..count as usize).filter_map(header).any(|h| h.txn.get() == next) {
+            if (0..count as usize).filter_map(header).any(|h| h.txn.get() >= next) {
                 return Ok(true);
             }
             position += count;
@@ -233,32 +196,63 @@ impl Log<'_> {
         Ok(false)
     }
 
-    /// Read ring blocks from `position` on. False if they stay unreadable while the device is not, and nobody else
-    /// might read them.
+    /// Read ring blocks from `position` on. False if some are lost; they are zeros then.
     fn read(&self, position: u64, buf: &mut [u8]) -> Result<bool> {
-        let begun = Instant::now();
+        let lost_after = match (self.read_ring(position, buf), self.lost_after) {
+            (Err(Error::Io { .. }), Some(lost_after)) => lost_after,
+            (done, _) => return done.map(|()| true),
+        };
+        let mut missing: Vec<usize> = (0..buf.len() / BLOCK_SIZE).collect();
+        let mut since = None;
         loop {
-            let failed = match self.read_ring(position, buf) {
-                Ok(()) => return Ok(true),
-                Err(e @ Error::Io { .. }) if self.last_resort => e,
-                Err(e) => return Err(e),
-            };
-            // An outage is not a lost block.
-            if let Some(bad) = self.first_unreadable(position, buf.len()) {
-                check_device(self.store, self.place, bad)?;
+            let look = Instant::now();
+            let mut still = Vec::new();
+            for n in missing {
+                let block = self.place.block_at(position + n as u64);
+                if !self.read_one(block, &mut buf[n * BLOCK_SIZE..][..BLOCK_SIZE])? {
+                    still.push(n);
+                }
             }
-            if begun.elapsed() >= LOST_AFTER {
-                tracing::error!("the journal of slot {} cannot be read: {failed}", self.place.slot);
+            if still.is_empty() {
+                return Ok(true);
+            }
+            let since = *since.get_or_insert_with(Instant::now);
+            let blocks = || still.iter().map(|n| self.place.block_at(position + *n as u64));
+            let mut lost = self.lost.borrow_mut();
+            if look.saturating_duration_since(since) >= lost_after || blocks().all(|b| lost.contains(&b)) {
+                for block in blocks().filter(|b| lost.insert(*b)) {
+                    tracing::error!(
+                        "block {block} of the journal of slot {} cannot be read",
+                        self.place.slot
+                    );
+                }
                 return Ok(false);
             }
+            drop(lost);
+            missing = still;
             std::thread::sleep(PAUSE);
         }
     }
 
-    fn first_unreadable(&self, position: u64, length: usize) -> Option<BlockNo> {
-        let mut block = Block::zeroed();
-        let mut each = position..position + (length / BLOCK_SIZE) as u64;
-        each.find(|at| self.read_ring(*at, &mut block.0).is_err()).map(|at| self.place.block_at(at))
+    /// Read a block that could not be read before. False if it still cannot, though those around it can.
+    fn read_one(&self, block: BlockNo, buf: &mut [u8]) -> Result<bool> {
+        match self.store.read_data(block, buf) {
+            Ok(()) if self.lost.borrow().contains(&block) => {
+                Err(unread(block, "this was given up, and can be read after all: try again"))
+            }
+            Ok(()) => Ok(true),
+            Err(e @ Error::Io { .. }) => {
+                buf.fill(0);
+                check_around(self.store, block, &e).map(|()| false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Fails if anything that was given up is perhaps not lost. To be asked right before the journal is emptied.
+    pub fn check_lost(&self) -> Result<()> {
+        let lost = self.lost.borrow().clone();
+        lost.into_iter().try_for_each(|block| self.read_one(block, &mut Block::zeroed().0).map(drop))
     }
 
     /// Ring blocks from `position` on, around the end.
