@@ -282,7 +282,7 @@ impl Run {
             }
         }
         let store = open_store(crashed);
-        let mut overlay = OverlaySink::new(&store);
+        let mut overlay = OverlaySink::new(&store, std::time::Duration::ZERO);
         let dry = replay(&store, extent(), SLOT, &mut overlay).unwrap();
         let report =
             replay(&store, extent(), SLOT, &mut DeviceSink::new(&store, Default::default())).unwrap();
@@ -442,7 +442,7 @@ fn a_damaged_transaction_is_reported() {
     let store = open_store(&disk);
     let mut sink = DeviceSink::new(&store, Default::default());
     assert!(matches!(replay(&store, extent(), SLOT, &mut sink), Err(Error::Corrupt { .. })));
-    let mut overlay = OverlaySink::new(&store);
+    let mut overlay = OverlaySink::new(&store, std::time::Duration::ZERO);
     overlay.tolerate_damage = true;
     let report = replay(&store, extent(), SLOT, &mut overlay).unwrap();
     assert_eq!((report.damaged.len(), report.txns), (1, 2));

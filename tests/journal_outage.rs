@@ -4,13 +4,14 @@
 mod common;
 
 use common::journal_rig::*;
-use common::simdisk::SimDisk;
+use common::simdisk::{Event, History, SimDisk, Unflushed};
 use shoal::base::{Error, Version};
 use shoal::device::BlockDevice;
 use shoal::format::{Block, BlockKind};
-use shoal::journal::{DeviceSink, ReplayReport, replay};
+use shoal::journal::{DeviceSink, Journal, OverlaySink, ReplayReport, replay};
 use shoal::store::Store;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// One leg of the volume is away for so long; longer than what was once enough to be taken for lost.
@@ -65,14 +66,19 @@ fn small(count: u64) -> (Arc<SimDisk>, u64) {
 }
 
 /// So many blocks changed by one durable transaction.
-fn large(disk: &Arc<SimDisk>, count: u64) -> Arc<shoal::journal::Journal> {
+fn large(disk: &Arc<SimDisk>, count: u64) -> Arc<Journal> {
     let (_, journal) = open_with(disk, by_hand());
-    let mut handle = journal.begin(count as u32).unwrap();
-    for n in 0..count {
+    fill(&journal, 0..count);
+    journal
+}
+
+/// One durable transaction that changes all of these blocks.
+fn fill(journal: &Arc<Journal>, blocks: std::ops::Range<u64>) {
+    let mut handle = journal.begin((blocks.end - blocks.start) as u32).unwrap();
+    for n in blocks {
         handle.modify(block(n), BlockKind::Inode, cover(n), &mut fill_one).unwrap();
     }
     journal.commit(handle.finish()).unwrap();
-    journal
 }
 
 /// After an attempt in the middle of an outage another one, behind it, finds everything.
@@ -82,6 +88,10 @@ fn expect_all_at_the_second_attempt(disk: &Arc<SimDisk>, count: u64) {
     assert!(matches!(&first, Err(Error::Io { .. })), "it gave something up: {first:?}");
     let told = first.unwrap_err().to_string();
     assert!(told.contains("out of reach") && told.contains("try again"), "{told}");
+    let leg = extent().0.0 + STRIPE / 4096;
+    let numbers = told.split_once("blocks ").unwrap().1.split(", ").map_while(|n| n.parse().ok());
+    let named: Vec<u64> = numbers.collect();
+    assert!(named.len() == 5 && named.contains(&leg), "it does not name the blocks: {told}");
     std::thread::sleep((OUTAGE + Duration::from_millis(100)).saturating_sub(begun.elapsed()));
     run(disk).expect("all can be read");
     let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
@@ -202,4 +212,148 @@ fn a_block_is_read_once_more_right_before_it_is_written_over() {
     });
     assert_eq!(run(&disk).unwrap().torn, 0);
     expect_newer(&disk);
+}
+
+/// The second header copy's place.
+fn copy_b() -> u64 {
+    extent().0.plus(1).byte()
+}
+
+/// The log is full; block 1 was changed by an acknowledged transaction, and the next one was written over space that
+/// the tail had left, when power is cut before its flush. Also how many events there were, and copy B as it was before
+/// the tail moved.
+fn wrapped() -> (History, Vec<Event>, Block) {
+    let disk = disk(8);
+    let (_, journal) = open_with(&disk, by_hand());
+    for _ in 0..509 {
+        journal.commit(bump(&journal, 0)).unwrap();
+    }
+    assert_eq!(journal.fill().0, 1018, "the next one does not begin at the end of the ring");
+    let mut old = Block::zeroed();
+    disk.read(copy_b(), &mut old.0).unwrap();
+    let history = disk.record();
+    // Another thread commits while the checkpoint writes in place.
+    let (j, once) = (journal.clone(), AtomicBool::new(false));
+    disk.on_request(move |op, offset, _| {
+        if op == "write" && offset == block(0).byte() && !once.swap(true, Ordering::SeqCst) {
+            j.commit(bump(&j, 1)).unwrap();
+        }
+    });
+    journal.checkpoint_durable().unwrap();
+    disk.on_request(|_, _, _| {});
+    fill(&journal, 2..6);
+    let mut events = disk.events();
+    events.truncate(events.iter().rposition(|e| matches!(e, Event::Flush)).unwrap());
+    (history, events, old)
+}
+
+fn expect_acknowledged(disk: &Arc<SimDisk>, how: &str) {
+    let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+    let got = value(&store.read(block(1), BlockKind::Inode, cover(1)).unwrap());
+    assert_eq!(got, 1, "an acknowledged change is lost: {how}");
+}
+
+/// Reads of the first header copy fail, so often.
+fn lose_copy_a(disk: &Arc<SimDisk>, mut times: u32) {
+    disk.fail_when(move |op, offset, _| {
+        let hit = op == "read" && offset == extent().0.byte() && times > 0;
+        times -= u32::from(hit);
+        hit
+    });
+}
+
+/// The other copy may point at space that was used again, so one failed read does not give a copy up.
+#[test]
+fn a_header_copy_is_waited_for() {
+    let (history, events, old) = wrapped();
+    let disk = history.crash_at(&events, events.len(), Unflushed::Kept);
+    disk.write(copy_b(), &old.0).unwrap();
+    lose_copy_a(&disk, 1);
+    run(&disk).unwrap();
+    expect_acknowledged(&disk, "one failed read");
+}
+
+/// With nothing but an older copy left the log seems to be empty, and what stands behind its tail tells that it is not.
+#[test]
+fn an_older_header_copy_does_not_empty_the_log() {
+    let (history, events, old) = wrapped();
+    let disk = history.crash_at(&events, events.len(), Unflushed::Kept);
+    disk.write(copy_b(), &old.0).unwrap();
+    lose_copy_a(&disk, u32::MAX);
+    assert!(matches!(run(&disk), Err(Error::Corrupt { .. })));
+    disk.heal();
+    run(&disk).unwrap();
+    expect_acknowledged(&disk, "it was emptied");
+}
+
+/// Before space of the log is used again both header copies are durable: one is enough whatever happens to the other.
+#[test]
+fn both_header_copies_are_durable_before_log_space_is_used_again() {
+    let (history, events, _) = wrapped();
+    for seed in 0..16 {
+        for copy in 0..2 {
+            let disk = history.crash_at(&events, events.len(), Unflushed::Subset(seed));
+            disk.damage(extent().0.plus(copy).byte(), &[0; 4096]);
+            run(&disk).unwrap();
+            expect_acknowledged(&disk, &format!("copy {copy} is lost, seed {seed}"));
+        }
+    }
+}
+
+/// Whatever cannot be read waits side by side.
+#[test]
+fn waits_for_lost_blocks_do_not_add_up() {
+    let (disk, each) = small(3);
+    lose_ring_blocks(&disk, &[3 * each, 300, 600, 900]);
+    let begun = Instant::now();
+    assert_eq!(run(&disk).unwrap().txns, 3);
+    let took = begun.elapsed();
+    assert!((LOST_AFTER..2 * LOST_AFTER).contains(&took), "it took {took:?}");
+    crash_and_expect(&disk, 3, 1);
+}
+
+/// Nothing is at stake in the log of a journal that was left empty: to open it takes no wait and needs no look around.
+#[test]
+fn an_empty_journal_on_bad_blocks_can_be_opened() {
+    let disk = self::disk(1);
+    lose_ring_blocks(&disk, &(0..32).collect::<Vec<_>>());
+    let begun = Instant::now();
+    let (_, journal) = open_with(&disk, by_hand());
+    assert!(begun.elapsed() < LOST_AFTER, "it took {:?}", begun.elapsed());
+    journal.commit(bump(&journal, 0)).unwrap();
+}
+
+/// A check that writes nothing says nothing either of what was given up too soon.
+#[test]
+fn what_was_given_up_too_soon_is_found_by_a_replay_into_memory() {
+    let (disk, each) = small(3);
+    let bad = extent().0.plus(2 + 2 * each).byte();
+    let mut back = false;
+    disk.fail_when(move |op, offset, length| {
+        // The log is behind it.
+        back |= offset == block(0).byte();
+        op == "read" && !back && (offset..offset + length as u64).contains(&bad)
+    });
+    let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+    let mut sink = OverlaySink::new(&store, Duration::ZERO);
+    assert!(matches!(replay(&store, extent(), SLOT, &mut sink), Err(Error::Io { .. })));
+}
+
+/// A transaction of which a block is lost, and the commit block of the one behind it, is damage that a tolerant sink
+/// hears of; what comes before it counts.
+#[test]
+fn a_tolerant_replay_passes_over_a_lost_block_in_a_stream() {
+    let disk = self::disk(41);
+    let journal = open_with(&disk, by_hand()).1;
+    journal.commit(bump(&journal, 40)).unwrap();
+    let first = journal.fill().0;
+    fill(&journal, 0..40);
+    journal.commit(bump(&journal, 40)).unwrap();
+    lose_ring_blocks(&disk, &[first + 20, journal.fill().0 - 1]);
+    let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
+    let mut sink = OverlaySink::new(&store, Duration::ZERO);
+    assert!(matches!(replay(&store, extent(), SLOT, &mut sink), Err(Error::Corrupt { .. })));
+    sink.tolerate_damage = true;
+    let done = replay(&store, extent(), SLOT, &mut sink).unwrap();
+    assert_eq!((done.txns, done.damaged.len(), done.applied), (2, 1, 1));
 }

@@ -3,6 +3,7 @@
 use crate::finding::{Code, Findings, Place};
 use crate::image::words;
 use shoal::base::{BlockNo, Error, Result, SlotId};
+use shoal::cluster::Timing;
 use shoal::format::Block;
 use shoal::format::journal::JournalPlace;
 use shoal::format::superblock::Superblock;
@@ -39,7 +40,7 @@ pub fn replay_all(
     findings: &mut Findings,
 ) -> Result<(Vec<Replayed>, Overlay)> {
     let store = Store::new(device.clone(), sb.format_id, volume.geometry(sb), CACHE_BYTES);
-    let mut overlay = OverlaySink::new(&store);
+    let mut overlay = OverlaySink::new(&store, Timing::of(volume.timing).claim_wait());
     overlay.tolerate_damage = true;
     let mut replayed = Vec::new();
     for (i, slot) in volume.slots.iter().enumerate() {

@@ -112,10 +112,10 @@ impl Journal {
         if place.blocks < EXTENT_BLOCKS_MIN {
             return Err(Error::Device(format!("the journal of slot {slot} is too small")));
         }
-        // Whose slot it was has left it empty, or it was replayed: what cannot be read in it is nothing.
+        // Its header tells which numbers were never used: an older copy of it must not count.
         let log = scan::Log::new(&store, &place, Some(reach::LOST_AFTER));
         let header = log.read_header()?;
-        if !log.is_empty(&header)? {
+        if !log.was_left_empty(&header)? {
             return Err(Error::Busy(format!("the journal of slot {slot} has not been replayed")));
         }
         let next = Mark { txn: skip(TxnId(header.tail_txn.get())), position: header.tail_position.get() };

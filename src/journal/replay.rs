@@ -106,7 +106,7 @@ impl<'a> DeviceSink<'a> {
 
     /// There is no other host: what cannot be read here for the `write_life` of the volume (five seconds at least),
     /// while the blocks around it can, is lost. A block of which the journal has an image is written without being
-    /// compared then, and what cannot be read of the journal's end was never committed.
+    /// compared then, and what cannot be read of the journal's end need not have been committed.
     pub fn last_resort(self, write_life: Duration) -> DeviceSink<'a> {
         DeviceSink { lost_after: Some(write_life.max(LOST_AFTER)), ..self }
     }
@@ -184,12 +184,15 @@ pub struct OverlaySink<'a> {
     pub blocks: BTreeMap<BlockNo, Arc<Block>>,
     /// Go on behind damaged transactions.
     pub tolerate_damage: bool,
+    lost_after: Duration,
 }
 
 impl<'a> OverlaySink<'a> {
-    /// An empty overlay over the store's device.
-    pub fn new(store: &'a Store) -> OverlaySink<'a> {
-        OverlaySink { store, blocks: BTreeMap::new(), tolerate_damage: false }
+    /// An empty overlay over the store's device. It takes for lost what a first mount would: `write_life` as with
+    /// [`DeviceSink::last_resort`].
+    pub fn new(store: &'a Store, write_life: Duration) -> OverlaySink<'a> {
+        let lost_after = write_life.max(LOST_AFTER);
+        OverlaySink { store, blocks: BTreeMap::new(), tolerate_damage: false, lost_after }
     }
 }
 
@@ -211,7 +214,7 @@ impl ReplaySink for OverlaySink<'_> {
         self.tolerate_damage
     }
     fn lost_after(&self) -> Option<Duration> {
-        Some(LOST_AFTER)
+        Some(self.lost_after)
     }
 }
 
@@ -279,7 +282,9 @@ pub fn replay(
     sink.end()?;
     if sink.is_persistent() {
         store.flush()?;
-        log.check_lost()?;
+    }
+    log.check_lost()?;
+    if sink.is_persistent() {
         mark_empty(store, &place, &header, end)?;
     }
     if report.txns > 0 {
@@ -369,9 +374,18 @@ fn await_torn(
     sink: &mut dyn ReplaySink,
     report: &mut ReplayReport,
 ) -> Result<()> {
+    let first_unreadable = |torn: &[(BlockNo, record::Image, Option<Torn>)]| {
+        torn.iter().find(|(_, _, seen)| seen.is_some_and(|torn| torn.crc.is_none())).map(|(block, ..)| *block)
+    };
+    if let Some(block) = first_unreadable(&torn) {
+        tracing::warn!(
+            "block {block}, of which the journal of slot {} has an image, cannot be read: waiting for it, and perhaps others",
+            log.place.slot
+        );
+    }
     while !torn.is_empty() {
         log.store.halt().check()?;
-        let any_unreadable = torn.iter().any(|(_, _, seen)| seen.is_some_and(|torn| torn.crc.is_none()));
+        let any_unreadable = first_unreadable(&torn).is_some();
         std::thread::sleep(if any_unreadable { PAUSE } else { TORN_PAUSE });
         for (block, image, mut seen) in std::mem::take(&mut torn) {
             match look(log, block, image.entry.version(), &mut seen, sink)? {

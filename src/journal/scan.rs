@@ -6,10 +6,10 @@ use super::ring::Mark;
 use crate::base::{BLOCK_SIZE, BlockNo, Error, Result, TxnId};
 use crate::format::Block;
 use crate::format::block::crc32c;
-use crate::format::journal::{JournalHeader, JournalPlace, TxnHeader};
+use crate::format::journal::{HEADER_BLOCKS, JournalHeader, JournalPlace, TxnHeader};
 use crate::store::{AlignedBuf, Store};
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Ring blocks that are read at once in search of a transaction.
@@ -24,6 +24,10 @@ pub(super) struct Log<'a> {
     lost_after: Option<Duration>,
     /// What was waited for once and given up.
     lost: RefCell<BTreeSet<BlockNo>>,
+    /// What could not be read at the last look, and since when: all of that waits side by side.
+    unreadable: RefCell<BTreeMap<BlockNo, Instant>>,
+    /// Was all of the journal looked at for that?
+    surveyed: Cell<bool>,
 }
 
 /// A transaction as found in the ring, commit block included.
@@ -57,34 +61,44 @@ type Visit<'a> = dyn FnMut(TxnId, std::result::Result<Vec<record::Image>, String
 impl<'a> Log<'a> {
     /// `lost_after`: when what stays unreadable counts as wrong content, if it ever does.
     pub fn new(store: &'a Store, place: &'a JournalPlace, lost_after: Option<Duration>) -> Log<'a> {
-        Log { store, place, lost_after, lost: RefCell::default() }
+        let (lost, unreadable, surveyed) = (RefCell::default(), RefCell::default(), Cell::default());
+        Log { store, place, lost_after, lost, unreadable, surveyed }
     }
 
-    /// The valid header copy with the higher sequence.
+    /// The valid header copy with the higher sequence. The other may say where the log began before its space was
+    /// used again, so a copy is waited for like everything else before it is given up.
     pub fn read_header(&self) -> Result<JournalHeader> {
         let mut best: Option<JournalHeader> = None;
-        let mut unreadable = None;
-        for copy in 0..2 {
-            let mut b = Block::zeroed();
-            if let Err(e) = self.store.read_data(self.place.start.plus(copy), &mut b.0) {
-                unreadable = Some(e);
-                continue;
-            }
-            if let Some(h) = self.place.read_header(&b)
+        for copy in 0..HEADER_BLOCKS {
+            let (block, mut b) = (self.place.start.plus(copy), Block::zeroed());
+            let first = self.store.read_data(block, &mut b.0);
+            if self.await_readable(first, &mut b.0, &|_| block)?
+                && let Some(h) = self.place.read_header(&b)
                 && best.is_none_or(|o| o.sequence.get() < h.sequence.get())
             {
                 best = Some(h);
             }
         }
-        match (best, unreadable) {
-            (Some(header), None) => Ok(header),
-            // The newer copy may be the one that cannot be read; what the older one says is true as well.
-            (Some(header), Some(_)) if self.lost_after.is_some() => Ok(header),
-            (_, Some(e)) => Err(e),
-            (None, None) => {
-                let kind = format!("journal header of slot {}", self.place.slot);
-                Err(Error::corrupt(self.place.start, kind, "a valid copy", "none"))
-            }
+        best.ok_or_else(|| {
+            let kind = format!("journal header of slot {}", self.place.slot);
+            let found = if self.is_header_lost() { "none that can be read" } else { "none" };
+            Error::corrupt(self.place.start, kind, "a valid copy", found)
+        })
+    }
+
+    /// Was a copy given up? The other may be older.
+    fn is_header_lost(&self) -> bool {
+        (0..HEADER_BLOCKS).any(|copy| self.lost.borrow().contains(&self.place.start.plus(copy)))
+    }
+
+    /// The same as [`Log::is_empty`] of a journal that was left empty or replayed: nothing is at stake in a tail that
+    /// cannot be read, so nobody waits for it.
+    pub fn was_left_empty(&self, header: &JournalHeader) -> Result<bool> {
+        let tail = self.place.block_at(header.tail_position.get());
+        match self.store.read_data(tail, &mut Block::zeroed().0) {
+            Ok(()) => self.is_empty(header),
+            Err(Error::Io { .. }) => Ok(true),
+            Err(e) => Err(e),
         }
     }
 
@@ -102,6 +116,7 @@ impl<'a> Log<'a> {
             let images = match found.crc_right {
                 true => record::decode(&found.header, found.stream.bytes()),
                 // Another one was committed behind it: the medium lost it.
+                false if !found.readable => Err("blocks of it cannot be read".into()),
                 false => Err("the checksum of its images is wrong".into()),
             };
             visit(at.txn, images)?;
@@ -120,8 +135,12 @@ impl<'a> Log<'a> {
         let slot = self.place.slot;
         let found = match self.read_written(at)? {
             Written::Whole(found) => found,
+            Written::Nothing if self.is_header_lost() && self.is_followed(at)? => {
+                let kind = format!("journal header of slot {slot}");
+                return Err(Error::corrupt(self.place.start, kind, "the newest copy", "an older one"));
+            }
             Written::Nothing => return Ok(None),
-            Written::Unreadable => return self.end_unless_followed(at),
+            Written::Unreadable => return self.end_unless_followed(at, None),
         };
         let mut next = found.end(at);
         let (mut committed, mut readable) = (found.crc_right, found.readable);
@@ -133,7 +152,7 @@ impl<'a> Log<'a> {
                     return Ok(None);
                 }
                 // It may be whole, for all that could be read of it.
-                Written::Nothing | Written::Unreadable => return self.end_unless_followed(at),
+                Written::Nothing | Written::Unreadable => return self.end_unless_followed(at, Some(found)),
             };
             committed = later.crc_right;
             readable &= later.readable;
@@ -142,11 +161,13 @@ impl<'a> Log<'a> {
         Ok(Some(found))
     }
 
-    /// What stands at `at` is lost. If nothing was written behind it, it need not have been committed.
-    fn end_unless_followed(&self, at: Mark) -> Result<Option<Found>> {
+    /// What stands at `at` is lost, but for what was `found` of it. If nothing was written behind it, it need not have
+    /// been committed.
+    fn end_unless_followed(&self, at: Mark, found: Option<Found>) -> Result<Option<Found>> {
         let what = format!("transaction {} in the journal of slot {}", at.txn, self.place.slot);
         if self.is_followed(at)? {
-            return Err(Error::corrupt(self.place.block_at(at.position), what, "whole", "unreadable blocks"));
+            let place = self.place.block_at(at.position);
+            return found.map(Some).ok_or_else(|| Error::corrupt(place, what, "whole", "unreadable blocks"));
         }
         tracing::error!("what was to be {what} is lost: it cannot be read, and nothing stands behind it");
         Ok(None)
@@ -198,40 +219,98 @@ impl<'a> Log<'a> {
 
     /// Read ring blocks from `position` on. False if some are lost; they are zeros then.
     fn read(&self, position: u64, buf: &mut [u8]) -> Result<bool> {
-        let lost_after = match (self.read_ring(position, buf), self.lost_after) {
+        let first = self.read_ring(position, buf);
+        self.await_readable(first, buf, &|n| self.place.block_at(position + n as u64))
+    }
+
+    /// After the `first` attempt to read blocks, the n-th of which is `block_at(n)`, wait for those that cannot be read.
+    /// False if some are lost; they are zeros then.
+    fn await_readable(
+        &self,
+        first: Result<()>,
+        buf: &mut [u8],
+        block_at: &dyn Fn(usize) -> BlockNo,
+    ) -> Result<bool> {
+        let lost_after = match (first, self.lost_after) {
             (Err(Error::Io { .. }), Some(lost_after)) => lost_after,
             (done, _) => return done.map(|()| true),
         };
         let mut missing: Vec<usize> = (0..buf.len() / BLOCK_SIZE).collect();
-        let mut since = None;
         loop {
             let look = Instant::now();
             let mut still = Vec::new();
             for n in missing {
-                let block = self.place.block_at(position + n as u64);
-                if !self.read_one(block, &mut buf[n * BLOCK_SIZE..][..BLOCK_SIZE])? {
+                if !self.read_one(block_at(n), &mut buf[n * BLOCK_SIZE..][..BLOCK_SIZE])? {
                     still.push(n);
                 }
             }
-            if still.is_empty() {
-                return Ok(true);
-            }
-            let since = *since.get_or_insert_with(Instant::now);
-            let blocks = || still.iter().map(|n| self.place.block_at(position + *n as u64));
-            let mut lost = self.lost.borrow_mut();
-            if look.saturating_duration_since(since) >= lost_after || blocks().all(|b| lost.contains(&b)) {
-                for block in blocks().filter(|b| lost.insert(*b)) {
-                    tracing::error!(
-                        "block {block} of the journal of slot {} cannot be read",
-                        self.place.slot
-                    );
-                }
+            let Some(one) = still.first() else { return Ok(true) };
+            let is_over =
+                |b: &BlockNo| look.saturating_duration_since(self.unreadable.borrow()[b]) >= lost_after;
+            if still.iter().all(|n| is_over(&block_at(*n))) {
+                self.give_up(still.iter().map(|n| block_at(*n)));
                 return Ok(false);
             }
-            drop(lost);
-            missing = still;
+            self.survey(block_at(*one), lost_after)?;
             std::thread::sleep(PAUSE);
+            self.look_at_others()?;
+            missing = still;
         }
+    }
+
+    fn give_up(&self, blocks: impl Iterator<Item = BlockNo>) {
+        let mut lost = self.lost.borrow_mut();
+        for block in blocks.filter(|b| lost.insert(*b)) {
+            tracing::error!("block {block} of the journal of slot {} cannot be read", self.place.slot);
+        }
+    }
+
+    /// `block` is to be waited for. Once, find what else of the journal cannot be read: otherwise each would begin to
+    /// wait when the one before it was given up.
+    fn survey(&self, block: BlockNo, lost_after: Duration) -> Result<()> {
+        if self.surveyed.replace(true) {
+            return Ok(());
+        }
+        tracing::warn!(
+            "block {block} of the journal of slot {} cannot be read: waiting up to {} s for it",
+            self.place.slot,
+            lost_after.as_secs()
+        );
+        let (mut some, mut one) = (AlignedBuf::new(SEARCH_BLOCKS as usize), Block::zeroed());
+        for from in (0..self.place.blocks).step_by(SEARCH_BLOCKS as usize) {
+            let count = SEARCH_BLOCKS.min(self.place.blocks - from);
+            let bytes = &mut some.bytes_mut()[..count as usize * BLOCK_SIZE];
+            match self.store.read_data(self.place.start.plus(from), bytes) {
+                Err(Error::Io { .. }) => {}
+                done => {
+                    done?;
+                    continue;
+                }
+            }
+            for block in (from..from + count).map(|n| self.place.start.plus(n)) {
+                match self.store.read_data(block, &mut one.0) {
+                    Err(Error::Io { .. }) => {
+                        self.unreadable.borrow_mut().entry(block).or_insert_with(Instant::now);
+                    }
+                    done => done?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What can be read meanwhile does not wait any more. Nobody has asked for it so far: what is around it does not
+    /// matter.
+    fn look_at_others(&self) -> Result<()> {
+        let all: Vec<BlockNo> = self.unreadable.borrow().keys().copied().collect();
+        for block in all.into_iter().filter(|b| !self.lost.borrow().contains(b)) {
+            match self.store.read_data(block, &mut Block::zeroed().0) {
+                Err(Error::Io { .. }) => continue,
+                done => done?,
+            }
+            self.unreadable.borrow_mut().remove(&block);
+        }
+        Ok(())
     }
 
     /// Read a block that could not be read before. False if it still cannot, though those around it can.
@@ -240,10 +319,15 @@ impl<'a> Log<'a> {
             Ok(()) if self.lost.borrow().contains(&block) => {
                 Err(unread(block, "this was given up, and can be read after all: try again"))
             }
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.unreadable.borrow_mut().remove(&block);
+                Ok(true)
+            }
             Err(e @ Error::Io { .. }) => {
                 buf.fill(0);
-                check_around(self.store, block, &e).map(|()| false)
+                check_around(self.store, block, &e)?;
+                self.unreadable.borrow_mut().entry(block).or_insert_with(Instant::now);
+                Ok(false)
             }
             Err(e) => Err(e),
         }
