@@ -31,7 +31,7 @@ pub type Overlay = BTreeMap<BlockNo, Arc<Block>>;
 /// Replay all journals into an overlay, damaged ones as far as they go.
 ///
 /// # Errors
-/// `Io`.
+/// `Halted`.
 pub fn replay_all(
     device: &Arc<dyn shoal::device::BlockDevice>,
     sb: &Superblock,
@@ -49,7 +49,8 @@ pub fn replay_all(
         let extent = (slot.journal_start, slot.journal_blocks);
         match replay(&store, extent, id, &mut overlay) {
             Ok(report) => note(id, report, clean, &mut replayed, findings),
-            Err(e @ Error::Corrupt { .. }) => {
+            // What is out of reach is not lost, but the rest of the volume can be looked at.
+            Err(e @ (Error::Corrupt { .. } | Error::Io { .. })) => {
                 findings.add(Code::JournalDamaged, Place::Slot(id), words(&e));
             }
             Err(e) => return Err(e),
@@ -92,13 +93,19 @@ fn check_headers(
         start: slot.journal_start,
         blocks: slot.journal_blocks,
     };
-    let mut valid = 0;
+    let (mut valid, mut unreadable) = (0, 0);
     for copy in 0..2 {
         let mut b = Block::zeroed();
-        store.read_data(place.start.plus(copy), &mut b.0)?;
+        match store.read_data(place.start.plus(copy), &mut b.0) {
+            Err(e @ Error::Io { .. }) => {
+                unreadable += 1;
+                findings.add(Code::JournalHeader, Place::Slot(id), words(&e));
+            }
+            done => done?,
+        }
         valid += u32::from(place.read_header(&b).is_some());
     }
-    if valid == 0 || (clean && valid == 1) {
+    if unreadable == 0 && (valid == 0 || (clean && valid == 1)) {
         let what = if valid == 0 { "no copy" } else { "only one copy" };
         findings.add(Code::JournalHeader, Place::Slot(id), format!("{what} of its journal header is valid"));
     }

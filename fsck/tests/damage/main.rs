@@ -28,6 +28,19 @@ fn a_crashed_volume_is_sound_after_replay_into_memory() {
     assert!(report.is_sound() && report.replayed.len() == 1, "{report:#?}");
 }
 
+/// A journal that is out of reach, its headers too, is a finding, and the rest is looked at all the same.
+#[test]
+fn a_journal_that_cannot_be_read_ends_no_check() {
+    for (from, code) in [(0, Code::JournalHeader), (2, Code::JournalDamaged)] {
+        let disk = Damaged::of(crashed());
+        let slot = disk.volume.slots[0];
+        disk.lose(slot.journal_start.plus(from)..slot.journal_start.plus(slot.journal_blocks));
+        let report = disk.quick_check();
+        assert!(report.counts.contains_key(&Code::JournalDamaged), "{report:#?}");
+        assert!(report.counts.contains_key(&code) && report.totals.directories > 0, "{report:#?}");
+    }
+}
+
 /// A host that dies while it frees a symbolic link leaves it without a target.
 #[test]
 fn an_orphan_on_its_way_out_may_have_lost_its_target() {

@@ -15,6 +15,7 @@ use shoal::txn::BlockSource;
 use shoal::xattr::SetHow;
 use shoal_fsck::{Options, Report, Silent};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, RwLock, mpsc};
 use std::time::Duration;
@@ -22,11 +23,15 @@ use std::time::Duration;
 /// Bytes of the volume: the smallest there is.
 const SIZE: u64 = 64 << 20;
 
-/// A device in memory.
-pub struct Memory(RwLock<Vec<u8>>);
+/// A device in memory, and the bytes of it that cannot be read.
+pub struct Memory(RwLock<Vec<u8>>, RwLock<Range<u64>>);
 
 impl BlockDevice for Memory {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let (bad, length) = (self.1.read().unwrap(), buf.len() as u64);
+        if bad.start < offset + length && offset < bad.end {
+            return Err(Error::Io { op: "read", offset, length, cause: "simulated".into() });
+        }
         let bytes = self.0.read().unwrap();
         let at = offset as usize;
         let from = bytes.get(at..at + buf.len()).ok_or(Error::Invalid("behind the end"))?;
@@ -190,7 +195,7 @@ pub struct Damaged {
 
 impl Damaged {
     pub fn of(image: &[u8]) -> Damaged {
-        let device = Arc::new(Memory(RwLock::new(image.to_vec())));
+        let device = Arc::new(Memory(RwLock::new(image.to_vec()), RwLock::default()));
         let (sb, _) = superblock::load(&*device).unwrap();
         let volume = volume::load(&*device, &sb).unwrap();
         let g = volume.geometry(&sb);
@@ -213,6 +218,11 @@ impl Damaged {
         change(&mut b);
         b.seal();
         self.put(at, &b);
+    }
+
+    /// These blocks cannot be read any more.
+    pub fn lose(&self, blocks: Range<BlockNo>) {
+        *self.device.1.write().unwrap() = blocks.start.byte()..blocks.end.byte();
     }
 
     /// Flip a bit.
