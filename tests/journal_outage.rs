@@ -139,6 +139,26 @@ fn a_lost_block_in_a_stream_that_another_follows_is_damage() {
 }
 
 /// The one behind a lost one is lost as well, and the one behind that tells of both.
+/// A transaction that was begun behind another one proves that one durable, though it is not whole itself: then what is
+/// wrong in the former is damage, and not a power cut's.
+#[test]
+fn wrong_content_in_a_stream_is_damage_where_another_was_begun_behind_it() {
+    let (disk, each) = small(4);
+    let ring = |at: u64| extent().0.plus(2 + at).byte();
+    disk.damage(ring(4 * each - 1), &[0; 4096]);
+    let whole = disk.snapshot();
+    assert_eq!(
+        run(&whole).map(|report| (report.txns, report.lost)),
+        Ok((3, Vec::new())),
+        "the last was cut short"
+    );
+    disk.damage(ring(2 * each) + 4000, &[0x5a; 8]);
+    assert!(
+        matches!(run(&disk), Err(Error::Corrupt { .. })),
+        "the third was durable when the last was begun"
+    );
+}
+
 #[test]
 fn two_lost_transactions_that_another_follows_are_damage() {
     let (disk, each) = small(4);

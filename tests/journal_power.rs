@@ -293,7 +293,11 @@ fn an_unreadable_end_of_the_log_is_its_end() {
         let store = Store::new(disk.clone(), FORMAT, geometry(), 1 << 20);
         let sink = DeviceSink::new(&store, Duration::ZERO);
         let mut sink = if last { sink.last_resort(Duration::ZERO) } else { sink };
-        replay(&store, extent(), SLOT, &mut sink).map(|report| report.txns)
+        let done = replay(&store, extent(), SLOT, &mut sink);
+        done.map(|report| {
+            assert!(report.lost.iter().any(|what| what.contains("is lost")), "it is not told: {report:?}");
+            report.txns
+        })
     };
     let (disk, each) = begin();
     assert!(

@@ -37,7 +37,7 @@ codes! {
     VolumeCopyDamaged "volume-copy-damaged" "A copy of the volume block is not valid, or both are.",
     SlotExtents "slot-extents-wrong" "The journals and inodes of the slot table are in each other's way.",
     JournalHeader "journal-header-damaged" "A header copy of a journal is not valid, or both are.",
-    JournalDamaged "journal-damaged" "A committed transaction cannot be replayed.",
+    JournalDamaged "journal-damaged" "A committed transaction cannot be replayed, or what may have been one, or be newer, was given up.",
     HeartbeatDamaged "heartbeat-damaged" "A heartbeat cell is not valid.",
     BallotDamaged "ballot-damaged" "Neither copy of a slot's ballot is valid.",
     ViewsDisagree "views-disagree" "Two ballots hold different views of one epoch.",

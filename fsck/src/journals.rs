@@ -23,6 +23,21 @@ pub struct Replayed {
     pub txns: u64,
     /// Blocks that were, or would be, written.
     pub blocks: u64,
+    /// What was given up meanwhile, in words: [`ReplayReport::lost`].
+    pub lost: Vec<String>,
+}
+
+impl Replayed {
+    /// What came of a replay, if there was anything.
+    pub fn of(slot: SlotId, report: ReplayReport) -> Option<Replayed> {
+        let is_something = report.txns > 0 || !report.lost.is_empty();
+        is_something.then_some(Replayed {
+            slot,
+            txns: report.txns,
+            blocks: report.applied,
+            lost: report.lost,
+        })
+    }
 }
 
 /// Blocks as replay would leave them.
@@ -74,9 +89,10 @@ fn note(
         let what = format!("everybody left in order, but its journal holds {} transactions", report.txns);
         findings.add(Code::JournalDamaged, Place::Slot(slot), what);
     }
-    if report.txns > 0 {
-        replayed.push(Replayed { slot, txns: report.txns, blocks: report.applied });
+    for what in &report.lost {
+        findings.add(Code::JournalDamaged, Place::Slot(slot), what);
     }
+    replayed.extend(Replayed::of(slot, report));
 }
 
 /// Both header copies. One may be torn where a host died writing it.

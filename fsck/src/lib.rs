@@ -89,6 +89,15 @@ impl Report {
     pub fn is_sound(&self) -> bool {
         self.counts.is_empty() && self.stopped.is_none()
     }
+
+    /// What was given up when a journal was replayed for good: the check itself finds no trace of it.
+    pub fn note_lost(&mut self, journal: &Replayed) {
+        for what in &journal.lost {
+            let (code, place) = (Code::JournalDamaged, Place::Slot(journal.slot));
+            self.findings.push(Finding { code, place, what: what.clone() });
+            *self.counts.entry(code).or_default() += 1;
+        }
+    }
 }
 
 /// Check the volume on `device`, which nobody has mounted ([`guard`] sees to that). Writes nothing:

@@ -93,6 +93,7 @@ fn run(a: &Arguments, path: &Path) -> Result<Report, Error> {
     guard.as_mut().map_or(Ok(()), Guard::begin)?;
     let mut report = checked(a, path, device)?;
     guard.as_ref().map_or(Ok(()), Guard::end)?;
+    replayed.iter().for_each(|journal| report.note_lost(journal));
     // What is still in the journals could not be replayed for good.
     replayed.extend(std::mem::take(&mut report.replayed));
     report.replayed = replayed;

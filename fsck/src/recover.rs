@@ -62,7 +62,7 @@ pub fn recover(
         let write_life = Timing::of(volume.timing).claim_wait();
         let mut sink = DeviceSink::new(&store, Duration::ZERO).last_resort(write_life);
         let done = replay(&store, extent, *slot, &mut sink)?;
-        replayed.push(Replayed { slot: *slot, txns: done.txns, blocks: done.applied });
+        replayed.extend(Replayed::of(*slot, done));
     }
     cluster.recovered(&report.replay)?;
     cluster.leave()?;

@@ -231,6 +231,8 @@ pub struct ReplayReport {
     pub torn: u64,
     /// Committed transactions whose images are damaged (only if the sink tolerates that).
     pub damaged: Vec<TxnId>,
+    /// What cannot be read and was given up, in words: it may have been acknowledged.
+    pub lost: Vec<String>,
     /// The highest version of any image: fsck keeps group clocks above it.
     pub version_max: Version,
 }
@@ -284,6 +286,7 @@ pub fn replay(
         store.flush()?;
     }
     log.check_lost()?;
+    report.lost = log.given_up();
     if sink.is_persistent() {
         mark_empty(store, &place, &header, end)?;
     }
@@ -441,10 +444,10 @@ fn look(
     *seen = Some(torn);
     let decision = decide(None, image, begun.saturating_duration_since(torn.since) >= patience);
     if crc.is_none() && decision == Decision::Apply {
-        tracing::error!(
+        log.tell_lost(format!(
             "block {block} cannot be read: it becomes what the journal of slot {} has",
             log.place.slot
-        );
+        ));
     }
     Ok(decision)
 }

@@ -28,6 +28,8 @@ pub(super) struct Log<'a> {
     unreadable: RefCell<BTreeMap<BlockNo, Instant>>,
     /// Was all of the journal looked at for that?
     surveyed: Cell<bool>,
+    /// What was given up, in words.
+    given_up: RefCell<Vec<String>>,
 }
 
 /// A transaction as found in the ring, commit block included.
@@ -62,7 +64,18 @@ impl<'a> Log<'a> {
     /// `lost_after`: when what stays unreadable counts as wrong content, if it ever does.
     pub fn new(store: &'a Store, place: &'a JournalPlace, lost_after: Option<Duration>) -> Log<'a> {
         let (lost, unreadable, surveyed) = (RefCell::default(), RefCell::default(), Cell::default());
-        Log { store, place, lost_after, lost, unreadable, surveyed }
+        Log { store, place, lost_after, lost, unreadable, surveyed, given_up: RefCell::default() }
+    }
+
+    /// Something that may have been acknowledged is given up: the log and the report tell of it.
+    pub fn tell_lost(&self, what: String) {
+        tracing::error!("{what}");
+        self.given_up.borrow_mut().push(what);
+    }
+
+    /// All that was told of.
+    pub fn given_up(&self) -> Vec<String> {
+        self.given_up.take()
     }
 
     /// The valid header copy with the higher sequence. The other may say where the log began before its space was
@@ -147,7 +160,8 @@ impl<'a> Log<'a> {
         while !committed && next.position - at.position < self.place.ring_blocks() {
             let later = match self.read_written(next)? {
                 Written::Whole(later) => later,
-                Written::Nothing if readable => {
+                // Another one behind it was only written when this one was durable.
+                Written::Nothing if readable && !self.is_followed(at)? => {
                     tracing::info!("transaction {} in the journal of slot {slot} was cut short", at.txn);
                     return Ok(None);
                 }
@@ -169,7 +183,9 @@ impl<'a> Log<'a> {
             let place = self.place.block_at(at.position);
             return found.map(Some).ok_or_else(|| Error::corrupt(place, what, "whole", "unreadable blocks"));
         }
-        tracing::error!("what was to be {what} is lost: it cannot be read, and nothing stands behind it");
+        self.tell_lost(format!(
+            "what was to be {what} is lost: it cannot be read, and nothing stands behind it"
+        ));
         Ok(None)
     }
 

@@ -5,10 +5,11 @@ mod volume;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal::base::BlockNo;
+use shoal::base::{BlockNo, SlotId};
 use shoal::format::BlockKind;
 use shoal::format::item::ItemKind;
-use shoal_fsck::Code;
+use shoal::format::journal::JournalPlace;
+use shoal_fsck::{Code, Finding, Report};
 use std::collections::BTreeSet;
 use volume::{Damaged, blocks, crashed, replayed};
 
@@ -39,6 +40,30 @@ fn a_journal_that_cannot_be_read_ends_no_check() {
         assert!(report.counts.contains_key(&Code::JournalDamaged), "{report:#?}");
         assert!(report.counts.contains_key(&code) && report.totals.directories > 0, "{report:#?}");
     }
+}
+
+/// What a replay gives up may have been acknowledged: nobody else tells of it afterwards.
+#[test]
+fn what_a_replay_gives_up_is_a_finding() {
+    let disk = Damaged::of(crashed());
+    let (slot, id) = (disk.volume.slots[0], SlotId(0));
+    let place = JournalPlace {
+        format_id: disk.sb.format_id,
+        slot: id,
+        start: slot.journal_start,
+        blocks: slot.journal_blocks,
+    };
+    let begins =
+        |at: &u64| Some((place.read_txn_header(&disk.block(place.block_at(*at)).0, *at)?.txn.get(), *at));
+    let (_, last) = (0..place.ring_blocks()).filter_map(|at| begins(&at)).max().unwrap();
+    let bad = place.block_at(last);
+    disk.lose(bad..bad.plus(1));
+    let report = disk.quick_check();
+    let lost = |f: &&Finding| f.code == Code::JournalDamaged && f.what.contains("is lost");
+    assert_eq!(report.findings.iter().filter(lost).count(), 1, "{report:#?}");
+    let mut found = Report::default();
+    report.replayed.iter().for_each(|journal| found.note_lost(journal));
+    assert!(!found.is_sound() && found.findings.len() == 1, "{found:#?}");
 }
 
 /// A host that dies while it frees a symbolic link leaves it without a target.
