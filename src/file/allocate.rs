@@ -5,7 +5,7 @@ use super::pages::PAGE;
 use super::state::{pages_of, space_for};
 use super::{FILE_SIZE_MAX, FileState, SpaceNeed, Span, WritePlan};
 use crate::base::{BlockNo, Error, Result};
-use crate::format::extent::Extent;
+use crate::format::extent::{Extent, UNWRITTEN_BLOCKS_MAX};
 use crate::inode::Attr;
 use crate::txn::{BlockRun, BlockSource, BlockTxn};
 use std::ops::Range;
@@ -133,7 +133,8 @@ impl FileState {
     }
 
     /// Blocks that [`FileState::zero_out_apply`] would make written, and that are to be written with zeros before: the
-    /// unwritten extents, whole, that a write needs a part of. `None` if that would not help: the write needs more.
+    /// unwritten extents, whole, that a write needs a part of. `None` if that cannot be: the write needs more, an extent
+    /// is too large, or it goes beyond the size on the disk, where what is written is not to be found after a crash.
     ///
     /// # Errors
     /// `Busy` while a flush is in flight; what reading the tree gives.
@@ -146,6 +147,10 @@ impl FileState {
             while at < pages.end {
                 let span = self.extents.span_at(src, at)?;
                 if matches!(span.backing, Backing::Unwritten(_)) && spans.last() != Some(&span) {
+                    let is_behind = span.end() > self.disk_size.div_ceil(PAGE);
+                    if is_behind || span.blocks > UNWRITTEN_BLOCKS_MAX.into() {
+                        return Ok(None);
+                    }
                     spans.push(span);
                 }
                 at = span.end();

@@ -144,7 +144,8 @@ impl Core {
             false => match op.space_if_any(want)?.filter(|space| space.meta() >= want.meta.into()) {
                 Some(space) => Some(space),
                 None => {
-                    plan = self.zero_out(node, state, plan)?;
+                    let core = op.core.clone();
+                    plan = core.zero_out(&core.nodes.get(node.ino), state, plan)?;
                     None
                 }
             },

@@ -128,7 +128,18 @@ impl Core {
 
     /// The same write without any space: what it needs of the preallocated blocks becomes written ones, with zeros. The
     /// gate is held alone.
-    pub(super) fn zero_out(&self, node: &Node, state: &mut NodeState, write: WritePlan) -> Result<WritePlan> {
+    pub(super) fn zero_out(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        state: &mut NodeState,
+        write: WritePlan,
+    ) -> Result<WritePlan> {
+        // The size on the disk counts.
+        self.flush_locked(node, state)?;
+        let write = self.file(node, state)?.plan_again(&*self.store, &write)?;
+        if write.need.is_zero() {
+            return Ok(write);
+        }
         let spans = self.file(node, state)?.plan_zero_out(&*self.store, &write)?;
         let zeros = AlignedBuf::new(ZEROS_BLOCKS as usize);
         for span in spans.ok_or(Error::NoSpace)? {

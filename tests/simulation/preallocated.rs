@@ -111,6 +111,38 @@ fn a_power_cut_shows_nothing_old_in_preallocated_blocks() {
     }
 }
 
+/// Behind the size on the disk what is written is not to be found after a crash: there no zeros stand in for that.
+#[test]
+fn nothing_is_written_out_behind_the_size_on_a_full_volume() {
+    let disk = volume(64, 1);
+    let host = Host::mount(&disk, "host").expect("mount");
+    host.create("/kept").expect("create");
+    host.fallocate("/kept", (0, BLOCKS * BLOCK), libc::FALLOC_FL_KEEP_SIZE).expect("fallocate");
+    fill_up(&host);
+    let history = disk.record();
+    let write = |n: u64| host.write("/kept", 2 * n * BLOCK, &[3; BLOCK as usize], How::Buffered);
+    let wrote = (0..BLOCKS / 2).take_while(|n| write(*n).is_ok()).count();
+    // So that all but the data and the size is durable before.
+    host.chmod("/rest", 0o600).expect("chmod");
+    host.fsync("/rest").expect("fsync");
+    host.fsync("/rest").expect("fsync");
+    host.fsync("/kept").expect("fsync");
+    let events = disk.events();
+    host.crash();
+    for at in (0..=events.len()).rev().step_by((events.len() / 12).max(1)) {
+        let host = Host::mount(&history.crash_at(&events, at, Unflushed::Kept), "another").expect("mount");
+        let size = host.stat("/kept").expect("stat").size as usize;
+        host.truncate("/kept", BLOCKS * BLOCK).expect("truncate");
+        host.fsync("/kept").expect("fsync");
+        let found = host.read("/kept").expect("read");
+        assert!(
+            found[size..].iter().all(|byte| *byte == 0),
+            "{wrote} writes, {size} bytes after the crash at {at}"
+        );
+        host.stop().expect("a clean leave");
+    }
+}
+
 /// A kernel with a mapping: it has a page written back before it drops pages.
 #[derive(Default)]
 struct Mapped(Mutex<Option<Sender<Sender<()>>>>);
