@@ -180,6 +180,10 @@ impl Fs {
         reply: impl FnOnce(Result<AttrReply>) + Send + 'static,
     ) {
         let ino = self.core.ino(node);
+        if set.size.is_some() {
+            // The kernel has the file to itself, and may make it shorter than it was.
+            self.core.nodes.get(ino).flights.heard();
+        }
         let body = move |op: &mut Op<'_>| -> Step<AttrReply> {
             let core = op.core.clone();
             let node = core.nodes.get(ino);

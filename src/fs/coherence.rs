@@ -192,6 +192,7 @@ impl Core {
                 let state = node.state.lock();
                 (state.attr.as_ref().map(|a| a.kind), state.note.is_some())
             };
+            node.flights.are_seen();
             if job.to == Mode::N {
                 if kind.is_none_or(|kind| kind == FileKind::Regular) {
                     node.size.rises();

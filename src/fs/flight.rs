@@ -5,6 +5,13 @@
 //! would read those. So a read that gives the kernel bytes marks the writes it crosses, and these are
 //! answered when the pages are dropped once more. Their own request does not keep those locked: another one
 //! has just filled them.
+//!
+//! Of a write past its pages that makes the file longer the kernel hears with the answer. Who asks for the attributes before
+//! is told the size from before: the kernel would take the new one over, go on, and only then drop what is
+//! behind it in its pages (`fuse_change_attributes` has let its lock go by then). If that thread does not run for a
+//! while, those are pages with the bytes of the next write, and who has made that one reads zeros. For writes
+//! through its pages the kernel sees to this itself (`FUSE_I_SIZE_UNSTABLE`). Nor may anybody be told the new size when it
+//! is answered, before the thread that wrote has run on and the kernel has it: that is waited for (`heard`).
 
 use crate::fs::node::Node;
 use parking_lot::Mutex;
@@ -19,12 +26,30 @@ struct Way {
     pages: Range<u64>,
     /// Of these, what a read has brought since, and what lies between.
     crossed: Option<Range<u64>>,
+    /// Before and after it, if it is past the pages and has made the file longer.
+    growth: Option<Growth>,
+}
+
+#[derive(Clone, Copy)]
+struct Growth {
+    before: u64,
+    after: u64,
+}
+
+/// A write past the pages that has been answered.
+struct Answered {
+    /// Up to where the file went with it.
+    size: u64,
+    /// The thread of a program that made it, as its requests show it.
+    thread: u32,
 }
 
 /// Those of one inode.
 #[derive(Default)]
 pub struct Flights {
     ways: Mutex<Vec<Way>>,
+    /// The last that made the file longer, unless the kernel is known to have heard of it.
+    answered: Mutex<Option<Answered>>,
 }
 
 impl Flights {
@@ -39,6 +64,44 @@ impl Flights {
                 *before = before.start.min(common.start)..before.end.max(common.end);
             }
         }
+    }
+
+    /// A write past the pages has made the file longer, or not. The inode's state is still locked.
+    pub fn grows(&self, id: u64, before: u64, after: u64) {
+        let mut ways = self.ways.lock();
+        if let Some(way) = ways.iter_mut().find(|way| way.id == id && before < after) {
+            way.growth = Some(Growth { before, after });
+        }
+    }
+
+    /// The size to tell the kernel of a file of this size.
+    pub fn told(&self, size: u64) -> u64 {
+        let ways = self.ways.lock();
+        ways.iter().filter_map(|way| way.growth).map(|growth| growth.before).fold(size, u64::min)
+    }
+
+    /// Another host will see what is on its way, so everybody here must.
+    pub fn are_seen(&self) {
+        self.ways.lock().iter_mut().for_each(|way| way.growth = None);
+        self.heard();
+    }
+
+    /// The kernel has heard of all that was answered.
+    pub fn heard(&self) {
+        *self.answered.lock() = None;
+    }
+
+    /// It has heard of those up to this size.
+    pub fn heard_of(&self, size: u64) {
+        self.answered.lock().take_if(|last| last.size <= size);
+    }
+
+    /// The size with which a write was answered, if the kernel may not have heard of that when `thread` asks; 0 is any
+    /// thread, for instance of another PID namespace.
+    pub fn unheard(&self, thread: u32) -> Option<u64> {
+        let mut answered = self.answered.lock();
+        answered.take_if(|last| last.thread == thread && thread != 0);
+        answered.as_ref().map(|last| last.size)
     }
 
     fn take(&self, id: u64) -> Option<Range<u64>> {
@@ -61,8 +124,28 @@ pub struct Flight {
 impl Flight {
     /// It has come; nobody has changed anything for it. `id` is nobody else's.
     pub fn begin(node: Arc<Node>, id: u64, range: Range<u64>) -> Flight {
-        node.flights.ways.lock().push(Way { id, pages: whole_pages(&range), crossed: None });
+        let way = Way { id, pages: whole_pages(&range), crossed: None, growth: None };
+        node.flights.ways.lock().push(way);
         Flight { node, id }
+    }
+
+    /// The same for one past the pages. The kernel has the file to itself for it, or it is not to make it longer: so it has
+    /// heard of the last one's answer.
+    pub fn begin_past_pages(node: Arc<Node>, id: u64) -> Flight {
+        node.flights.heard();
+        Flight::begin(node, id, 0..0)
+    }
+
+    /// One past the pages, by `thread`, is about to be answered: the size may be told.
+    pub fn answer(self, thread: u32) {
+        let flights = &self.node.flights;
+        let mut ways = flights.ways.lock();
+        let growth = ways.iter().find(|way| way.id == self.id).and_then(|way| way.growth);
+        // Without pages there is nothing that could be dropped.
+        if let Some(Growth { after, .. }) = growth.filter(|_| !self.node.filled.lock().is_empty()) {
+            *flights.answered.lock() = Some(Answered { size: after, thread });
+        }
+        ways.retain(|way| way.id != self.id);
     }
 
     /// The change is made. What must be dropped before the answer.
@@ -99,5 +182,54 @@ mod tests {
         drop(late);
         assert!(node.flights.ways.lock().is_empty());
         node.flights.cross(0..u64::MAX);
+    }
+
+    #[test]
+    fn a_size_is_told_with_the_answer_to_the_write_that_made_it() {
+        let node = NodeTable::default().get(InodeNo(5));
+        let told = |size| node.flights.told(size);
+        let first = Flight::begin_past_pages(node.clone(), 1);
+        let second = Flight::begin_past_pages(node.clone(), 2);
+        assert_eq!(told(10), 10, "nothing has changed yet");
+        node.flights.grows(1, 10, 20);
+        node.flights.cross(0..u64::MAX);
+        assert_eq!(told(20), 10);
+        node.flights.grows(2, 20, 30);
+        assert_eq!(told(30), 10);
+        first.answer(1);
+        assert_eq!((told(30), told(5)), (20, 5), "the first is answered; truncated meanwhile");
+        node.flights.are_seen();
+        assert_eq!(told(30), 30);
+        node.flights.grows(7, 1, 2);
+        node.flights.grows(2, 30, 30);
+        second.answer(2);
+        assert_eq!((told(30), node.flights.unheard(0)), (30, None));
+    }
+
+    #[test]
+    fn an_answer_is_heard_of_when_its_thread_asks_or_another_write_comes() {
+        let node = NodeTable::default().get(InodeNo(5));
+        let write = |id, after| {
+            let flight = Flight::begin_past_pages(node.clone(), id);
+            node.flights.grows(id, after - 1, after);
+            flight.answer(100);
+        };
+        write(1, 10);
+        assert_eq!(node.flights.unheard(7), None, "nobody has pages");
+        node.fills(0, 1);
+        write(2, 20);
+        assert_eq!((node.flights.unheard(7), node.flights.unheard(7)), (Some(20), Some(20)));
+        assert_eq!((node.flights.unheard(100), node.flights.unheard(7)), (None, None));
+        let nameless = Flight::begin_past_pages(node.clone(), 6);
+        node.flights.grows(6, 20, 25);
+        nameless.answer(0);
+        assert_eq!((node.flights.unheard(0), node.flights.unheard(0)), (Some(25), Some(25)));
+        write(3, 30);
+        let next = Flight::begin_past_pages(node.clone(), 4);
+        assert_eq!(node.flights.unheard(7), None);
+        drop(next);
+        write(5, 40);
+        node.flights.heard();
+        assert_eq!(node.flights.unheard(7), None);
     }
 }

@@ -22,12 +22,21 @@ pub(super) struct How {
     set_id: SetId,
     /// A program's write, not that of pages which were written to long before.
     fresh: bool,
+    /// Past the kernel's pages: the number of its flight.
+    past_pages: Option<u64>,
 }
 
 impl How {
     /// A copy inside the filesystem.
     pub fn copy(caller: Caller) -> How {
-        How { append: false, sync: None, direct: false, set_id: SetId::AsFor(caller), fresh: true }
+        How {
+            append: false,
+            sync: None,
+            direct: false,
+            set_id: SetId::AsFor(caller),
+            fresh: true,
+            past_pages: None,
+        }
     }
 
     fn new(flags: WriteFlags) -> How {
@@ -39,6 +48,7 @@ impl How {
             direct: any(libc::O_DIRECT),
             set_id: if flags.kill_set_id { SetId::Goes } else { SetId::Stays },
             fresh: !flags.from_cache,
+            past_pages: None,
         }
     }
 }
@@ -64,6 +74,8 @@ struct Write {
     /// The kernel has put the data into its pages. An appending write was made so after it was opened:
     /// then they are maybe the wrong ones, and one is kept locked until the answer.
     through_cache: bool,
+    /// Who makes it, as requests show that.
+    thread: u32,
 }
 
 impl Write {
@@ -107,7 +119,7 @@ impl Write {
     fn answer(
         &self,
         core: &Arc<Core>,
-        (waited, flight): (bool, Option<Flight>),
+        (waited, flight): (bool, Flight),
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
@@ -128,14 +140,20 @@ impl Write {
     fn tell(
         &self,
         core: &Arc<Core>,
-        (waited, flight): (bool, Option<Flight>),
+        (waited, flight): (bool, Flight),
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
-        let Write { ino, offset, length, how, through_cache, .. } = *self;
-        let crossed = flight.and_then(Flight::end);
+        let Write { ino, offset, length, how, through_cache, thread, .. } = *self;
+        // Of one past the pages the size is told with the answer.
+        let (crossed, unseen) = if through_cache { (flight.end(), None) } else { (None, Some(flight)) };
         let again = core.clone();
-        let reply = move |done| again.after_telling(ino, move || reply(done));
+        let reply = move |done| {
+            again.after_telling(ino, move || {
+                unseen.into_iter().for_each(|flight| flight.answer(thread));
+                reply(done)
+            })
+        };
         match (done, crossed) {
             (Ok((written, Forget::Attributes | Forget::Nothing)), Some(pages)) => {
                 let length = pages.end - pages.start;
@@ -208,20 +226,24 @@ impl Fs {
     ) {
         let core = &self.core;
         let ino = core.ino(node);
-        let write = Write {
+        let mut write = Write {
             ino,
             fh,
             offset,
             length: data.len() as u64,
             how: How::new(flags),
             through_cache: !flags.past_cache,
+            thread: flags.thread,
         };
         if flags.from_cache {
             return self.launder(write, data, reply);
         }
-        let flight = write
-            .through_cache
-            .then(|| Flight::begin(core.nodes.get(ino), core.id(), offset..offset + write.length));
+        let (node, id) = (core.nodes.get(ino), core.id());
+        let flight = match write.through_cache {
+            true => Flight::begin(node, id, offset..offset + write.length),
+            false => Flight::begin_past_pages(node, id),
+        };
+        write.how.past_pages = flags.past_cache.then_some(id);
         let held = write.how.append.then(|| core.held_append(ino, fh, offset)).flatten();
         if core.pool.dirty_bytes() < core.pool.limit() {
             return self.write_now(write, data, (false, flight), held, reply);
@@ -261,7 +283,7 @@ impl Fs {
         &self,
         write: Write,
         data: &[u8],
-        (waited, flight): (bool, Option<Flight>),
+        (waited, flight): (bool, Flight),
         held: Option<Held>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
@@ -369,7 +391,11 @@ impl Core {
         }
         let mode_changed = how.fresh && self.drop_privileges(node, state, || how.set_id.stays())?;
         let Some(direct) = direct else {
+            let before = self.file(node, state)?.size();
             self.write_pages(op, node, state, (offset, data), how.direct)?;
+            if let Some(id) = how.past_pages {
+                node.flights.grows(id, before, self.file(node, state)?.size());
+            }
             return Ok(Some((offset, mode_changed)));
         };
         self.note_write(node, state);

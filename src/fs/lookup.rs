@@ -33,6 +33,15 @@ impl Fs {
             core.read_ahead(&node, ino);
             Ok(LookupReply::Found(core.entry(ino)?))
         };
+        let core = self.core.clone();
+        let reply = move |found| match &found {
+            Ok(LookupReply::Found(entry)) => {
+                let ino = core.ino(entry.ino);
+                // Whoever asks: that is not known here.
+                core.after_hearing(ino, 0, move || reply(found));
+            }
+            _ => reply(found),
+        };
         op::run(&self.core, inode(dir, Mode::S), body, reply);
     }
 
@@ -75,6 +84,8 @@ impl Fs {
             reply(told);
             drop(asked);
         };
+        let core = self.core.clone();
+        let reply = move |told| core.after_hearing(ino, caller.pid, move || reply(told));
         // Its number, and the lock, may be another host's by now.
         if let Some(last) = self.core.last_of_gone(ino) {
             return reply(last);

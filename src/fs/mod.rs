@@ -39,6 +39,7 @@ mod fsync;
 mod giving_up;
 mod gone;
 mod handles;
+mod heard;
 mod invalidation;
 mod io;
 mod lapse;
@@ -57,6 +58,7 @@ mod remove;
 mod rename;
 mod serve;
 mod serving;
+
 mod shared;
 mod size;
 mod space;
@@ -263,13 +265,14 @@ impl Core {
     }
 
     /// The attributes as programs see them, and the sectors in the inode: sizes and times include what is not on the
-    /// disk yet. They are of whatever inode has the number.
+    /// disk yet, but no size that comes with the answer to a write (`flight`). They are of whatever inode has the number.
     fn visible(&self, node: &Node, state: &mut NodeState) -> Result<(Attr, u64)> {
         let mut attr = self.load_named(node, state)?.clone();
         let mut in_inode = 0;
         if let Some(file) = &state.file {
             let (blocks, sectors) = file.blocks_on_top();
-            (attr.size, attr.blocks, in_inode) = (file.size(), attr.blocks + blocks, sectors);
+            let size = node.flights.told(file.size());
+            (attr.size, attr.blocks, in_inode) = (size, attr.blocks + blocks, sectors);
         } else if attr.kind == FileKind::Regular && attr.blocks == 0 && attr.size > 0 {
             // Where that cannot be told, whoever reads is to find out.
             let has_bytes = FileState::has_bytes_in_inode(&self.tree(node.ino), &*self.store);

@@ -87,7 +87,7 @@ impl Looks {
         Asking(self, caller)
     }
 
-    fn is_blind(&self) -> bool {
+    pub fn is_blind(&self) -> bool {
         self.blind.lock().is_some_and(|(until, _)| Instant::now() < until)
     }
 
@@ -205,7 +205,11 @@ pub(super) fn run_told<T: Send + 'static>(
 }
 
 /// Do `work` with `what` on a thread of its own, or `otherwise` here.
-fn apart<W: Send + 'static>(what: W, work: impl FnOnce(W) + Send + 'static, otherwise: impl FnOnce(W)) {
+pub(super) fn apart<W: Send + 'static>(
+    what: W,
+    work: impl FnOnce(W) + Send + 'static,
+    otherwise: impl FnOnce(W),
+) {
     let slot = Arc::new(Mutex::new(Some(what)));
     let taken = slot.clone();
     let run = move || {
@@ -313,7 +317,7 @@ impl<T: Send + 'static> Told<T> {
 
 impl Core {
     /// An inode as the kernel has it.
-    fn look(self: &Arc<Self>, ino: InodeNo, wait: Duration) -> Option<Arc<dyn InodeView>> {
+    pub(super) fn look(self: &Arc<Self>, ino: InodeNo, wait: Duration) -> Option<Arc<dyn InodeView>> {
         let (sender, views) = channel::bounded(1);
         let core = self.clone();
         let open = move || {

@@ -193,6 +193,8 @@ pub struct WriteFlags {
     pub kill_set_id: bool,
     /// The open flags of the file (`O_APPEND`, `O_SYNC`, `O_DSYNC`, `O_DIRECT` ...).
     pub open: i32,
+    /// The thread that makes it: [`Caller::pid`].
+    pub thread: u32,
 }
 
 /// The kernel's caches of this mount, as coherence sees them. Every call may block for as long as

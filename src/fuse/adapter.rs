@@ -123,6 +123,7 @@ impl<O: Operations> Handler for Adapter<O> {
             open: arg.flags as i32,
             past_cache: has(flags::WRITE_LOCKOWNER),
             kill_set_id: has(flags::WRITE_KILL_SUIDGID),
+            thread: header.pid,
         };
         let (node, who) = (NodeId(header.nodeid), caller(header));
         self.fs.write(node, arg.fh, arg.offset, &payload, flags, who, written(reply));

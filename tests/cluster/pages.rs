@@ -10,15 +10,17 @@ use std::time::Duration;
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 32;
 
-/// Reads the file through the page cache all the time while `work` runs.
-fn while_reading(file: &Path, work: impl FnOnce()) {
+/// So many threads read the file through the page cache all the time while `work` runs, every other one opens it each time.
+fn while_reading(file: &Path, readers: usize, work: impl FnOnce()) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
+        for number in 0..readers {
+            let done = &done;
+            scope.spawn(move || {
                 let (open, mut seen) = (File::open(file).unwrap(), vec![0; BLOCK * BLOCKS]);
                 while !done.load(Ordering::Acquire) {
-                    let _ = open.read_at(&mut seen, 0).unwrap();
+                    let anew = (number % 2 == 1).then(|| File::open(file).unwrap());
+                    let _ = anew.as_ref().unwrap_or(&open).read_at(&mut seen, 0).unwrap();
                 }
             });
         }
@@ -46,7 +48,7 @@ fn a_direct_write_is_seen_by_the_next_cached_read() {
     fs::write(&file, vec![0; BLOCK * BLOCKS]).unwrap();
     let direct = File::options().write(true).custom_flags(libc::O_DIRECT).open(&file).unwrap();
     let reader = File::open(&file).unwrap();
-    while_reading(&file, || {
+    while_reading(&file, 2, || {
         let mut seen = vec![0; BLOCK * BLOCKS];
         for round in 0..1500u32 {
             let data = Box::new(Aligned([round as u8; BLOCK * BLOCKS]));
@@ -67,7 +69,8 @@ fn an_append_is_seen_by_the_next_cached_read() {
     fs::write(&file, b"").unwrap();
     let log = File::options().append(true).open(&file).unwrap();
     let reader = File::open(&file).unwrap();
-    while_reading(&file, || {
+    // Enough for some that do not get to run for a while, having asked for the size.
+    while_reading(&file, 8, || {
         for round in 0..3000u64 {
             let record = format!("{round:010}");
             std::io::Write::write_all(&mut &log, record.as_bytes()).unwrap();
@@ -78,4 +81,28 @@ fn an_append_is_seen_by_the_next_cached_read() {
     });
     drop((log, reader));
     cluster.umount(0);
+}
+
+#[test]
+fn an_append_of_another_host_is_seen_by_the_next_cached_read() {
+    let cluster = Cluster::new("128M", 2, Duration::from_secs(90));
+    let [file, other] = [0, 1].map(|host| cluster.at(host).join("log"));
+    fs::write(&file, b"").unwrap();
+    let log = File::options().append(true).open(&other).unwrap();
+    let reader = File::open(&file).unwrap();
+    while_reading(&file, 4, || {
+        for round in 0..300u64 {
+            let record = format!("{round:010}");
+            std::io::Write::write_all(&mut &log, record.as_bytes()).unwrap();
+            let mut seen = [0; 10];
+            match round % 2 {
+                0 => reader.read_exact_at(&mut seen, round * 10).unwrap(),
+                _ => File::open(&file).unwrap().read_exact_at(&mut seen, round * 10).unwrap(),
+            }
+            assert_eq!(seen, record.as_bytes(), "round {round}");
+        }
+    });
+    drop((log, reader));
+    cluster.umount(0);
+    cluster.umount(1);
 }
