@@ -22,6 +22,8 @@ pub use manager::{DemoteAnswer, DemoteJob, Demoter, LockConfig, LockInfo, LockMa
 pub use set::LockSet;
 
 #[cfg(test)]
+mod desk_rig;
+#[cfg(test)]
 mod machine_tests;
 #[cfg(test)]
 mod manager_tests;
@@ -31,3 +33,5 @@ mod shared_tests;
 mod sim_tests;
 #[cfg(test)]
 mod sim_world;
+#[cfg(test)]
+mod turn_tests;

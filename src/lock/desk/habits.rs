@@ -6,6 +6,7 @@
 //!   Brorsson, Sandberg: An adaptive cache coherence protocol optimized for migratory sharing, 1993).
 //! - Within its minimum hold a lock is given up when nobody has used it for a while. Where that while has passed
 //!   in vain in the last turns it is not waited for: the turn is *brief*.
+//!   What was written in a brief turn is given up with the program's lock of the file, before anybody asks for it.
 //!
 //! All of it is guessing, for either answer is right. A turn that only reads, a use soon after a brief turn,
 //! and now and then a look at what waiting would bring, end a habit that does not pay.
@@ -90,7 +91,7 @@ impl Habits {
         }
     }
 
-    /// Nobody uses it, somebody else wants it: has it been used for the last time in this turn?
+    /// Nobody uses it, and somebody else wants it, or will: has it been used for the last time in this turn?
     pub fn is_brief(&mut self, now: Duration, name: LockName) -> bool {
         let Some(habit) = self.of.get_mut(&name) else { return false };
         if habit.in_vain < LEARNED || habit.cut >= LOOK_AGAIN {
