@@ -43,6 +43,8 @@ enum Command {
 #[derive(Default)]
 struct Signals {
     awake: bool,
+    /// The thread sleeps: to wake one that does not is a system call for nothing.
+    asleep: bool,
     commands: Vec<Command>,
     /// The thread has ended: why.
     ended: Option<String>,
@@ -72,9 +74,17 @@ impl Shared {
             return Err(Error::Halted(why.clone()));
         }
         signals.commands.push(command);
-        drop(signals);
-        self.changed.notify_all();
+        self.wake(signals);
         Ok(())
+    }
+
+    /// The thread looks at the signals before it sleeps. It is woken when it need not wait for them.
+    fn wake(&self, signals: std::sync::MutexGuard<'_, Signals>) {
+        let asleep = signals.asleep;
+        drop(signals);
+        if asleep {
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -135,9 +145,9 @@ impl Cluster {
 
     /// What the lock room has for others has changed: write it soon.
     pub fn wake(&self) {
-        // Before the thread is woken, which would have to wait for it.
-        self.shared.signals().awake = true;
-        self.shared.changed.notify_all();
+        let mut signals = self.shared.signals();
+        signals.awake = true;
+        self.shared.wake(signals);
     }
 
     /// Members and owners as of now.
@@ -338,25 +348,26 @@ impl Protocol {
             self.talks = true;
         }
         let Some(registers) = &mut self.registers else { return Ok((now, self.next_beat)) };
-        let mut news = registers.tell(&self.node, now);
+        let told = registers.tell(&self.node, now);
         registers.tick(now);
-        if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
-            self.last_poll = now;
-            let heard;
-            (now, heard) = registers.poll(&self.node, now, self.next_beat)?;
-            news |= heard;
-        }
-        self.talks |= news;
-        if self.talks || registers.flush_due().is_some_and(|due| due <= now) {
+        // First what is to be said: others wait for it, and a look takes as long as saying it.
+        if self.talks || told || registers.flush_due().is_some_and(|due| due <= now) {
             // After an error it is to be done again.
             self.talks = true;
-            let Some(then) = registers.flush(&self.node, now, !news)? else {
+            let Some(then) = registers.flush(&self.node, now, !told)? else {
                 // The lease ran out: renew, and come again at once if that worked.
                 self.beat()?;
                 let now = self.node.clock.now();
                 return Ok((now, now + self.node.timing.heartbeat / 10));
             };
             (now, self.talks) = (then, false);
+        }
+        if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
+            self.last_poll = now;
+            (now, self.talks) = registers.poll(&self.node, now, self.next_beat)?;
+            if self.talks {
+                return Ok((now, now));
+            }
         }
         let due = [registers.poll_due(self.last_poll, now), registers.flush_due()];
         Ok((now, due.into_iter().flatten().fold(self.next_beat, Duration::min)))
@@ -421,8 +432,10 @@ impl Protocol {
     fn wait(&self, mut now: Duration, until: Duration) -> Duration {
         let mut signals = self.shared.signals();
         while now < until && !signals.awake && signals.commands.is_empty() {
+            signals.asleep = true;
             let woken = self.shared.changed.wait_timeout(signals, until - now);
             signals = woken.unwrap_or_else(PoisonError::into_inner).0;
+            signals.asleep = false;
             now = self.node.clock.now();
         }
         now

@@ -196,6 +196,7 @@ impl Registers {
 
     /// When what has to be said to `to` is to be written: now, if that is over.
     fn write_due(&mut self, to: SlotId, urgency: Urgency, now: Duration) -> Option<Duration> {
+        let awaiting = || self.port.is_awaiting(now);
         let (last, waiting) = &mut self.written[usize::from(to.0)];
         match urgency {
             Urgency::Nothing => {
@@ -203,8 +204,9 @@ impl Registers {
                 None
             }
             Urgency::Soon => Some(*waiting.get_or_insert(now) + SOON),
-            // The reader looks no more often than that twice, so what comes meanwhile can share a write.
-            Urgency::Now => Some(*last + quick_pause(self.look + self.build) / 2),
+            // The reader looks no more often than that twice, so what comes meanwhile can share a write. Where somebody
+            // waits here, somebody will there, and it looks all the time.
+            Urgency::Now => Some(*last + poll_pause(Duration::ZERO, self.look + self.build, awaiting) / 2),
         }
     }
 

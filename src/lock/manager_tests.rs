@@ -6,6 +6,7 @@ use crate::base::{AgNo, Clock, Incarnation, InodeNo, LockName, Mode, Result, Slo
 use crate::cluster::{LockPort, Membership, Owner};
 use crate::format::cluster::{SlotState, View};
 use crate::format::layout::Geometry;
+use crate::lock::files::{FileAnswer, FileLock, FileRequest, Job, LockKind, Owner as LockOwner, Span};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -419,4 +420,43 @@ fn a_lock_named_twice_among_many_is_pinned_once() {
     assert!(cluster.managers[0].snapshot().iter().all(|lock| lock.pins == 0));
     let all = LockSet::from_iter([0, 1, 2].map(|n| (inode(0, n), Mode::X)));
     assert!(ask(&cluster.managers[1], all).recv_timeout(LONG).unwrap().is_ok());
+}
+
+/// A byte of `inode(0, 0)` for the only program of that host.
+fn take_byte(manager: &LockManager, host: u16, byte: u64) -> Receiver<FileAnswer> {
+    let LockName::Inode(ino) = inode(0, 0) else { unreachable!() };
+    let owner = LockOwner { host: SlotId(host), id: 1 };
+    let span = Span { start: byte, end: byte };
+    let lock = FileLock { kind: LockKind::Range, owner, mode: Mode::X, span };
+    let request = FileRequest { ino, job: Job::Set { wait: true }, lock, handle: 1, process: 1 };
+    let (sender, receiver) = channel();
+    manager.file_lock(&request, Box::new(move |answer| sender.send(answer).unwrap_or(())));
+    receiver
+}
+
+/// Whoever hears the others pauses as long as nobody waits, so it has to be told when somebody begins to.
+#[test]
+fn a_wait_for_a_file_lock_wakes_who_hears_the_others_though_there_is_nothing_to_say() {
+    let cluster = Cluster::start(2);
+    // The host that decides the name serves the file's locks once both have some.
+    for (host, byte) in [(0, 7), (1, 0)] {
+        let answer = take_byte(&cluster.managers[usize::from(host)], host, byte);
+        assert_eq!(answer.recv_timeout(LONG), Ok(FileAnswer::Granted));
+    }
+    let woken = Arc::new(AtomicU32::new(0));
+    let server = &cluster.managers[0];
+    server.on_wake(Box::new({
+        let woken = woken.clone();
+        move || _ = woken.fetch_add(1, Ordering::SeqCst)
+    }));
+    let quiet = |last: &mut u32| std::mem::replace(last, woken.load(Ordering::SeqCst)) == *last;
+    let mut last = u32::MAX;
+    while !quiet(&mut last) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let said = server.outgoing(&[SlotId(1)]);
+    let answer = take_byte(server, 0, 0);
+    assert_eq!(server.outgoing(&[SlotId(1)]), said, "nothing to say");
+    assert!(woken.load(Ordering::SeqCst) > last);
+    assert!(answer.try_recv().is_err(), "the other host has that byte");
 }

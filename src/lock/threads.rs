@@ -296,9 +296,12 @@ impl Hub {
         let idle =
             state.thens.is_empty() && state.lanes.iter().all(VecDeque::is_empty) && state.demoting == 0;
         let awaiting = idle && !state.file_thens.is_empty();
-        self.awaiting.store(awaiting, Ordering::Relaxed);
+        // Whoever hears others may be asleep until the next look is due to one for whom nobody waits.
+        let begins = !self.awaiting.swap(awaiting, Ordering::Relaxed) && awaiting;
         drop(state);
-        if dirty && let Some(wake) = self.wake.read().clone() {
+        if (dirty || begins)
+            && let Some(wake) = self.wake.read().clone()
+        {
             wake();
         }
         answered.into_iter().for_each(|(then, answer)| then(answer));

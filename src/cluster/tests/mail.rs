@@ -112,6 +112,42 @@ fn a_round_trip_is_quick_while_talking() {
     assert!(times[10] < Duration::from_millis(30), "median {:?}", times[10]);
 }
 
+/// Both are due when a beat has taken long. Others wait for the words, and a look takes as long as saying them.
+#[test]
+fn what_is_to_be_said_is_said_before_the_next_look() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let (b, _post_b) = start(&medium, "b");
+    let (me, to) = (a.report.slot, b.report.slot);
+    eventually("a knows of b", || a.cluster.membership().incarnation_of(to).is_some());
+    let (beats, goes_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let done = Arc::new(Mutex::new(vec![]));
+    a.port.set_hook({
+        let (beats, goes_on, done) = (beats.clone(), goes_on.clone(), done.clone());
+        let row = geometry().inbox_cell(me, SlotId(0))..geometry().inbox_cell(me, SlotId(SLOTS));
+        move |op, at| {
+            if op == "write" && at == geometry().heartbeat_cell(me) {
+                beats.store(true, Ordering::SeqCst);
+                while !goes_on.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            let said = op == "write" && at == geometry().inbox_cell(to, me);
+            if goes_on.load(Ordering::SeqCst) && (said || op == "read" && row.contains(&at)) {
+                done.lock().push(said);
+            }
+            true
+        }
+    });
+    eventually("a beat begins", || beats.load(Ordering::SeqCst));
+    *post_a.out.lock() = content(1, 1);
+    a.cluster.wake();
+    std::thread::sleep(Duration::from_millis(120)); // no look is further from the last
+    goes_on.store(true, Ordering::SeqCst);
+    eventually("it is said", || done.lock().contains(&true));
+    assert!(done.lock()[0], "a look came first");
+}
+
 /// News of three takes longer than a lease here; of one it does not.
 #[test]
 fn beats_go_on_between_the_news_of_several() {
