@@ -126,6 +126,7 @@ impl Cluster {
             lobby: Lobby::default(),
             registers: None,
             talks: true,
+            heard: false,
             left: false,
         };
         let thread = std::thread::Builder::new()
@@ -271,6 +272,8 @@ struct Protocol {
     registers: Option<Registers>,
     /// There may be something to say in the registers that was not said.
     talks: bool,
+    /// The last look has brought something, and took as long as that did.
+    heard: bool,
     next_beat: Duration,
     last_poll: Duration,
     /// When an error was last told of; none since the last round that worked.
@@ -349,25 +352,32 @@ impl Protocol {
         }
         let Some(registers) = &mut self.registers else { return Ok((now, self.next_beat)) };
         let told = registers.tell(&self.node, now);
+        let fresh = !std::mem::take(&mut self.heard) && !told;
         registers.tick(now);
         // First what is to be said: others wait for it, and a look takes as long as saying it.
+        let mut said = Ok(true);
         if self.talks || told || registers.flush_due().is_some_and(|due| due <= now) {
             // After an error it is to be done again.
             self.talks = true;
-            let Some(then) = registers.flush(&self.node, now, !told)? else {
-                // The lease ran out: renew, and come again at once if that worked.
-                self.beat()?;
-                let now = self.node.clock.now();
-                return Ok((now, now + self.node.timing.heartbeat / 10));
-            };
-            (now, self.talks) = (then, false);
+            said = registers.flush(&self.node, now, fresh).map(|then| {
+                (now, self.talks) = (then.unwrap_or(now), then.is_none());
+                then.is_some()
+            });
         }
+        // Who cannot say anything hears the others all the same.
         if registers.poll_due(self.last_poll, now).is_some_and(|due| due <= now) {
             self.last_poll = now;
-            (now, self.talks) = registers.poll(&self.node, now, self.next_beat)?;
-            if self.talks {
-                return Ok((now, now));
-            }
+            (now, self.heard) = registers.poll(&self.node, now, self.next_beat)?;
+            self.talks |= self.heard;
+        }
+        if !said? {
+            // The lease ran out: renew, and come again at once if that worked.
+            self.beat()?;
+            let now = self.node.clock.now();
+            return Ok((now, now + self.node.timing.heartbeat / 10));
+        }
+        if self.heard {
+            return Ok((now, now));
         }
         let due = [registers.poll_due(self.last_poll, now), registers.flush_due()];
         Ok((now, due.into_iter().flatten().fold(self.next_beat, Duration::min)))

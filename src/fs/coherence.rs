@@ -123,7 +123,7 @@ impl Core {
         match job.name {
             LockName::Inode(ino) if job.from == Mode::X => {
                 let Some(node) = self.nodes.find(ino) else { return Ok(DemoteAnswer::Done) };
-                self.flush_for_good(&node)
+                self.flush_for_good(&node, job.may_stay)
             }
             LockName::Ag(ag) => match self.alloc.ag_demote(ag) {
                 DemoteReady::Ready => Ok(DemoteAnswer::Done),

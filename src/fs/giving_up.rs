@@ -70,17 +70,21 @@ fn is_of_one_inode(e: &Error) -> bool {
 
 impl Core {
     /// Nothing of an inode whose lock is being given up is dirty any more: it is written, or given up if it can
-    /// not be.
+    /// not be, unless the lock `may_stay`.
     ///
     /// # Errors
     /// Those after which the host must halt, or has, and `NoSpace`.
-    pub(super) fn flush_for_good(self: &Arc<Self>, node: &Arc<Node>) -> Result<DemoteAnswer> {
+    pub(super) fn flush_for_good(self: &Arc<Self>, node: &Arc<Node>, may_stay: bool) -> Result<DemoteAnswer> {
         let now = || Doubt { at: self.clock.now(), lease_end: self.store.permit().lease_end() };
         if self.doubts.stand(node.ino, now()) {
             return self.store.halt().check().map(|()| DemoteAnswer::Busy);
         }
         let flushed = self.flush_whole(node);
         let answer = match flushed {
+            Err(e) if may_stay && (is_of_one_inode(&e) || matches!(e, Error::NeedSpace)) => {
+                tracing::debug!(inode = node.ino.0, "a lock that nobody waits for is kept: {e}");
+                return self.store.halt().check().map(|()| DemoteAnswer::Busy);
+            }
             Err(Error::NeedSpace) => {
                 self.seek_space(node);
                 return Ok(DemoteAnswer::Busy);

@@ -168,9 +168,14 @@ impl Hosts {
         self.settle();
     }
 
-    /// A program of this host, the only one, has or gives up (`N`) the lock of the whole file, at once.
+    /// The first program of this host has or gives up (`N`) the lock of the whole file, at once.
     pub fn lock_file(&mut self, at: usize, mode: Mode) {
-        let owner = files::Owner { host: SlotId(at as u16), id: 1 };
+        self.lock_file_of(at, 1, mode);
+    }
+
+    /// The same for another one.
+    pub fn lock_file_of(&mut self, at: usize, id: u64, mode: Mode) {
+        let owner = files::Owner { host: SlotId(at as u16), id };
         let lock = FileLock { kind: LockKind::Whole, owner, mode, span: Span::ALL };
         let LockName::Inode(ino) = file() else { unreachable!() };
         let request = FileRequest { ino, job: Job::Set { wait: true }, lock, handle: 1, process: 1 };
@@ -197,8 +202,17 @@ impl Hosts {
     }
 
     pub fn demote(&mut self, at: usize) -> (Mode, Mode) {
+        self.end_demotion(at, DemoteAnswer::Done)
+    }
+
+    /// What is dirty cannot be written.
+    pub fn refuse(&mut self, at: usize) {
+        self.end_demotion(at, DemoteAnswer::Busy);
+    }
+
+    fn end_demotion(&mut self, at: usize, answer: DemoteAnswer) -> (Mode, Mode) {
         let job = self.hosts[at].demotions.remove(0);
-        self.hosts[at].desk.demoted(self.now, file(), DemoteAnswer::Done);
+        self.hosts[at].desk.demoted(self.now, file(), answer);
         self.settle();
         (job.from, job.to)
     }

@@ -75,6 +75,8 @@ pub struct DemoteJob {
     pub to: Mode,
     /// Other hosts wait for that.
     pub asked: bool,
+    /// Nobody needs it: rather than to lose anything, the lock is kept.
+    pub may_stay: bool,
 }
 
 /// How a demotion ended.
@@ -82,7 +84,8 @@ pub struct DemoteJob {
 pub enum DemoteAnswer {
     /// Nothing that the lower mode forbids is cached or dirty any more.
     Done,
-    /// Not possible now; the lock is kept, closed for new operations, and this is tried again.
+    /// Not possible now; the lock is kept, closed for new operations, and this is tried again. Or it stays, if it is an
+    /// inode's that may.
     Busy,
 }
 

@@ -422,10 +422,10 @@ fn a_lock_named_twice_among_many_is_pinned_once() {
     assert!(ask(&cluster.managers[1], all).recv_timeout(LONG).unwrap().is_ok());
 }
 
-/// A byte of `inode(0, 0)` for the only program of that host.
-fn take_byte(manager: &LockManager, host: u16, byte: u64) -> Receiver<FileAnswer> {
+/// A byte of `inode(0, 0)` for a program of that host.
+fn take_byte(manager: &LockManager, (host, id): (u16, u64), byte: u64) -> Receiver<FileAnswer> {
     let LockName::Inode(ino) = inode(0, 0) else { unreachable!() };
-    let owner = LockOwner { host: SlotId(host), id: 1 };
+    let owner = LockOwner { host: SlotId(host), id };
     let span = Span { start: byte, end: byte };
     let lock = FileLock { kind: LockKind::Range, owner, mode: Mode::X, span };
     let request = FileRequest { ino, job: Job::Set { wait: true }, lock, handle: 1, process: 1 };
@@ -440,7 +440,7 @@ fn a_wait_for_a_file_lock_wakes_who_hears_the_others_though_there_is_nothing_to_
     let cluster = Cluster::start(2);
     // The host that decides the name serves the file's locks once both have some.
     for (host, byte) in [(0, 7), (1, 0)] {
-        let answer = take_byte(&cluster.managers[usize::from(host)], host, byte);
+        let answer = take_byte(&cluster.managers[usize::from(host)], (host, 1), byte);
         assert_eq!(answer.recv_timeout(LONG), Ok(FileAnswer::Granted));
     }
     let woken = Arc::new(AtomicU32::new(0));
@@ -449,14 +449,16 @@ fn a_wait_for_a_file_lock_wakes_who_hears_the_others_though_there_is_nothing_to_
         let woken = woken.clone();
         move || _ = woken.fetch_add(1, Ordering::SeqCst)
     }));
-    let quiet = |last: &mut u32| std::mem::replace(last, woken.load(Ordering::SeqCst)) == *last;
-    let mut last = u32::MAX;
-    while !quiet(&mut last) {
-        std::thread::sleep(Duration::from_millis(100));
+    // The second begins to wait beside one that has for long.
+    for program in [1, 2] {
+        let mut last = u32::MAX;
+        while std::mem::replace(&mut last, woken.load(Ordering::SeqCst)) != last {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        let said = server.outgoing(&[SlotId(1)]);
+        let answer = take_byte(server, (0, program), 0);
+        assert_eq!(server.outgoing(&[SlotId(1)]), said, "nothing to say");
+        assert!(woken.load(Ordering::SeqCst) > last, "program {program}");
+        assert!(answer.try_recv().is_err(), "the other host has that byte");
     }
-    let said = server.outgoing(&[SlotId(1)]);
-    let answer = take_byte(server, 0, 0);
-    assert_eq!(server.outgoing(&[SlotId(1)]), said, "nothing to say");
-    assert!(woken.load(Ordering::SeqCst) > last);
-    assert!(answer.try_recv().is_err(), "the other host has that byte");
 }

@@ -74,7 +74,7 @@ pub(super) struct Hub {
     workers: Condvar,
     /// Somebody waits for a file lock, and for nothing else.
     awaiting: AtomicBool,
-    /// When somebody last asked (nanoseconds since boot).
+    /// When somebody last asked for a file lock (nanoseconds since boot).
     asked: AtomicU64,
     wake: RwLock<Option<Wake>>,
     adopt: RwLock<Option<Adopt>>,
@@ -188,17 +188,11 @@ impl Hub {
         set: LockSet,
         then: Then,
     ) {
-        let now = self.asked_now();
+        let now = self.cfg.clock.now();
         let mut state = self.state.lock();
         let ticket = by(&mut state.desk, now, set);
         state.thens.insert(ticket, then);
         self.finish(state, now);
-    }
-
-    fn asked_now(&self) -> Duration {
-        let now = self.cfg.clock.now();
-        self.asked.store(now.as_nanos() as u64, Ordering::Relaxed);
-        now
     }
 
     /// Make a request for a file lock with `ask`, and do `then` when it is answered. `None`: there was nothing
@@ -208,7 +202,12 @@ impl Hub {
         ask: impl FnOnce(&mut Desk, Duration) -> Option<RequestNo>,
         then: FileThen,
     ) -> Option<RequestNo> {
-        let now = self.asked_now();
+        let now = self.cfg.clock.now();
+        // Beside one that has waited for long, a wait begins.
+        if !self.is_awaiting(now) {
+            self.awaiting.store(false, Ordering::Relaxed);
+        }
+        self.asked.store(now.as_nanos() as u64, Ordering::Relaxed);
         let mut state = self.state.lock();
         let request = ask(&mut state.desk, now)?;
         state.file_thens.insert(request, then);

@@ -128,3 +128,38 @@ fn who_goes_on_with_the_file_after_the_lock_is_believed() {
     turn(&mut hosts, 0);
     assert!(!writes_back(&hosts, 0));
 }
+
+#[test]
+fn it_stays_with_the_host_whose_other_program_is_next() {
+    let mut hosts = after_some_turns();
+    hosts.lock_file(0, Mode::S);
+    write(&mut hosts, 0);
+    hosts.lock_file_of(0, 2, Mode::S);
+    hosts.lock_file(0, Mode::N);
+    assert!(!writes_back(&hosts, 0), "one that has a lock, too");
+    hosts.lock_file_of(0, 2, Mode::N);
+    assert!(writes_back(&hosts, 0), "the last one");
+    write_back(&mut hosts, 0);
+}
+
+/// Nobody waits for it, so nobody may lose by it: it is neither given up for good nor tried again and again.
+#[test]
+fn what_cannot_be_written_stays_until_it_is_asked_for() {
+    let mut hosts = after_some_turns();
+    turn(&mut hosts, 0);
+    assert!(hosts.hosts[0].demotions[0].may_stay);
+    hosts.refuse(0);
+    hosts.wait(LATER);
+    assert!(!writes_back(&hosts, 0) && hosts.mode(0) == Mode::X);
+    let again = hosts.ask(0, Mode::X);
+    assert!(hosts.is_done(again), "it can be used");
+    hosts.end(again);
+    let other = hosts.ask(1, Mode::X);
+    hosts.wait(LATER);
+    assert!(!hosts.hosts[0].demotions[0].may_stay);
+    hosts.refuse(0);
+    hosts.wait(LATER);
+    assert!(writes_back(&hosts, 0), "somebody waits for it");
+    hosts.demote(0);
+    assert!(hosts.is_done(other));
+}

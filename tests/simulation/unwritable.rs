@@ -5,9 +5,10 @@ use crate::common::simdisk::SimDisk;
 use crate::host::{Host, How};
 use crate::story::volume;
 use crate::tree;
-use shoal::base::{BlockNo, SlotId};
+use shoal::base::{BlockNo, LockName, Mode, SlotId};
 use shoal::format::superblock;
 use shoal::fs::SetAttr;
+use shoal::lock::{DemoteAnswer, DemoteJob, Demoter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -104,6 +105,54 @@ fn what_a_disk_does_not_take_for_a_while_is_not_given_up() {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(500));
+        disk.heal();
+        reader.join().expect("the reader")
+    });
+    assert!(found.expect("read") == bytes(2));
+    a.stop().expect("a clean leave");
+    b.stop().expect("a clean leave");
+    tree::fsck(&disk).expect("a sound volume");
+}
+
+/// Tells a host of every inode's lock that it may stay as well.
+struct Patient(Arc<dyn Demoter>);
+
+impl Demoter for Patient {
+    fn demote(&self, batch: &[DemoteJob]) -> Vec<DemoteAnswer> {
+        let may_stay =
+            |job: &DemoteJob| DemoteJob { may_stay: matches!(job.name, LockName::Inode(_)), ..*job };
+        self.0.demote(&batch.iter().map(may_stay).collect::<Vec<_>>())
+    }
+
+    fn granted(&self, name: LockName, mode: Mode) {
+        self.0.granted(name, mode);
+    }
+
+    fn kept(&self, name: LockName, mode: Mode) {
+        self.0.kept(name, mode);
+    }
+}
+
+/// What a host gives up of its own accord is not worth any loss, however long a block of it cannot be written.
+#[test]
+fn nothing_is_lost_by_a_lock_that_may_stay() {
+    let disk = volume(128, 2);
+    let a = Host::mount_wrapped(&disk, "a", Duration::from_secs(1), &|demoter| Arc::new(Patient(demoter)));
+    let [a, b] = [a, Host::mount(&disk, "b")].map(|host| host.expect("mount"));
+    let place = place_of(&disk, &a, "/f", &bytes(1));
+    a.write("/f", 0, &bytes(2), How::Buffered).expect("write");
+    let refused = Arc::<AtomicU64>::default();
+    let count = refused.clone();
+    disk.fail_when(move |op, offset, _| {
+        let fails = op == "write" && (place..place + PAGES * PAGE).contains(&offset);
+        count.fetch_add(u64::from(fails), Ordering::Relaxed);
+        fails
+    });
+    let found = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| b.read("/f"));
+        // Leases are renewed meanwhile, so it is the file's error.
+        std::thread::sleep(Duration::from_secs(4));
+        assert!(refused.load(Ordering::Relaxed) > 0, "nothing is tested");
         disk.heal();
         reader.join().expect("the reader")
     });

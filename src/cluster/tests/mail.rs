@@ -148,6 +148,32 @@ fn what_is_to_be_said_is_said_before_the_next_look() {
     assert!(done.lock()[0], "a look came first");
 }
 
+#[test]
+fn who_cannot_say_anything_hears_the_others() {
+    let medium = Medium::formatted();
+    let (a, post_a) = start(&medium, "a");
+    let (b, post_b) = start(&medium, "b");
+    let (me, to) = (a.report.slot, b.report.slot);
+    eventually("a knows of b", || a.cluster.membership().incarnation_of(to).is_some());
+    let refused = Arc::new(AtomicBool::new(false));
+    a.port.set_hook({
+        let refused = refused.clone();
+        move |op, at| {
+            let said = op == "write" && at == geometry().inbox_cell(to, me);
+            refused.fetch_or(said, Ordering::SeqCst);
+            !said
+        }
+    });
+    *post_a.out.lock() = content(1, 1);
+    a.cluster.wake();
+    eventually("it cannot be said", || refused.load(Ordering::SeqCst));
+    *post_b.out.lock() = content(1, 3);
+    b.cluster.wake();
+    eventually("a hears b", || post_a.heard.lock().get(&to).is_some_and(|e| e.len() == 3));
+    a.port.set_hook(|_, _| true);
+    eventually("b hears a", || post_b.heard.lock().get(&me).is_some_and(|e| e.len() == 1));
+}
+
 /// News of three takes longer than a lease here; of one it does not.
 #[test]
 fn beats_go_on_between_the_news_of_several() {

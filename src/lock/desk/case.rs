@@ -211,6 +211,7 @@ impl Desk {
             // Wanted elsewhere: no operation of ours has shown to need it.
             case.ahead = Mode::N;
             let asked = !held.mode.is_within(case.cap);
+            let may_stay = !asked && case.shed == Shed::Idle;
             if !held.written && (goal == Mode::N || held.mode == Mode::X) {
                 self.habits.only_read(name);
             }
@@ -220,7 +221,8 @@ impl Desk {
                 self.finish_demotion(now, name, DemoteAnswer::Done);
                 return self.evaluate_soon(name);
             }
-            self.effects.push_back(Effect::Demote(DemoteJob { name, from: held.mode, to: goal, asked }));
+            let job = DemoteJob { name, from: held.mode, to: goal, asked, may_stay };
+            self.effects.push_back(Effect::Demote(job));
         }
     }
 
@@ -306,8 +308,11 @@ impl Desk {
             DemoteAnswer::Busy => {
                 case.busy = true;
                 case.retry_at = now + self.times.busy_retry;
-                if matches!(name, LockName::Ag(_)) {
-                    self.serve_while_busy(name);
+                match name {
+                    LockName::Ag(_) => self.serve_while_busy(name),
+                    // What it has cannot be written, and nobody waits for that: not to be tried again and again.
+                    LockName::Inode(_) if case.shed == Shed::Idle => case.shed = Shed::No,
+                    _ => {}
                 }
             }
         }

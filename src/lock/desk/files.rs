@@ -13,7 +13,7 @@ use crate::lock::files::client::Home;
 use crate::lock::files::message::{Answer, Ask, Message};
 use crate::lock::files::server::{Required, Told, is_deadlock};
 use crate::lock::files::steps::Steps;
-use crate::lock::files::{FileAnswer, FileLock, FileRequest, Files, Job, LockKind, RequestNo, Span};
+use crate::lock::files::{FileAnswer, FileLock, FileRequest, Files, Job, LockKind, Owner, RequestNo, Span};
 use crate::lock::table::Held;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -65,22 +65,22 @@ impl Desk {
         self.file_work.touched.insert(request.ino);
         self.run(now);
         let gives_up = matches!(request.job, Job::Set { .. }) && request.lock.mode == Mode::N;
-        if gives_up && self.ends_turn(now, request.ino) {
+        if gives_up && self.ends_turn(now, request.ino, request.lock.owner) {
             self.run(now);
         }
         no
     }
 
-    /// A program gives up a lock that programs elsewhere take an interest in. If it was the last one to use the file
-    /// in this turn, as far as habits tell, its content is wanted next: then what it wrote is on its way to the disk
-    /// while they still hear of the lock, not only when they have asked for the content.
-    fn ends_turn(&mut self, now: Duration, ino: InodeNo) -> bool {
+    /// A program gives up a lock that programs elsewhere take an interest in, and nobody else here does. If it was the
+    /// last one to use the file in this turn, as far as habits tell, its content is wanted next: then what it wrote is
+    /// on its way to the disk while they still hear of the lock, not only when they have asked for the content.
+    fn ends_turn(&mut self, now: Duration, ino: InodeNo, owner: Owner) -> bool {
         let name = LockName::Inode(ino);
         let interest = self.table.mode(LockName::FileLocks(ino)) == Mode::S;
         let is_used_up = |held: Held| held.mode == Mode::X && held.written && held.pins() == 0;
         let is_open = self.cases.get(&name).is_none_or(|case| case.demoting.is_none() && case.telling == 0);
         let may = interest && is_open && self.table.get(name).is_some_and(is_used_up);
-        if !may || !self.habits.is_brief(now, name) {
+        if !may || self.files.client.is_wanted_beside(ino, owner) || !self.habits.is_brief(now, name) {
             return false;
         }
         self.cases.entry(name).or_default().shed = Shed::Idle;

@@ -118,6 +118,20 @@ impl Book {
         }
     }
 
+    /// Has this owner any lock of this kind, or asks for one?
+    pub fn has(&self, kind: LockKind, owner: Owner) -> bool {
+        let asks = |r: &Request| r.whose() == (kind, owner) && r.lock.mode != Mode::N;
+        !self.held.of(kind, owner).is_empty()
+            || self.requests.values().any(asks)
+            || self.returned.values().any(|whose| *whose == (kind, owner))
+    }
+
+    /// Has another owner than this one any lock, or waits for one?
+    pub fn is_wanted_beside(&self, owner: Owner) -> bool {
+        let waits = |r: &Request| r.is_awaited() && r.lock.mode != Mode::N && r.lock.owner != owner;
+        self.held.has_other(owner) || self.requests.values().any(waits)
+    }
+
     /// The owner has it so, by this handle.
     pub fn have(&mut self, lock: &FileLock, handle: u64) {
         self.held.set(lock);

@@ -138,12 +138,12 @@ impl Client {
 
     /// Has this owner any lock of this kind, or asks for one?
     pub fn has(&self, ino: InodeNo, kind: LockKind, id: u64) -> bool {
-        let Some(book) = self.books.get(&ino) else { return false };
-        let owner = self.owner(id);
-        let asks = |r: &Request| r.whose() == (kind, owner) && r.lock.mode != Mode::N;
-        !book.held.of(kind, owner).is_empty()
-            || book.requests.values().any(asks)
-            || book.returned.values().any(|whose| *whose == (kind, owner))
+        self.books.get(&ino).is_some_and(|b| b.has(kind, self.owner(id)))
+    }
+
+    /// Has another owner than this one any lock, or waits for one?
+    pub fn is_wanted_beside(&self, ino: InodeNo, owner: Owner) -> bool {
+        self.books.get(&ino).is_some_and(|b| b.is_wanted_beside(owner))
     }
 
     /// Owners of flock that last asked by this handle.

@@ -36,6 +36,11 @@ impl Ranges {
         self.owners.keys().copied().collect()
     }
 
+    /// Has another owner than this one any?
+    pub fn has_other(&self, owner: Owner) -> bool {
+        self.owners.keys().any(|other| *other != owner)
+    }
+
     /// What `owner` has.
     pub fn of(&self, owner: Owner) -> &[Piece] {
         self.owners.get(&owner).map_or(&[], |pieces| pieces)

@@ -89,6 +89,11 @@ impl FileTable {
         self.ranges(kind).of(owner)
     }
 
+    /// Has another owner than this one anything?
+    pub fn has_other(&self, owner: Owner) -> bool {
+        [&self.range, &self.whole].iter().any(|ranges| ranges.has_other(owner))
+    }
+
     /// Everything that anybody has.
     pub fn all(&self) -> impl Iterator<Item = FileLock> + '_ {
         [LockKind::Range, LockKind::Whole].into_iter().flat_map(|kind| {
