@@ -15,7 +15,12 @@ use crate::lock::Pins;
 /// How long a continuation is waited for. It comes within microseconds, unless the machine is busy.
 const WAIT: Duration = Duration::from_millis(100);
 /// Bytes of a full WRITE; from memory that does not begin with a page it can be as many fewer as a page has.
-const FULL: usize = 1 << 20;
+const FULL: u64 = 1 << 20;
+
+/// Is a WRITE of this length one that the kernel may have cut?
+pub(super) fn is_full(length: u64) -> bool {
+    length > FULL - PAGE
+}
 
 /// The lock, kept for the next part of a write.
 pub struct Held {
@@ -36,10 +41,10 @@ impl Core {
     }
 
     /// A part has been written, the inode is pinned X: keep it if another part may follow.
-    pub(super) fn hold_append(self: &Arc<Self>, ino: InodeNo, fh: u64, offset: u64, length: usize) {
-        let next = offset + length as u64;
+    pub(super) fn hold_append(self: &Arc<Self>, ino: InodeNo, fh: u64, offset: u64, length: u64) {
+        let next = offset + length;
         let cached = self.handles.get(fh).is_some_and(|handle| !handle.direct);
-        if length <= FULL - PAGE as usize && !(cached && next.is_multiple_of(PAGE)) {
+        if !is_full(length) && !(cached && next.is_multiple_of(PAGE)) {
             return;
         }
         let Some(pins) = self.locks.try_pin_revoked(LockName::Inode(ino), Mode::X) else { return };

@@ -13,6 +13,7 @@
 //! through its pages the kernel sees to this itself (`FUSE_I_SIZE_UNSTABLE`). Nor may anybody be told the new size when it
 //! is answered, before the thread that wrote has run on and the kernel has it: that is waited for (`heard`).
 
+use crate::fs::append;
 use crate::fs::node::Node;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -36,12 +37,30 @@ struct Growth {
     after: u64,
 }
 
-/// A write past the pages that has been answered.
+/// A WRITE past the pages that has been answered.
 struct Answered {
     /// Up to where the file went with it.
     size: u64,
-    /// The thread of a program that made it, as its requests show it.
-    thread: u32,
+    by: Part,
+}
+
+/// What a WRITE past the pages may be of a write(2), of which the kernel sends one part after the other and hears of the
+/// size when the last is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The thread of a program that makes it, as its requests show it; 0: not known.
+    pub thread: u32,
+    /// Where the kernel believes it to begin.
+    pub offset: u64,
+    pub length: u64,
+}
+
+impl Part {
+    /// May it be the part behind this one?
+    fn continues(self, before: Part) -> bool {
+        let Part { thread, offset, length } = before;
+        append::is_full(length) && (thread, offset + length) == (self.thread, self.offset)
+    }
 }
 
 /// Those of one inode.
@@ -100,7 +119,7 @@ impl Flights {
     /// thread, for instance of another PID namespace.
     pub fn unheard(&self, thread: u32) -> Option<u64> {
         let mut answered = self.answered.lock();
-        answered.take_if(|last| last.thread == thread && thread != 0);
+        answered.take_if(|last| last.by.thread == thread && thread != 0);
         answered.as_ref().map(|last| last.size)
     }
 
@@ -130,20 +149,20 @@ impl Flight {
     }
 
     /// The same for one past the pages. The kernel has the file to itself for it, or it is not to make it longer: so it has
-    /// heard of the last one's answer.
-    pub fn begin_past_pages(node: Arc<Node>, id: u64) -> Flight {
-        node.flights.heard();
+    /// heard of the last one's answer, unless that was a part of the same write(2).
+    pub fn begin_past_pages(node: Arc<Node>, id: u64, part: Part) -> Flight {
+        node.flights.answered.lock().take_if(|last| !part.continues(last.by));
         Flight::begin(node, id, 0..0)
     }
 
-    /// One past the pages, by `thread`, is about to be answered: the size may be told.
-    pub fn answer(self, thread: u32) {
+    /// One past the pages is about to be answered: the size may be told.
+    pub fn answer(self, by: Part) {
         let flights = &self.node.flights;
         let mut ways = flights.ways.lock();
         let growth = ways.iter().find(|way| way.id == self.id).and_then(|way| way.growth);
         // Without pages there is nothing that could be dropped.
         if let Some(Growth { after, .. }) = growth.filter(|_| !self.node.filled.lock().is_empty()) {
-            *flights.answered.lock() = Some(Answered { size: after, thread });
+            *flights.answered.lock() = Some(Answered { size: after, by });
         }
         ways.retain(|way| way.id != self.id);
     }
@@ -188,31 +207,34 @@ mod tests {
     fn a_size_is_told_with_the_answer_to_the_write_that_made_it() {
         let node = NodeTable::default().get(InodeNo(5));
         let told = |size| node.flights.told(size);
-        let first = Flight::begin_past_pages(node.clone(), 1);
-        let second = Flight::begin_past_pages(node.clone(), 2);
+        let part = |thread| Part { thread, offset: 0, length: 1 };
+        let first = Flight::begin_past_pages(node.clone(), 1, part(1));
+        let second = Flight::begin_past_pages(node.clone(), 2, part(2));
         assert_eq!(told(10), 10, "nothing has changed yet");
         node.flights.grows(1, 10, 20);
         node.flights.cross(0..u64::MAX);
         assert_eq!(told(20), 10);
         node.flights.grows(2, 20, 30);
         assert_eq!(told(30), 10);
-        first.answer(1);
+        first.answer(part(1));
         assert_eq!((told(30), told(5)), (20, 5), "the first is answered; truncated meanwhile");
         node.flights.are_seen();
         assert_eq!(told(30), 30);
         node.flights.grows(7, 1, 2);
         node.flights.grows(2, 30, 30);
-        second.answer(2);
+        second.answer(part(2));
         assert_eq!((told(30), node.flights.unheard(0)), (30, None));
     }
 
     #[test]
     fn an_answer_is_heard_of_when_its_thread_asks_or_another_write_comes() {
         let node = NodeTable::default().get(InodeNo(5));
+        let part = |thread, offset| Part { thread, offset, length: 1 };
         let write = |id, after| {
-            let flight = Flight::begin_past_pages(node.clone(), id);
+            let by = part(100, after - 1);
+            let flight = Flight::begin_past_pages(node.clone(), id, by);
             node.flights.grows(id, after - 1, after);
-            flight.answer(100);
+            flight.answer(by);
         };
         write(1, 10);
         assert_eq!(node.flights.unheard(7), None, "nobody has pages");
@@ -220,16 +242,45 @@ mod tests {
         write(2, 20);
         assert_eq!((node.flights.unheard(7), node.flights.unheard(7)), (Some(20), Some(20)));
         assert_eq!((node.flights.unheard(100), node.flights.unheard(7)), (None, None));
-        let nameless = Flight::begin_past_pages(node.clone(), 6);
+        let nameless = Flight::begin_past_pages(node.clone(), 6, part(0, 20));
         node.flights.grows(6, 20, 25);
-        nameless.answer(0);
+        nameless.answer(part(0, 20));
         assert_eq!((node.flights.unheard(0), node.flights.unheard(0)), (Some(25), Some(25)));
         write(3, 30);
-        let next = Flight::begin_past_pages(node.clone(), 4);
+        let next = Flight::begin_past_pages(node.clone(), 4, part(100, 30));
         assert_eq!(node.flights.unheard(7), None);
         drop(next);
         write(5, 40);
         node.flights.heard();
         assert_eq!(node.flights.unheard(7), None);
+    }
+
+    #[test]
+    fn of_a_write_in_parts_the_kernel_hears_when_the_last_is_answered() {
+        const FULL: u64 = 1 << 20;
+        let node = NodeTable::default().get(InodeNo(5));
+        node.fills(0, 1);
+        let begin = |id, part: Part| {
+            let flight = Flight::begin_past_pages(node.clone(), id, part);
+            node.flights.grows(id, part.offset, part.offset + part.length);
+            flight
+        };
+        let first = Part { thread: 100, offset: 10, length: FULL };
+        let second = Part { thread: 100, offset: 10 + FULL, length: 5 };
+        begin(1, first).answer(first);
+        let flight = begin(2, second);
+        assert_eq!((node.flights.told(FULL + 15), node.flights.unheard(7)), (FULL + 10, Some(FULL + 10)));
+        flight.answer(second);
+        assert_eq!((node.flights.told(FULL + 15), node.flights.unheard(7)), (FULL + 15, Some(FULL + 15)));
+        // Not one that was not cut, nor one elsewhere, nor another thread's: the kernel has the file to itself for each.
+        let third = Part { thread: 100, offset: FULL + 15, length: FULL };
+        drop(begin(3, third));
+        assert_eq!(node.flights.unheard(7), None);
+        for next in [Part { offset: 0, ..second }, Part { thread: 7, ..second }] {
+            begin(4, first).answer(first);
+            assert!(node.flights.unheard(8).is_some());
+            drop(begin(5, next));
+            assert_eq!(node.flights.unheard(8), None);
+        }
     }
 }

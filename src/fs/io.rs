@@ -2,7 +2,7 @@
 
 use super::*;
 use append::Held;
-use flight::Flight;
+use flight::{Flight, Part};
 use op::{Body, Manner, Patience};
 use privileges::SetId;
 use serving::Late;
@@ -85,6 +85,10 @@ impl Write {
         self.through_cache.then_some(node::Pages { start: last, end: last + PAGE, locked: false })
     }
 
+    fn part(&self) -> Part {
+        Part { thread: self.thread, offset: self.offset, length: self.length }
+    }
+
     /// May other hosts write the file directly at the same time, as far as this can be seen from the request?
     fn may_share(&self) -> bool {
         let whole = self.offset.is_multiple_of(PAGE) && self.length.is_multiple_of(PAGE);
@@ -101,7 +105,7 @@ impl Write {
         }
         let (at, mode_changed) = core.write_data(op, ino, offset, data, how)?;
         if how.append {
-            core.hold_append(ino, fh, offset, data.len());
+            core.hold_append(ino, fh, offset, self.length);
         }
         if how.fresh && through_cache {
             // The kernel takes a page written as a whole for one that it has read.
@@ -144,13 +148,14 @@ impl Write {
         done: Result<(u32, Forget)>,
         reply: impl FnOnce(Result<u32>) + Send + 'static,
     ) {
-        let Write { ino, offset, length, how, through_cache, thread, .. } = *self;
+        let Write { ino, offset, length, how, through_cache, .. } = *self;
+        let part = self.part();
         // Of one past the pages the size is told with the answer.
         let (crossed, unseen) = if through_cache { (flight.end(), None) } else { (None, Some(flight)) };
         let again = core.clone();
         let reply = move |done| {
             again.after_telling(ino, move || {
-                unseen.into_iter().for_each(|flight| flight.answer(thread));
+                unseen.into_iter().for_each(|flight| flight.answer(part));
                 reply(done)
             })
         };
@@ -241,7 +246,7 @@ impl Fs {
         let (node, id) = (core.nodes.get(ino), core.id());
         let flight = match write.through_cache {
             true => Flight::begin(node, id, offset..offset + write.length),
-            false => Flight::begin_past_pages(node, id),
+            false => Flight::begin_past_pages(node, id, write.part()),
         };
         write.how.past_pages = flags.past_cache.then_some(id);
         let held = write.how.append.then(|| core.held_append(ino, fh, offset)).flatten();
