@@ -109,9 +109,9 @@ impl Allocator {
         }
     }
 
-    /// Are there free blocks that are kept from use because the kernel still knows their inodes?
-    pub fn withholds(&self) -> bool {
-        !self.withheld.lock().is_empty()
+    /// Free blocks that are kept from use because the kernel still knows their inodes.
+    pub fn withheld(&self) -> BTreeSet<BlockNo> {
+        self.withheld.lock().clone()
     }
 
     /// Freed blocks become reusable as far as they can.

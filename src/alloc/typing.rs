@@ -6,9 +6,10 @@ use super::cell::Cell;
 use super::deferred::TicketState;
 use super::group::{Asked, Drain, EMERGENCY_META, Group};
 use super::page::BITS;
-use crate::base::{BLOCK_SIZE, Error, Result, TxnId};
+use crate::base::{AgNo, BLOCK_SIZE, Error, Result, TxnId};
 use crate::format::group::{ChunkKind, chunk_start};
 use crate::format::layout::CHUNK_BLOCKS;
+use std::collections::BTreeSet;
 
 /// Bytes zeroed with one request: a device that cannot do it by itself is written to, and each write asks for
 /// the lease.
@@ -220,12 +221,18 @@ impl Allocator {
         Ok(())
     }
 
-    /// Will emptied metadata chunks become free, once no journal knows their old images? Not those in which
+    /// Emptied metadata chunks that will become free, once no journal knows their old images. Not those in which
     /// a number is withheld: that may take as long as it likes.
-    pub fn is_draining(&self) -> bool {
-        let spare = |g: &mut Group| g.meta.unreserved() >= CHUNK_BLOCKS + EMERGENCY_META;
-        let waits = |g: &mut Group| spare(g) && g.drains.iter().any(|drain| !g.withholds_in(drain.chunk));
-        self.cells().iter().any(|cell| cell.state.lock().group.as_mut().is_some_and(waits))
+    pub fn draining(&self) -> BTreeSet<(AgNo, u32)> {
+        let mut draining = BTreeSet::new();
+        for cell in self.cells() {
+            let state = cell.state.lock();
+            let spare = |g: &&Group| g.meta.unreserved() >= CHUNK_BLOCKS + EMERGENCY_META;
+            let Some(g) = state.group.as_ref().filter(spare) else { continue };
+            let chunks = g.drains.iter().map(|drain| drain.chunk).filter(|chunk| !g.withholds_in(*chunk));
+            draining.extend(chunks.map(|chunk| (cell.ag, chunk)));
+        }
+        draining
     }
 
     /// Advance the draining chunks; those that may become free now.

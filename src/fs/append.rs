@@ -44,7 +44,7 @@ impl Core {
     pub(super) fn hold_append(self: &Arc<Self>, ino: InodeNo, fh: u64, offset: u64, length: u64) {
         let next = offset + length;
         let cached = self.handles.get(fh).is_some_and(|handle| !handle.direct);
-        if !is_full(length) && !(cached && next.is_multiple_of(PAGE)) {
+        if !(is_full(length) || cached && next.is_multiple_of(PAGE)) {
             return;
         }
         let Some(pins) = self.locks.try_pin_revoked(LockName::Inode(ino), Mode::X) else { return };

@@ -27,6 +27,7 @@ mod aside;
 mod attr;
 pub mod capabilities;
 mod coherence;
+mod coming;
 mod create;
 mod data;
 mod drain;
@@ -58,7 +59,6 @@ mod remove;
 mod rename;
 mod serve;
 mod serving;
-
 mod shared;
 mod size;
 mod space;
@@ -119,6 +119,7 @@ pub struct Core {
     slot_lock: Arc<Mutex<()>>,
     handles: handles::Handles,
     reaper: Arc<reap::Queue>,
+    in_vain: coming::InVain,
     ahead: ahead::Ahead,
     walks: walk::Queue,
     recovery: takeover::Recovery,

@@ -280,6 +280,7 @@ fn assemble(
         slot_lock: Arc::default(),
         handles: handles::Handles::default(),
         reaper,
+        in_vain: coming::InVain::default(),
         ahead: ahead::Ahead::default(),
         walks: walk::Queue::default(),
         recovery,

@@ -45,12 +45,24 @@ struct State {
     last_look: Option<Instant>,
     /// To run when everything that can be freed has been.
     squeezes: Vec<Squeeze>,
+    /// To run at its time.
+    later: Vec<(Instant, Job)>,
     stop: bool,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 /// A pause, and what to run after it.
 type Squeeze = (Duration, Job);
+
+/// Something to do.
+struct Task {
+    reap: BTreeSet<InodeNo>,
+    squeezes: Vec<Squeeze>,
+    /// Whose pauses are over.
+    due: Vec<Job>,
+    /// It is time to look through the slot inode.
+    look: bool,
+}
 /// An item of the slot inode.
 type Item = (ItemKey, Vec<u8>);
 
@@ -71,7 +83,7 @@ impl Queue {
         }
     }
 
-    /// Free on this host whatever can be freed, pause, then run `then` on the reaper's thread.
+    /// Free on this host whatever can be freed, then, after a pause, run `then` on the reaper's thread.
     pub fn squeeze(&self, pause: Duration, then: Job) {
         let mut state = self.state.lock();
         if state.stop {
@@ -95,24 +107,38 @@ impl Queue {
         }
     }
 
-    /// End the thread; what waits runs.
-    pub fn stop(&self) {
-        let left = {
+    /// What has been squeezed for is run after its pause, for which nobody else waits.
+    fn run_after(&self, squeezes: Vec<Squeeze>) {
+        for (pause, then) in squeezes {
             let mut state = self.state.lock();
-            state.stop = true;
-            std::mem::take(&mut state.squeezes)
-        };
-        self.wake.notify_all();
-        left.into_iter().for_each(|(_, then)| then());
+            if pause.is_zero() || state.stop {
+                drop(state);
+                then();
+            } else {
+                state.later.push((Instant::now() + pause, then));
+            }
+        }
     }
 
-    /// Wait for something to do: inodes to reap, what to run afterwards, and whether it is time to
-    /// look through the slot inode. `None`: stop.
-    fn next(&self) -> Option<(BTreeSet<InodeNo>, Vec<Squeeze>, bool)> {
+    /// End the thread; what waits runs.
+    pub fn stop(&self) {
+        let (squeezes, later) = {
+            let mut state = self.state.lock();
+            state.stop = true;
+            (std::mem::take(&mut state.squeezes), std::mem::take(&mut state.later))
+        };
+        self.wake.notify_all();
+        squeezes.into_iter().for_each(|(_, then)| then());
+        later.into_iter().for_each(|(_, then)| then());
+    }
+
+    /// Wait for something to do. `None`: stop.
+    fn next(&self) -> Option<Task> {
         let mut state = self.state.lock();
         if state.ready.is_empty() && state.squeezes.is_empty() && !state.stop {
             let pause = if state.deferred { LOOK_SOON } else { LOOK };
-            self.wake.wait_for(&mut state, pause);
+            let first = state.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
+            self.wake.wait_for(&mut state, first.map_or(pause, |first| first.min(pause)));
         }
         if !state.ready.is_empty() {
             let mut none_waits = |s: &mut State| s.squeezes.is_empty() && !s.stop;
@@ -121,16 +147,21 @@ impl Queue {
         if state.stop {
             return None;
         }
-        let ready = std::mem::take(&mut state.ready);
-        state.busy.extend(&ready);
+        let reap = std::mem::take(&mut state.ready);
+        state.busy.extend(&reap);
         let squeezes = std::mem::take(&mut state.squeezes);
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut state.later).into_iter().partition(|(at, _)| *at <= now);
+        state.later = later;
+        let due: Vec<_> = due.into_iter().map(|(_, then)| then).collect();
         // However much there is to reap: others may be waiting for the blocks.
-        let due = state.deferred && state.last_look.is_none_or(|at| at.elapsed() >= LOOK_SOON);
-        let look = ready.is_empty() || !squeezes.is_empty() || due;
+        let waited_for = state.deferred && state.last_look.is_none_or(|at| at.elapsed() >= LOOK_SOON);
+        let idle = reap.is_empty() && due.is_empty();
+        let look = idle || !squeezes.is_empty() || waited_for;
         if look {
-            (state.deferred, state.last_look) = (false, Some(Instant::now()));
+            (state.deferred, state.last_look) = (false, Some(now));
         }
-        Some((ready, squeezes, look))
+        Some(Task { reap, squeezes, due, look })
     }
 
     fn done(&self, ino: InodeNo) {
@@ -183,14 +214,16 @@ impl DeferredFrees for SlotDeferral {
 impl Core {
     /// The reaper thread.
     pub(super) fn run_reaper(self: &Arc<Self>) {
-        while let Some((ready, squeezes, look)) = self.reaper.next() {
+        while let Some(Task { reap, squeezes, due, look }) = self.reaper.next() {
             if self.store.halt().is_tripped() {
                 squeezes.into_iter().for_each(|(_, then)| then());
+                due.into_iter().for_each(|then| then());
                 // What comes now, perhaps from those, finds no thread.
                 return self.reaper.stop();
             }
+            due.into_iter().for_each(|then| then());
             // A read-only mount frees nothing; whoever has its slot next does.
-            let ready = if self.read_only { BTreeSet::new() } else { ready };
+            let ready = if self.read_only { BTreeSet::new() } else { reap };
             let ready: Vec<InodeNo> = ready.into_iter().collect();
             let (together, each) = self.free_together_max();
             for batch in ready.chunks(together) {
@@ -204,8 +237,7 @@ impl Core {
             }
             if !squeezes.is_empty() {
                 self.squeeze();
-                std::thread::sleep(squeezes.iter().map(|(pause, _)| *pause).max().unwrap_or_default());
-                squeezes.into_iter().for_each(|(_, then)| then());
+                self.reaper.run_after(squeezes);
             }
         }
     }

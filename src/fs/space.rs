@@ -4,22 +4,22 @@
 //! mount would like to find still there, then groups of others; the emptiest first by their headers on
 //! the disk, which may be a few seconds old. When every group has been held and had
 //! nothing, what this host has unlinked is freed and what it has dirty is written (which holds more
-//! space than it turns out to need), and the other hosts get a moment for theirs: only when the groups
-//! still have nothing then, and nothing is on its way back, here or, as the rising number of free blocks
-//! shows, from another host, is the volume full.
+//! space than it turns out to need), and the other hosts, if there are any, get a moment for theirs: only when
+//! the groups still have nothing then, and nothing of what was on its way back is any more (`coming`), nor, as the rising
+//! number of free blocks shows, comes from another host, is the volume full.
 
 use super::*;
 use crate::alloc::Want;
 use crate::cluster::Owner;
-use crate::inode::{ItemKey, ItemKind};
-use std::ops::ControlFlow;
+use coming::Coming;
 
 type Then = Box<dyn FnOnce(Result<Reservation>) + Send>;
 
-/// Pauses before the rounds after the first.
-const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
-/// More rounds, and the pauses before them, while metadata chunks are on their way to become free:
-/// the other hosts' journals must let go of them.
+/// Before the third round, where there are other hosts: what they have freed and dirtied cannot be seen from here.
+const OTHERS_PAUSE: Duration = Duration::from_millis(200);
+/// The same where there are none, if operations of this host have space that they may not need.
+const PROMISED_PAUSE: Duration = Duration::from_millis(5);
+/// More rounds, and the pauses before them, while metadata chunks are on their way to become free.
 const DRAIN_ROUNDS: usize = 20;
 const DRAIN_PAUSE: Duration = Duration::from_millis(500);
 /// The same while frees or dirty data of this host are on their way.
@@ -35,6 +35,7 @@ const RISING_ROUNDS: usize = 4;
 /// How the search has gone so far.
 #[derive(Clone, Copy, Default)]
 struct Rounds {
+    /// Of those that were in vain.
     number: usize,
     /// Of these, for what is coming back, for chunks on their way, and for hosts that do not answer.
     coming: usize,
@@ -56,55 +57,109 @@ impl Rounds {
     }
 }
 
+/// A search for space.
+struct Search {
+    core: Arc<Core>,
+    want: Want,
+    rounds: Rounds,
+    /// What was on its way when everything that could be had at once had been tried.
+    coming: Option<Coming>,
+    then: Then,
+}
+
 /// Get a reservation from a group that is not held yet.
 pub fn acquire(core: &Arc<Core>, want: Want, then: Then) {
-    round(core, want, Rounds::default(), then);
+    Search { core: core.clone(), want, rounds: Rounds::default(), coming: None, then }.round();
 }
 
-/// Ask every group once.
-fn round(core: &Arc<Core>, want: Want, rounds: Rounds, then: Then) {
-    let mut groups = candidates(core);
-    groups.reverse();
-    next(core.clone(), want, groups, rounds, then);
-}
-
-/// No group had anything in this round.
-fn nothing_left(core: &Arc<Core>, want: Want, rounds: Rounds, then: Then) {
-    if let Err(halted) = core.store.halt().check() {
-        return then(Err(halted));
+impl Search {
+    /// Ask every group once.
+    fn round(self) {
+        let mut groups = candidates(&self.core);
+        groups.reverse();
+        self.next(groups);
     }
-    core.writeback.flush_all_soon();
-    // Looked at first: what is free by the time of the second look was coming back at the first.
-    let groups = (0..core.geometry.ag_count).map(AgNo);
-    let mut rounds = rounds.after(groups.map(|ag| core.statfs.free_hint(core, ag)).sum());
-    let coming = is_coming_back(core) || rounds.is_rising();
-    let got = core.alloc.reserve_last(want);
-    let (Err(Error::NoSpace), Some(pause)) = (&got, pause_after(core, &mut rounds, coming)) else {
-        return then(got);
-    };
-    let again = core.clone();
-    core.reaper.squeeze(pause, Box::new(move || round(&again, want, rounds, then)));
-}
 
-/// How long to wait before another round; `None`: there is no point in one.
-fn pause_after(core: &Core, rounds: &mut Rounds, coming: bool) -> Option<Duration> {
-    let first = PAUSES.get(rounds.number).copied();
-    rounds.number += 1;
-    if first.is_some() {
-        return first;
+    fn next(self, mut rest: Vec<(Whose, AgNo)>) {
+        if rest.last().is_none_or(|(whose, _)| *whose == Whose::Others) {
+            self.core.alloc.set_home_full(true);
+            // What is held of others' groups comes before asking for more.
+            match self.core.alloc.reserve(self.want) {
+                Err(Error::NeedSpace) => {}
+                got => return (self.then)(got),
+            }
+        }
+        let Some((_, ag)) = rest.pop() else { return self.nothing_left() };
+        let locks = LockSet::one(LockName::Ag(ag), Mode::X);
+        self.core.locks.clone().acquire(
+            locks,
+            Box::new(move |pins| match pins {
+                Err(e) => (self.then)(Err(e)),
+                Ok(pins) => {
+                    let got = self.core.alloc.reserve(self.want);
+                    drop(pins);
+                    match got {
+                        Ok(reservation) => (self.then)(Ok(reservation)),
+                        Err(Error::NeedSpace) => self.next(rest),
+                        Err(e) => (self.then)(Err(e)),
+                    }
+                }
+            }),
+        );
     }
-    // Each sort is counted by itself: what has come back may have to be waited for once more.
-    if coming && rounds.coming < COMING_ROUNDS {
-        rounds.coming += 1;
-        Some(COMING_PAUSE)
-    } else if rounds.draining < DRAIN_ROUNDS && core.alloc.is_draining() {
-        rounds.draining += 1;
-        Some(DRAIN_PAUSE)
-    } else if rounds.missing < MISSING_ROUNDS && is_anything_missing(core) {
-        rounds.missing += 1;
-        Some(MISSING_PAUSE)
-    } else {
-        None
+
+    /// No group had anything in this round.
+    fn nothing_left(mut self) {
+        if let Err(halted) = self.core.store.halt().check() {
+            return (self.then)(Err(halted));
+        }
+        let core = self.core.clone();
+        core.writeback.flush_all_soon();
+        // Looked at first: what is free by the time of the second look was coming back at the first.
+        let groups = (0..core.geometry.ag_count).map(AgNo);
+        self.rounds = self.rounds.after(groups.map(|ag| core.statfs.free_hint(&core, ag)).sum());
+        let is_alone = core.cluster.membership().alone();
+        let is_coming = self.coming.as_mut().is_some_and(|coming| coming.remains(&core));
+        let is_coming = is_coming || !is_alone && self.rounds.is_rising();
+        let got = core.alloc.reserve_last(self.want);
+        let (Err(Error::NoSpace), Some(pause)) = (&got, self.pause(is_alone, is_coming)) else {
+            return (self.then)(got);
+        };
+        let again = move || {
+            self.coming.get_or_insert_with(|| Coming::now(&self.core));
+            self.round();
+        };
+        core.reaper.squeeze(pause, Box::new(again));
+    }
+
+    /// How long to wait before another round; `None`: there is no point in one.
+    fn pause(&mut self, is_alone: bool, is_coming: bool) -> Option<Duration> {
+        let (core, rounds) = (&self.core, &mut self.rounds);
+        rounds.number += 1;
+        let Some(coming) = &mut self.coming else { return Some(Duration::ZERO) };
+        if rounds.number == 2 {
+            if !is_alone {
+                return Some(OTHERS_PAUSE);
+            }
+            if core.alloc.totals().promised > 0 {
+                return Some(PROMISED_PAUSE);
+            }
+        }
+        // Each sort is counted by itself: what has come back may have to be waited for once more.
+        if is_coming && rounds.coming < COMING_ROUNDS {
+            rounds.coming += 1;
+            return Some(COMING_PAUSE);
+        }
+        coming.give_up(core);
+        if rounds.draining < DRAIN_ROUNDS && coming.is_draining(core) {
+            rounds.draining += 1;
+            Some(DRAIN_PAUSE)
+        } else if rounds.missing < MISSING_ROUNDS && is_anything_missing(core) {
+            rounds.missing += 1;
+            Some(MISSING_PAUSE)
+        } else {
+            None
+        }
     }
 }
 
@@ -113,47 +168,6 @@ fn is_anything_missing(core: &Core) -> bool {
     let members = core.cluster.membership();
     let mut owners = (0..core.geometry.ag_count).map(|ag| members.owner_of(AgNo(ag)).0);
     owners.any(|owner| owner.slot().is_none_or(|slot| members.is_silent(slot)))
-}
-
-/// Are there unlinked files that are not open here (freed already or not: the kernel may be about to forget
-/// them), other frees to come, or dirty data?
-fn is_coming_back(core: &Core) -> bool {
-    let mut coming = core.pool.dirty_bytes() > 0 || core.alloc.withholds();
-    let _slot = core.slot_lock.lock();
-    let looked = core.slot_tree.scan(&*core.store, ItemKey::new(ItemKind::Orphan, 0), None, &mut |key, _| {
-        let open = || core.nodes.find(InodeNo(key.id)).is_some_and(|n| n.is_open());
-        coming |= key.kind != ItemKind::Orphan || !open();
-        if coming { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    looked.is_ok() && coming
-}
-
-fn next(core: Arc<Core>, want: Want, mut rest: Vec<(Whose, AgNo)>, rounds: Rounds, then: Then) {
-    if rest.last().is_none_or(|(whose, _)| *whose == Whose::Others) {
-        core.alloc.set_home_full(true);
-        // What is held of others' groups comes before asking for more.
-        match core.alloc.reserve(want) {
-            Err(Error::NeedSpace) => {}
-            got => return then(got),
-        }
-    }
-    let Some((_, ag)) = rest.pop() else { return nothing_left(&core, want, rounds, then) };
-    let locks = LockSet::one(LockName::Ag(ag), Mode::X);
-    core.locks.clone().acquire(
-        locks,
-        Box::new(move |pins| match pins {
-            Err(e) => then(Err(e)),
-            Ok(pins) => {
-                let got = core.alloc.reserve(want);
-                drop(pins);
-                match got {
-                    Ok(reservation) => then(Ok(reservation)),
-                    Err(Error::NeedSpace) => next(core, want, rest, rounds, then),
-                    Err(e) => then(Err(e)),
-                }
-            }
-        }),
-    );
 }
 
 /// Whose a group is; the order of asking.

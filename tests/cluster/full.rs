@@ -3,10 +3,11 @@
 use crate::rig::Cluster;
 use crate::rig_xattr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Bytes that statvfs(3) says can be written.
@@ -87,4 +88,68 @@ fn what_needs_no_space_goes_on_a_full_volume_and_inodes_are_counted_truly() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     rig_xattr::remove(&file, "system.posix_acl_access").unwrap();
     cluster.umount(0);
+}
+
+/// Write until there is room for no more, in steps of `step` bytes.
+fn fill(mut file: &File, step: usize) {
+    let bytes = vec![b'x'; step];
+    loop {
+        match file.write(&bytes) {
+            Ok(written) if written == step => {}
+            Ok(_) => return,
+            Err(e) => return assert_eq!(e.raw_os_error(), Some(libc::ENOSPC)),
+        }
+    }
+}
+
+/// What others begin meanwhile is not waited for, nor again and again what does not come: with either each of these
+/// writes would take two seconds.
+#[test]
+fn a_full_volume_that_is_in_use_says_soon_that_it_is_full() {
+    let cluster = Cluster::new("256M", 1, Duration::from_secs(100));
+    let at = cluster.at(0);
+    let used = File::options().read(true).write(true).create_new(true).open(at.join("used")).unwrap();
+    used.write_all_at(&[1; 1 << 20], 0).unwrap();
+    // An unlinked inode that the kernel keeps, though it is not open.
+    fs::write(at.join("gone"), b"gone").unwrap();
+    let known = File::options().read(true).custom_flags(libc::O_PATH).open(at.join("gone")).unwrap();
+    fs::remove_file(at.join("gone")).unwrap();
+    let rest = File::create(at.join("rest")).unwrap();
+    for step in [1 << 20, 4096] {
+        fill(&rest, step);
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for page in (0..256).cycle().take_while(|_| !stop.load(Ordering::Acquire)) {
+                used.write_all_at(&[2; 4096], 4096 * page).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        for _ in 0..100 {
+            assert_eq!((&rest).write(&[0; 4096]).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        }
+        stop.store(true, Ordering::Release);
+    });
+    drop((known, used, rest));
+    cluster.umount(0);
+}
+
+#[test]
+fn what_another_host_has_removed_can_be_had_at_once() {
+    let cluster = Cluster::new("256M", 2, Duration::from_secs(100));
+    let (here, there) = (cluster.at(0), cluster.at(1));
+    for round in 0..8 {
+        fs::write(here.join("theirs"), vec![1; 8 << 20]).unwrap();
+        let rest = File::create(here.join("rest")).unwrap();
+        for step in [1 << 20, 4096] {
+            fill(&rest, step);
+        }
+        fs::remove_file(there.join("theirs")).unwrap();
+        (&rest).write_all(&[2; 4 << 20]).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        drop(rest);
+        fs::remove_file(there.join("rest")).unwrap();
+    }
+    cluster.umount(0);
+    cluster.umount(1);
 }
