@@ -379,7 +379,7 @@ fn a_second_signal_ends_the_command_alone() {
 fn a_signal_ends_a_mount_that_waits_for_a_daemon_to_leave() {
     let volume = Volume::new();
     let mut record = local::Registration::new(&volume.image(), Path::new("/nowhere")).unwrap();
-    record.set_mounted(u64::MAX, false).unwrap();
+    record.set_mounted(u64::MAX).unwrap();
     record.set_leaving().unwrap();
     let log = format!("log={}", volume.directory.path().join("log").display());
     end(&volume, &["-o", &log], libc::SIGINT);

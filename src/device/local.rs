@@ -56,9 +56,6 @@ pub struct Daemon {
     /// The mount is gone, so its number may be another mount's by now.
     #[serde(default)]
     pub leaving: bool,
-    /// The daemon writes nothing, whatever the flags of the kernel's mount.
-    #[serde(default)]
-    pub read_only: bool,
     /// Why it has halted, if it has: it answers nothing but errors until it is unmounted.
     #[serde(default)]
     pub halted: Option<String>,
@@ -122,7 +119,6 @@ impl Registration {
             mountpoint: mountpoint.to_owned(),
             connection: None,
             leaving: false,
-            read_only: false,
             halted: None,
         };
         let mut registration = Registration { file, path, daemon };
@@ -134,9 +130,8 @@ impl Registration {
     ///
     /// # Errors
     /// If the record cannot be written.
-    pub fn set_mounted(&mut self, connection: u64, read_only: bool) -> io::Result<()> {
+    pub fn set_mounted(&mut self, connection: u64) -> io::Result<()> {
         self.daemon.connection = Some(connection);
-        self.daemon.read_only = read_only;
         self.write()
     }
 
@@ -311,12 +306,12 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].stage, Stage::Joining);
         assert_eq!(found[0].daemon.identity, DeviceIdentity::of(&image).unwrap());
-        own.set_mounted(u64::MAX, false).unwrap();
+        own.set_mounted(u64::MAX).unwrap();
         let found = running_in(dir.path()).unwrap();
         assert_eq!(found[0].stage, Stage::Leaving, "no such mount exists");
         // Whoever has its number now.
         let mounts = mountinfo::mounts().unwrap();
-        own.set_mounted(mounts[0].device.1, false).unwrap();
+        own.set_mounted(mounts[0].device.1).unwrap();
         own.set_leaving().unwrap();
         assert_eq!(running_in(dir.path()).unwrap()[0].stage, Stage::Leaving);
         assert!(!found[0].wait(Duration::from_millis(30)));
@@ -337,14 +332,15 @@ mod tests {
             mountpoint: "/mnt".into(),
             connection: Some(42),
             leaving: false,
-            read_only: false,
             halted: None,
         };
         let mount = |source: &Path, number, fs_type: &str| MountEntry {
             device: (0, number),
+            root: "/".into(),
             mountpoint: "/mnt".into(),
             fs_type: fs_type.into(),
             source: source.into(),
+            read_only: false,
         };
         assert!(daemon.serves(&mount(&own, 42, mountinfo::FS_TYPE)));
         assert!(!daemon.serves(&mount(&other, 42, mountinfo::FS_TYPE)));

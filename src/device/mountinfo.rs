@@ -17,9 +17,13 @@ const MINOR_BITS: u32 = 20;
 pub struct MountEntry {
     /// Device number of the mounted filesystem.
     pub device: (u64, u64),
+    /// What of it is to be seen: `/`, or the directory that was bound.
+    pub root: PathBuf,
     pub mountpoint: PathBuf,
     pub fs_type: OsString,
     pub source: OsString,
+    /// All of the filesystem, whatever the flags of this mount point.
+    pub read_only: bool,
 }
 
 impl MountEntry {
@@ -78,6 +82,21 @@ pub fn elsewhere(device: (u64, u64)) -> Option<u32> {
     None
 }
 
+/// Where all of the filesystem of `connection` is to be seen, in the order of mounting; not where something else has been
+/// mounted on top.
+///
+/// # Errors
+/// If /proc is not mounted.
+pub fn places_of(connection: u64) -> io::Result<Vec<MountEntry>> {
+    let mounts = mounts()?;
+    let is_hidden = |i: usize| mounts[i + 1..].iter().any(|later| later.mountpoint == mounts[i].mountpoint);
+    let is_one = |i: &usize| {
+        let mount = &mounts[*i];
+        mount.is_shoal() && mount.connection() == connection && mount.root == Path::new("/") && !is_hidden(*i)
+    };
+    Ok((0..mounts.len()).filter(is_one).map(|i| mounts[i].clone()).collect())
+}
+
 /// What is mounted at `mountpoint` (the last one, which hides those before it).
 ///
 /// # Errors
@@ -91,13 +110,15 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let mountpoint = unescape(fields.nth(1)?);
+    let (root, mountpoint) = (unescape(fields.next()?), unescape(fields.next()?));
     fields.find(|f| *f == b"-")?;
     Some(MountEntry {
         device: (major.parse().ok()?, minor.parse().ok()?),
+        root: root.into(),
         mountpoint: mountpoint.into(),
         fs_type: unescape(fields.next()?),
         source: unescape(fields.next()?),
+        read_only: fields.next().is_some_and(|options| options.split(|b| *b == b',').any(|o| o == b"ro")),
     })
 }
 
@@ -126,9 +147,13 @@ mod tests {
             br"61 30 0:52 / /mnt/with\040space rw,relatime shared:1 - fuse.shoal /dev/a\134b rw,user_id=0";
         let entry = parse_line(line).unwrap();
         assert_eq!(entry.device, (0, 52));
-        assert_eq!(entry.mountpoint, Path::new("/mnt/with space"));
+        assert_eq!((&*entry.root, &*entry.mountpoint), (Path::new("/"), Path::new("/mnt/with space")));
+        assert!(!entry.read_only);
         assert_eq!(entry.fs_type, FS_TYPE);
         assert_eq!(entry.source, r"/dev/a\b");
+        let bound = br"61 30 0:52 /a\040directory /mnt rw - fuse.shoal /dev/a ro,user_id=0";
+        let bound = parse_line(bound).unwrap();
+        assert_eq!((&*bound.root, bound.read_only), (Path::new("/a directory"), true));
         for broken in [&b""[..], b"1 2", b"61 30 0:52 / /mnt rw no separator", b"61 30 052 / /m rw - a b"] {
             assert_eq!(parse_line(broken), None);
         }

@@ -175,7 +175,7 @@ impl Fs {
     pub fn open(&self, node: NodeId, flags: i32, reply: impl FnOnce(Result<OpenReply>) + Send + 'static) {
         let ino = self.core.ino(node);
         let flags = OpenFlags::new(flags);
-        if flags.write && self.core.read_only {
+        if flags.write && self.core.is_read_only() {
             return reply(Err(Error::ReadOnly));
         }
         // For writing under X: pages that an earlier reader left in the kernel's cache are then known

@@ -17,7 +17,7 @@ use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 mod acl;
@@ -108,7 +108,8 @@ pub struct Core {
     pub slots: u16,
     pub root: InodeNo,
     pub geometry: Geometry,
-    pub read_only: bool,
+    /// Mounted so. It may end ([`Fs::make_writable`]).
+    read_only: AtomicBool,
     /// Mounted so: every file is as if it were opened with O_SYNC.
     pub synchronous: bool,
     pool: Arc<PagePool>,
@@ -130,7 +131,7 @@ pub struct Core {
     looks: Arc<size::Looks>,
     next_id: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-    stopping: std::sync::atomic::AtomicBool,
+    stopping: AtomicBool,
     safe: sync::Safe,
     /// How the lock room reaches us.
     hook: Arc<coherence::Hook>,
@@ -239,7 +240,11 @@ impl Core {
 
     fn check_writable(&self) -> Result<()> {
         self.store.halt().check()?;
-        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
     }
 
     /// Answer for an inode whose lock is pinned: counts a lookup.

@@ -272,7 +272,7 @@ fn assemble(
         slots: opened.volume.slots.len() as u16,
         root: InodeNo(opened.superblock.root_inode),
         geometry,
-        read_only: options.read_only,
+        read_only: AtomicBool::new(options.read_only),
         synchronous: options.synchronous,
         pool: PagePool::new(options.dirty_bytes as u64),
         seed: opened.superblock.hash_seed,
@@ -291,7 +291,7 @@ fn assemble(
         looks: Arc::default(),
         next_id: AtomicU64::new(1),
         threads: Mutex::default(),
-        stopping: std::sync::atomic::AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
         safe: sync::Safe::default(),
         hook: hook.clone(),
         warning: report.warning.clone(),
@@ -421,7 +421,7 @@ impl Core {
         self.make_safe()?;
         self.hand_in_all(REAP_PATIENCE);
         let deadline = self.clock.now() + REAP_PATIENCE;
-        while !self.read_only && self.has_leftovers()? && self.clock.now() < deadline {
+        while !self.is_read_only() && self.has_leftovers()? && self.clock.now() < deadline {
             if let Err(e) = self.reap_now() {
                 tracing::warn!("unlinked files are left for the next mount: {e}");
                 break;
@@ -479,6 +479,24 @@ impl Fs {
         // The lock room's last way back to us: without it the memory of this mount can go.
         *core.hook.core.write() = None;
         left
+    }
+
+    /// A read-only mount may write from now on.
+    ///
+    /// # Errors
+    /// `ReadOnly` if the volume has features that this version may only read; `Halted`.
+    pub fn make_writable(&self) -> Result<()> {
+        let core = &self.core;
+        core.store.halt().check()?;
+        if !core.recovery.is_able() {
+            return Err(Error::ReadOnly);
+        }
+        if core.read_only.swap(false, Ordering::AcqRel) {
+            tracing::info!("read-write from now on");
+            // What was unlinked and could not be freed.
+            core.reaper.look_soon();
+        }
+        Ok(())
     }
 
     /// What the administrator must be told at the mount.

@@ -208,6 +208,10 @@ pub trait Operations: Send + Sync + 'static {
         let _ = caller;
         reply(Err(Error::Unsupported("shutting down")));
     }
+    /// A read-only mount may write from now on.
+    fn make_writable(&self, reply: impl Reply<()>) {
+        reply(Err(Error::Unsupported("becoming writable")));
+    }
     /// Inode, handle and offset of both sides; may copy less than `length`.
     fn copy_file_range(
         &self,

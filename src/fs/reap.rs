@@ -223,14 +223,19 @@ impl Core {
             }
             due.into_iter().for_each(|then| then());
             // A read-only mount frees nothing; whoever has its slot next does.
-            let ready = if self.read_only { BTreeSet::new() } else { reap };
-            let ready: Vec<InodeNo> = ready.into_iter().collect();
+            let ready: Vec<InodeNo> = match self.is_read_only() {
+                true => {
+                    reap.into_iter().for_each(|ino| self.reaper.done(ino));
+                    Vec::new()
+                }
+                false => reap.into_iter().collect(),
+            };
             let (together, each) = self.free_together_max();
             for batch in ready.chunks(together) {
                 self.reap_batch(batch, each);
             }
             if look
-                && !self.read_only
+                && !self.is_read_only()
                 && let Err(e) = self.look_through_slot()
             {
                 tracing::warn!("looking for orphans: {e}");

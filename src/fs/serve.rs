@@ -260,6 +260,10 @@ impl Operations for Fs {
         });
     }
 
+    fn make_writable(&self, reply: impl Reply<()>) {
+        reply(Fs::make_writable(self));
+    }
+
     fn copy_file_range(
         &self,
         from: (NodeId, u64, u64),

@@ -50,7 +50,7 @@ impl Fs {
 impl Core {
     fn sync_all(self: &Arc<Self>) -> Result<()> {
         self.store.halt().check()?;
-        if self.read_only {
+        if self.is_read_only() {
             return Ok(());
         }
         self.launder();
@@ -71,7 +71,7 @@ impl Core {
             let flushed = self.flush_dirty(&node);
             written = written.and(flushed);
         }
-        if !self.read_only {
+        if !self.is_read_only() {
             self.commit_all()?;
         }
         self.safe.set();

@@ -176,7 +176,7 @@ impl Core {
     /// Take over the orphans and deferred frees of these slots, whose journals are replayed; nothing under
     /// their locks stays here. A read-only mount leaves them to the slots' next hosts.
     pub(super) fn adopt_slots(&self, slots: &[SlotId]) -> Result<()> {
-        for slot in slots.iter().filter(|s| **s != self.slot && !self.read_only) {
+        for slot in slots.iter().filter(|s| **s != self.slot && !self.is_read_only()) {
             let other = self.recovery.tree(*slot)?;
             match self.adopt_slot(other) {
                 Ok(0) => {}

@@ -1,6 +1,8 @@
-//! Mounts by way of a filesystem context (fsopen(2), fsconfig(2), fsmount(2), move_mount(2)): for a mount that
-//! claims a block device, and for one that is in no tree.
+//! Mounts by descriptors: of a filesystem context (fsopen(2), fsconfig(2), fsmount(2), move_mount(2)), for a mount that
+//! claims a block device and for one that is in no tree; and of what is mounted already (open_tree(2),
+//! mount_setattr(2)), for a second place.
 
+use crate::fuse::view;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,6 +28,8 @@ const ATTRIBUTES: [(u64, u64); 6] = [
 ];
 /// `MOUNT_ATTR_STRICTATIME`, which excludes noatime.
 const STRICT_ATIME: u64 = 0x20;
+/// `MOUNT_ATTR__ATIME`: the kinds of access times, of which a mount has one.
+const ATIME: u64 = 0x70;
 /// What of mount(2)'s flags is the superblock's.
 const OF_SUPERBLOCK: [(u64, &CStr); 2] = [(libc::MS_RDONLY, c"ro"), (libc::MS_SYNCHRONOUS, c"sync")];
 
@@ -71,25 +75,84 @@ impl Block {
     /// Those of fsmount(2) and move_mount(2). The connection is of no use any more then.
     pub fn mount(self, mountpoint: &Path) -> io::Result<()> {
         let Block { context, flags } = self;
-        let set = ATTRIBUTES.iter().filter(|(flag, _)| flags & flag != 0);
-        let mut attributes = set.fold(0, |all, (_, attribute)| all | attribute);
-        if flags & libc::MS_STRICTATIME != 0 && flags & libc::MS_NOATIME == 0 {
-            attributes |= STRICT_ATIME;
-        }
-        let mount = context.mount(attributes)?;
-        let at = CString::new(mountpoint.as_os_str().as_bytes())?;
-        // SAFETY: a system call with an open descriptor and strings that outlive it.
-        let moved = unsafe {
+        attach(&context.mount(attributes(flags))?, mountpoint)
+    }
+}
+
+/// The `MOUNT_ATTR_*` of a mount with these flags of mount(2).
+fn attributes(flags: u64) -> u64 {
+    let set = ATTRIBUTES.iter().filter(|(flag, _)| flags & flag != 0);
+    let all = set.fold(0, |all, (_, attribute)| all | attribute);
+    let is_strict = flags & libc::MS_STRICTATIME != 0 && flags & libc::MS_NOATIME == 0;
+    if is_strict { all | STRICT_ATIME } else { all }
+}
+
+/// Puts a mount that is in no tree there.
+fn attach(mount: &OwnedFd, mountpoint: &Path) -> io::Result<()> {
+    let at = CString::new(mountpoint.as_os_str().as_bytes())?;
+    // SAFETY: a system call with an open descriptor and strings that outlive it.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            at.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    if moved == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What is mounted at a place, once more, and in no tree yet.
+pub struct Copy(OwnedFd);
+
+impl Copy {
+    /// Of what is mounted at `place`, as a new mount with these flags of mount(2) would be: nothing that is mounted below it
+    /// comes along, and what will be mounted below either is not to be seen below the other.
+    ///
+    /// # Errors
+    /// Those of open_tree(2) and mount_setattr(2) (Linux 5.12).
+    pub fn of(place: &Path, flags: u64) -> io::Result<Copy> {
+        let path = CString::new(place.as_os_str().as_bytes())?;
+        let how = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+        // SAFETY: a system call with a string that outlives it.
+        let mount = owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), how) })?;
+        let changed = ATTRIBUTES.iter().fold(ATIME, |all, (_, attribute)| all | attribute);
+        let attributes = libc::mount_attr {
+            attr_set: attributes(flags),
+            attr_clr: changed,
+            propagation: libc::MS_PRIVATE,
+            userns_fd: 0,
+        };
+        // SAFETY: a system call with an open descriptor, a string and a structure that outlive it, and its size.
+        let done = unsafe {
             libc::syscall(
-                libc::SYS_move_mount,
+                libc::SYS_mount_setattr,
                 mount.as_raw_fd(),
                 c"".as_ptr(),
-                libc::AT_FDCWD,
-                at.as_ptr(),
-                MOVE_MOUNT_F_EMPTY_PATH,
+                libc::AT_EMPTY_PATH,
+                &raw const attributes,
+                size_of_val(&attributes),
             )
         };
-        if moved == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 { Ok(Copy(mount)) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The number of the device that is mounted.
+    ///
+    /// # Errors
+    /// That of statx(2).
+    pub fn device(&self) -> io::Result<(u64, u64)> {
+        view::device(&self.0)
+    }
+
+    /// Puts it there.
+    ///
+    /// # Errors
+    /// Those of move_mount(2).
+    pub fn mount(self, mountpoint: &Path) -> io::Result<()> {
+        attach(&self.0, mountpoint)
     }
 }
 

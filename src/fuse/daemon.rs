@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -189,7 +189,7 @@ pub struct Served<H> {
     session: Session<H>,
     threads: usize,
     notifier: Arc<Notifier>,
-    mountpoint: std::path::PathBuf,
+    mountpoint: PathBuf,
     /// Does umount(2) wait for us?
     has_claim: bool,
     /// The kernel's name for the connection.
@@ -251,12 +251,14 @@ impl<H: Handler> Served<H> {
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             signals.wait();
             tracing::info!("unmounting on a signal");
-            let unmounted = match has_claim {
-                true => unmount_from_outside(&mountpoint, connection),
-                false => mount::unmount(&mountpoint, Unmount::Lazy),
-            };
-            if let Err(e) = unmounted {
-                tracing::warn!("unmounting {}: {e}", mountpoint.display());
+            for place in places(&mountpoint, connection) {
+                let unmounted = match has_claim {
+                    true => unmount_from_outside(&place, connection),
+                    false => mount::unmount(&place, Unmount::Lazy),
+                };
+                if let Err(e) = unmounted {
+                    tracing::warn!("unmounting {}: {e}", place.display());
+                }
             }
             loop {
                 signals.wait();
@@ -266,6 +268,15 @@ impl<H: Handler> Served<H> {
         })?;
         Ok(())
     }
+}
+
+/// Where the mount is, the first place first, which is named also if nothing is known of it.
+fn places(first: &Path, connection: u64) -> Vec<PathBuf> {
+    let mut places = vec![first.to_owned()];
+    let all = mountinfo::places_of(connection).inspect_err(|e| tracing::warn!("looking for mounts: {e}"));
+    let all = all.into_iter().flatten().map(|entry| entry.mountpoint);
+    places.extend(all.filter(|place| place != first));
+    places
 }
 
 /// Unmounts lazily by another process, and does not wait for it. A thread of ours that waited for this very process

@@ -1,5 +1,5 @@
 //! Flags and generations of inodes as programs ask for them: FS_IOC_GETFLAGS and its kin (chattr, lsattr, xfs_io);
-//! and FITRIM (fstrim).
+//! FITRIM (fstrim); and one of our own, for `mount -o remount,rw`.
 //!
 //! The kernel takes those of flags apart itself (ioctl_getflags, fileattr_set), checks who may set what, and asks
 //! us by a handle of its own: with the record alone, whatever size the number of the call speaks of. FITRIM it passes on
@@ -25,6 +25,9 @@ const FSGETXATTR: u32 = 0x801c_581f;
 const FSSETXATTR: u32 = 0x401c_5820;
 const FITRIM: u32 = 0xc018_5879;
 
+/// Ours, `_IO('S', 0xc0)`: a read-only mount may write from now on. The kernel tells nobody of a remount.
+pub const WRITABLE: u32 = 0x53c0;
+
 /// Ours, `FS_*_FL` and `FS_XFLAG_*` of the same meaning.
 const FLAGS: [(u32, u32, u32); 4] = [
     (FLAG_IMMUTABLE, 0x10, 0x08),
@@ -38,7 +41,7 @@ const FSXATTR: usize = 28;
 
 /// Is it one of these?
 pub fn is_known(cmd: u32) -> bool {
-    matches!(cmd, GETFLAGS | SETFLAGS | GETVERSION | FSGETXATTR | FSSETXATTR | FITRIM)
+    matches!(cmd, GETFLAGS | SETFLAGS | GETVERSION | FSGETXATTR | FSSETXATTR | FITRIM | WRITABLE)
 }
 
 /// Answers one.
@@ -54,7 +57,12 @@ pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, caller: Caller, cmd: u32,
                 tell(reply, &record);
             }),
         ),
-        FITRIM => trim(fs, caller, data, reply),
+        // The kernel does not know that these are the administrator's.
+        FITRIM | WRITABLE if !capabilities::has(caller.pid, capabilities::SYS_ADMIN) => {
+            fail(reply, &Error::NotPermitted)
+        }
+        FITRIM => trim(fs, data, reply),
+        WRITABLE => fs.make_writable(ioctl_done(reply)),
         _ => match asked(cmd, data) {
             Ok(flags) => fs.set_flags(node, flags, caller, ioctl_done(reply)),
             Err(Error::Invalid(_)) => reply.error(Errno(libc::EINVAL)),
@@ -63,11 +71,8 @@ pub fn serve<O: Operations>(fs: &Arc<O>, node: NodeId, caller: Caller, cmd: u32,
     }
 }
 
-/// `struct fstrim_range`: start, length, shortest run. The kernel does not know that it is the administrator's.
-fn trim<O: Operations>(fs: &Arc<O>, caller: Caller, data: &[u8], reply: Reply) {
-    if !capabilities::has(caller.pid, capabilities::SYS_ADMIN) {
-        return fail(reply, &Error::NotPermitted);
-    }
+/// `struct fstrim_range`: start, length, shortest run.
+fn trim<O: Operations>(fs: &Arc<O>, data: &[u8], reply: Reply) {
     let mut record: [u64; 3] = [0; 3];
     match data.get(..record.len() * 8) {
         Some(bytes) => record.as_mut_bytes().copy_from_slice(bytes),

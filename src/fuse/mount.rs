@@ -2,8 +2,9 @@
 
 use crate::base::BLOCK_SIZE;
 use crate::device::Exclusive;
-use crate::device::mountinfo::{self, mounted_at};
+use crate::device::mountinfo::{self, MountEntry, mounted_at};
 use crate::fuse::context;
+use crate::fuse::ioctl::WRITABLE;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
@@ -125,12 +126,35 @@ pub fn mount(device: OwnedFd, place: Place<'_>) -> io::Result<Connection> {
     }
 }
 
+/// Mounts what `place` is about at another place, too, with these flags of mount(2) for that.
+///
+/// # Errors
+/// Those of the calls; `NotFound` if it cannot be seen where it is mounted.
+pub fn mount_again(place: &MountEntry, mountpoint: &Path, flags: u64) -> io::Result<()> {
+    let copy = context::Copy::of(&place.mountpoint, flags)?;
+    match copy.device()? == place.device {
+        true => copy.mount(mountpoint),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// Changes the flags of the mount at `mountpoint`.
 ///
 /// # Errors
 /// mount(2)'s.
 pub fn remount(mountpoint: &Path, flags: u64) -> io::Result<()> {
     mount_call(OsStr::new("none"), mountpoint, FS_TYPE, flags | libc::MS_REMOUNT, "")
+}
+
+/// Lets the daemon of the read-only mount at `mountpoint` write, before the kernel does.
+///
+/// # Errors
+/// The daemon's: EROFS if it may not, ENOTTY if it does not know how.
+pub fn make_writable(mountpoint: &Path) -> io::Result<()> {
+    let root = File::open(mountpoint)?;
+    // SAFETY: an ioctl without an argument, on an open descriptor.
+    let done = unsafe { libc::ioctl(root.as_raw_fd(), WRITABLE as _, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn mount_call(source: &OsStr, mountpoint: &Path, kind: &str, flags: u64, options: &str) -> io::Result<()> {

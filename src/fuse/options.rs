@@ -129,6 +129,14 @@ impl Request {
         }
     }
 
+    /// Does it ask for anything that is not a matter of the mount point alone?
+    pub fn is_for_volume(&self) -> bool {
+        let mut plain = Request::new(self.volume.device.clone());
+        (plain.flags, plain.remount) = (self.flags, self.remount);
+        (plain.volume.read_only, plain.volume.no_atime) = (self.volume.read_only, self.volume.no_atime);
+        plain != *self
+    }
+
     /// Takes a comma-separated list. `sloppy`: unknown options are passed over (`mount -s`).
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The daemon's look at its own mount, as any program has it: what the kernel remembers of an inode.
 //!
-//! The mount is opened for each look anew, because umount(2) refuses one that somebody holds open. By its path: if that
-//! leads to another filesystem by now (moved, or something mounted on top), there is nothing to be seen.
+//! The mount is opened for each look anew, because umount(2) refuses one that somebody holds open. By its path, or where it
+//! is to be seen else if that leads to another filesystem by now (moved, or mounted at a second place and gone from the
+//! first).
 
 use crate::base::Generation;
-use crate::device::mountinfo::device_of;
+use crate::device::mountinfo::{device_of, places_of};
 use crate::fs::types::{InodeView, NodeId};
 use std::ffi::CString;
 use std::io;
@@ -35,19 +36,18 @@ impl Handle {
 pub struct View(OwnedFd);
 
 impl View {
-    /// The inode `ino` of the mount with name `connection` for the kernel, at `mountpoint`.
+    /// The inode `ino` of the mount with name `connection` for the kernel, which was mounted at `mountpoint` first.
     ///
     /// # Errors
-    /// If something else is mounted there, or the kernel does not know the inode.
+    /// If it is to be seen nowhere, or the kernel does not know the inode.
     pub fn open(mountpoint: &Path, connection: u64, ino: NodeId, generation: Generation) -> io::Result<View> {
-        let path = CString::new(mountpoint.as_os_str().as_bytes())?;
-        // Not as a mere place (O_PATH): open_by_handle_at(2) would not take that.
-        // SAFETY: a system call with a string that outlives it.
-        let root = owned(unsafe { libc::open(path.as_ptr(), libc::O_DIRECTORY | libc::O_CLOEXEC) })?;
-        let found = statx(&root, 0, libc::AT_STATX_DONT_SYNC)?;
-        if (u64::from(found.stx_dev_major), u64::from(found.stx_dev_minor)) != device_of(connection) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
+        let root = match open_root(mountpoint, connection) {
+            Ok(root) => root,
+            Err(e) => {
+                let mut places = places_of(connection)?.into_iter();
+                places.find_map(|place| open_root(&place.mountpoint, connection).ok()).ok_or(e)?
+            }
+        };
         let mut handle = Handle::new(ino, generation);
         // SAFETY: the structure is laid out as `struct file_handle` with as many bytes behind it as it says.
         owned(unsafe {
@@ -66,6 +66,27 @@ impl InodeView for View {
     fn ask(&self) -> io::Result<()> {
         statx(&self.0, libc::STATX_SIZE, libc::AT_STATX_FORCE_SYNC).map(drop)
     }
+}
+
+/// The mount's root, if it is what is to be seen at `mountpoint`.
+fn open_root(mountpoint: &Path, connection: u64) -> io::Result<OwnedFd> {
+    let path = CString::new(mountpoint.as_os_str().as_bytes())?;
+    // Not as a mere place (O_PATH): open_by_handle_at(2) would not take that.
+    // SAFETY: a system call with a string that outlives it.
+    let root = owned(unsafe { libc::open(path.as_ptr(), libc::O_DIRECTORY | libc::O_CLOEXEC) })?;
+    match device(&root)? == device_of(connection) {
+        true => Ok(root),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// The number of the filesystem that an open file is of.
+///
+/// # Errors
+/// That of statx(2).
+pub fn device(fd: &OwnedFd) -> io::Result<(u64, u64)> {
+    let found = statx(fd, 0, libc::AT_STATX_DONT_SYNC)?;
+    Ok((found.stx_dev_major.into(), found.stx_dev_minor.into()))
 }
 
 /// The number of this thread, as the kernel puts it into requests.

@@ -1,6 +1,6 @@
 //! chattr and lsattr: flags of inodes are kept, shown on every host, and what they forbid is refused on every host.
 
-use crate::rig::Cluster;
+use crate::rig::{Cluster, errno};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Write};
@@ -48,10 +48,6 @@ fn flags(path: &Path) -> u32 {
 
 fn set(path: &Path, flags: u32) -> Result<(), i32> {
     control(path, SETFLAGS, &mut [flags, 0, 0, 0, 0, 0, 0, 0])
-}
-
-fn errno<T>(done: std::io::Result<T>) -> i32 {
-    done.err().map_or(0, |e| e.raw_os_error().unwrap())
 }
 
 fn path_of(at: &Path) -> CString {

@@ -18,6 +18,7 @@ mod lock_traffic;
 mod matrix;
 mod metadata;
 mod model;
+mod mounting;
 mod nameless;
 mod pages;
 mod posix;

@@ -57,6 +57,11 @@ pub fn run(name: &str, arguments: &[&str]) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// The errno that something failed with; 0 if it did not.
+pub fn errno<T>(done: std::io::Result<T>) -> i32 {
+    done.err().map_or(0, |e| e.raw_os_error().unwrap_or(-1))
+}
+
 /// What a program complained of.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

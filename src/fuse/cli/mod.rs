@@ -1,6 +1,7 @@
 //! The commands around a mounted volume, in one program that looks at the name it was called by:
 //! `shoal`, `mount.fuse.shoal` (called by mount(8)), `umount.fuse.shoal` (called by umount(8)).
 
+mod again;
 mod fence;
 mod mount;
 mod status;

@@ -7,7 +7,7 @@ use crate::device::mountinfo;
 use crate::fs::Fs;
 use crate::fs::mount::start;
 use crate::fuse::adapter::{Adapter, Leave};
-use crate::fuse::cli::{FAILED, USAGE, complain};
+use crate::fuse::cli::{FAILED, USAGE, again, complain};
 use crate::fuse::daemon::{self, Readiness, Role, Served, Signals};
 use crate::fuse::guardian::{self, Guardian, Lease, Side};
 use crate::fuse::mount::Place;
@@ -79,19 +79,29 @@ pub fn run(name: &str, arguments: Arguments) -> ExitCode {
             Err(what) => complain(name, what, FAILED),
         };
     }
+    let done = || {
+        if arguments.verbose {
+            println!("{} mounted on {}", task.source.display(), task.mountpoint.display());
+        }
+        ExitCode::SUCCESS
+    };
+    match again::mount(&task.request, &task.mountpoint) {
+        Some(Ok(())) => return done(),
+        Some(Err(what)) => return complain(name, what, FAILED),
+        None => {}
+    }
     let signals = Signals::block();
     let readiness = if arguments.foreground {
         Readiness::nobody()
     } else {
         match daemon::detach(&signals) {
             Ok(Role::Daemon(readiness)) => readiness,
-            Ok(Role::Command(Ok(()))) => {
-                if arguments.verbose {
-                    println!("{} mounted on {}", task.source.display(), task.mountpoint.display());
-                }
-                return ExitCode::SUCCESS;
-            }
-            Ok(Role::Command(Err(what))) => return complain(name, what, FAILED),
+            Ok(Role::Command(Ok(()))) => return done(),
+            // Another mount of the device may have been faster.
+            Ok(Role::Command(Err(what))) => match again::mount(&task.request, &task.mountpoint) {
+                Some(Ok(())) => return done(),
+                _ => return complain(name, what, FAILED),
+            },
             Err(e) => return complain(name, format_args!("cannot start a daemon: {e}"), FAILED),
         }
     };
@@ -149,12 +159,16 @@ fn remount(task: &Task) -> Result<(), String> {
         Ok(_) => return Err(there),
         Err(e) => return Err(e.to_string()),
     };
-    let daemon = local::daemon_of(&entry);
-    if !task.request.volume.read_only && daemon.is_some_and(|r| r.daemon.read_only) {
-        return Err(format!(
-            "{}: was mounted read-only, which its daemon cannot change: unmount it and mount it with -o rw",
-            task.mountpoint.display()
-        ));
+    if entry.read_only && !task.request.volume.read_only {
+        let cannot = |e: std::io::Error| match e.raw_os_error() {
+            Some(libc::EROFS) => "the volume has features that this version may only read".to_string(),
+            Some(libc::ENOTTY) => {
+                "its daemon, of an earlier version, cannot: unmount it and mount it again".into()
+            }
+            _ => e.to_string(),
+        };
+        mount::make_writable(&task.mountpoint)
+            .map_err(|e| format!("{} stays read-only: {}", task.mountpoint.display(), cannot(e)))?;
     }
     mount::remount(&task.mountpoint, task.request.flags)
         .map_err(|e| format!("remounting {}: {e}", task.mountpoint.display()))
@@ -280,7 +294,7 @@ fn begin(
         claim: Some(claim).filter(|_| task.request.claim),
     };
     let served = daemon::begin(adapter, fuse, notifier.clone(), place, task.request.threads)?;
-    let known = member.registration.lock().set_mounted(served.connection, task.request.volume.read_only);
+    let known = member.registration.lock().set_mounted(served.connection);
     let known = known.and_then(|()| served.unmount_on_signals(signals));
     known.inspect_err(|_| served.withdraw()).map(|()| served)
 }

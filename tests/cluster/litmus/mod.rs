@@ -14,7 +14,7 @@ mod parked;
 mod places;
 mod unlinked;
 
-use crate::rig::Cluster;
+use crate::rig::{Cluster, errno};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,9 +57,4 @@ fn names(dir: &Path) -> Vec<String> {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// The errno that something failed with; 0 if it did not.
-fn errno<T>(done: std::io::Result<T>) -> i32 {
-    done.err().map_or(0, |e| e.raw_os_error().unwrap_or(-1))
 }
