@@ -98,13 +98,14 @@ impl Allocator {
     /// The kernel does not know the inode any more that had this number, or it was not freed after all.
     pub fn admit(&self, ino: InodeNo) {
         let block = ino.block();
-        // Whoever settles the group has the cell: it either finds the number gone, or is done by the time
-        // that this has the cell.
+        if !self.withheld.lock().contains(&block) {
+            return;
+        }
+        let cell = self.store.geometry().ag_of(block).and_then(|ag| self.cell(ag));
+        // Whoever settles the group has the cell, and whoever finds the number gone finds the block when it has it.
+        let mut state = cell.as_ref().map(|cell| cell.state.lock());
         let withheld = self.withheld.lock().remove(&block);
-        let ag = self.store.geometry().ag_of(block).filter(|_| withheld);
-        if let Some(cell) = ag.and_then(|ag| self.cell(ag))
-            && let Some(group) = &mut cell.state.lock().group
-        {
+        if let Some(group) = state.as_mut().and_then(|state| state.group.as_mut()).filter(|_| withheld) {
             group.admit(block);
         }
     }

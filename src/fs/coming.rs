@@ -6,7 +6,7 @@
 use super::*;
 use crate::file::FlushMark;
 use crate::inode::{ItemKey, ItemKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// At most so many items are waited for. When they have come there is space, or somebody else has it.
@@ -17,16 +17,19 @@ pub struct Coming {
     /// Dirty data: it holds more space than it turns out to need.
     dirty: Vec<(InodeNo, FlushMark)>,
     freed: Freed,
-    /// Metadata chunks that have emptied.
-    draining: BTreeSet<(AgNo, u32)>,
+    /// Metadata chunks that had emptied when all this had come.
+    draining: Option<BTreeSet<(AgNo, u32)>>,
 }
+
+/// Items of the slot inode. A number that is used again makes another one.
+type Items = BTreeMap<ItemKey, Vec<u8>>;
 
 /// What has been freed, and cannot be used yet.
 #[derive(Default)]
 struct Freed {
     /// Unlinked files that are not open here (freed already or not: the kernel may be about to forget them) and other
     /// frees to come, in the slot inode.
-    items: BTreeSet<ItemKey>,
+    items: Items,
     /// Blocks of inodes that the kernel knows still.
     withheld: BTreeSet<BlockNo>,
 }
@@ -51,7 +54,7 @@ impl Coming {
         let withheld = core.alloc.withheld();
         in_vain.withheld.retain(|block| withheld.contains(block));
         let withheld = withheld.difference(&in_vain.withheld).copied().collect();
-        Coming { dirty, freed: Freed { items, withheld }, draining: core.alloc.draining() }
+        Coming { dirty, freed: Freed { items, withheld }, draining: None }
     }
 
     /// Is some of it still on its way? Draining chunks are another question.
@@ -61,8 +64,8 @@ impl Coming {
             node.is_some_and(|node| node.state.lock().file.as_ref().is_some_and(|file| file.lacks(*mark)))
         });
         let items = &mut self.freed.items;
-        while let Some(first) = items.first()
-            && !core.is_to_come(*first)
+        while let Some((key, value)) = items.first_key_value()
+            && !core.is_to_come(*key, value)
         {
             items.pop_first();
         }
@@ -75,16 +78,16 @@ impl Coming {
 
     /// Are chunks still on their way? The other hosts' journals must let go of them.
     pub fn is_draining(&mut self, core: &Core) -> bool {
-        if !self.draining.is_empty() {
-            let draining = core.alloc.draining();
-            self.draining.retain(|chunk| draining.contains(chunk));
-        }
-        !self.draining.is_empty()
+        let draining = core.alloc.draining();
+        let awaited = self.draining.get_or_insert_with(|| draining.clone());
+        awaited.retain(|chunk| draining.contains(chunk));
+        !awaited.is_empty()
     }
 
     /// What remains has been waited for long enough.
     pub fn give_up(&mut self, core: &Core) {
-        let Freed { items, withheld } = std::mem::take(&mut self.freed);
+        let Freed { mut items, withheld } = std::mem::take(&mut self.freed);
+        items.retain(|key, value| core.is_to_come(*key, value));
         let mut in_vain = core.in_vain.0.lock();
         in_vain.items.extend(items);
         in_vain.withheld.extend(withheld);
@@ -92,17 +95,25 @@ impl Coming {
     }
 }
 
+impl InVain {
+    /// Unlinked files among it.
+    pub fn inodes(&self) -> BTreeSet<InodeNo> {
+        let freed = self.0.lock();
+        freed.items.keys().filter(|key| key.kind == ItemKind::Orphan).map(|key| InodeNo(key.id)).collect()
+    }
+}
+
 impl Core {
     /// See [`Freed::items`]; but for those `in_vain`, of which only those stay that are there still.
-    fn freed_items(&self, in_vain: &mut BTreeSet<ItemKey>) -> BTreeSet<ItemKey> {
-        let (mut items, mut there) = (BTreeSet::new(), BTreeSet::new());
+    fn freed_items(&self, in_vain: &mut Items) -> Items {
+        let (mut items, mut there) = (Items::new(), Items::new());
         let _slot = self.slot_lock.lock();
         let from = ItemKey::new(ItemKind::Orphan, 0);
-        let looked = self.slot_tree.scan(&*self.store, from, None, &mut |key, _| {
-            if in_vain.contains(&key) {
-                there.insert(key);
+        let looked = self.slot_tree.scan(&*self.store, from, None, &mut |key, value| {
+            if in_vain.get(&key).is_some_and(|known| *known == value) {
+                there.insert(key, value.to_vec());
             } else if !self.is_open_orphan(key) {
-                items.insert(key);
+                items.insert(key, value.to_vec());
             }
             if items.len() < ITEMS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
@@ -110,13 +121,13 @@ impl Core {
             *in_vain = there;
         }
         // What cannot be read does not come.
-        if looked.is_ok() { items } else { BTreeSet::new() }
+        if looked.is_ok() { items } else { Items::new() }
     }
 
-    fn is_to_come(&self, key: ItemKey) -> bool {
+    fn is_to_come(&self, key: ItemKey, value: &[u8]) -> bool {
         let _slot = self.slot_lock.lock();
         let found = self.slot_tree.get(&*self.store, key);
-        found.is_ok_and(|value| value.is_some()) && !self.is_open_orphan(key)
+        found.is_ok_and(|found| found.as_deref() == Some(value)) && !self.is_open_orphan(key)
     }
 
     fn is_open_orphan(&self, key: ItemKey) -> bool {

@@ -45,6 +45,7 @@ mod invalidation;
 mod io;
 mod lapse;
 mod lease;
+mod leave;
 mod link;
 mod lookup;
 pub mod mount;

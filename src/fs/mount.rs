@@ -1,4 +1,4 @@
-//! Becoming a member and leaving: from a device path to the operations, and back.
+//! Becoming a member: from a device path to the operations.
 
 use super::coherence::Hook;
 use super::*;
@@ -23,8 +23,6 @@ use std::sync::mpsc::RecvTimeoutError;
 /// How long living members are asked to let us in: longer than they need to take over from one that died,
 /// for before that they let nobody in.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long leaving waits for unlinked files to be freed.
-const REAP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the heartbeat's figures are renewed, and idle locks looked at.
 const REPORT: Duration = Duration::from_secs(1);
 /// Inodes in memory above which those nobody uses become quiet.
@@ -415,72 +413,9 @@ impl Core {
             std::thread::park_timeout(REPORT);
         }
     }
-
-    fn leave(self: &Arc<Self>) -> Result<()> {
-        self.close_all();
-        self.make_safe()?;
-        self.hand_in_all(REAP_PATIENCE);
-        let deadline = self.clock.now() + REAP_PATIENCE;
-        while !self.is_read_only() && self.has_leftovers()? && self.clock.now() < deadline {
-            if let Err(e) = self.reap_now() {
-                tracing::warn!("unlinked files are left for the next mount: {e}");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.withdraw()
-    }
-
-    /// Give everything back that the cluster knows of.
-    fn withdraw(self: &Arc<Self>) -> Result<()> {
-        self.stop_workers();
-        // Who waits still, holding locks, may be waiting for what a dead host has.
-        self.locks.release_names_and_groups()?;
-        self.stop_recovery();
-        self.locks.release_all()?;
-        self.journal.shutdown()?;
-        self.cluster.leave()
-    }
 }
 
 impl Fs {
-    /// Stop as in a crash, but for what has changed so far, which is committed. The next mount replays
-    /// the journal.
-    ///
-    /// # Errors
-    /// If the commit failed.
-    pub fn shut_down(&self) -> Result<()> {
-        let core = &self.core;
-        let committed = core.journal.commit(core.journal.running());
-        core.store.halt().trip("shut down on request");
-        committed
-    }
-
-    /// Leave: write out everything, give up all locks, be a member no more. After the kernel has
-    /// let go of the mount.
-    ///
-    /// # Errors
-    /// What kept it from a clean leave; to the others this host has crashed then, and the next
-    /// mount replays its journal.
-    pub fn stop(&self) -> Result<()> {
-        self.end_with(Core::leave)
-    }
-
-    fn end_with(&self, leave: impl FnOnce(&Arc<Core>) -> Result<()>) -> Result<()> {
-        let core = &self.core;
-        let left = core.store.halt().check().and_then(|()| leave(core));
-        if left.is_err() {
-            // What is ended now may wait for hosts that are dead: nobody is to wait for that.
-            core.give_up_safety();
-        }
-        core.stop_workers();
-        core.stop_recovery();
-        core.locks.shutdown();
-        // The lock room's last way back to us: without it the memory of this mount can go.
-        *core.hook.core.write() = None;
-        left
-    }
-
     /// A read-only mount may write from now on.
     ///
     /// # Errors
@@ -507,11 +442,5 @@ impl Fs {
     /// Call `tell` with the reason once this host halts.
     pub fn on_halt(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
         self.core.store.halt().on_trip(tell);
-    }
-
-    /// Write nothing any more, as if the lease were lost: to the others this host is dead. What waits
-    /// fails. Only [`Fs::stop`] is of use afterwards.
-    pub fn halt(&self, reason: &str) {
-        self.core.store.cut_off(reason);
     }
 }

@@ -252,12 +252,13 @@ impl Core {
     fn squeeze(self: &Arc<Self>) {
         self.flush_all_now();
         let end = self.clock.now() + SQUEEZE_MAX;
+        let in_vain = self.in_vain.inodes();
         loop {
             let found = {
                 let mut state = self.reaper.state.lock();
                 let ready = std::mem::take(&mut state.ready);
                 state.busy.extend(&ready);
-                if (ready.is_empty() && state.busy.is_empty()) || state.stop {
+                if (ready.is_empty() && state.busy.is_subset(&in_vain)) || state.stop {
                     break;
                 }
                 ready

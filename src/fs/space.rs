@@ -41,6 +41,8 @@ struct Rounds {
     coming: usize,
     draining: usize,
     missing: usize,
+    /// What was missing has been found, and what came with it is waited for.
+    found: bool,
     /// Free blocks of the volume, of any kind, as known in the last round, and the round in which it rose.
     free: u64,
     rose: Option<usize>,
@@ -65,6 +67,16 @@ struct Search {
     /// What was on its way when everything that could be had at once had been tried.
     coming: Option<Coming>,
     then: Then,
+}
+
+/// What there was that may be space by the next round.
+struct Look {
+    is_alone: bool,
+    /// Operations of this host have space that they may not need.
+    is_promised: bool,
+    is_coming: bool,
+    is_draining: bool,
+    is_missing: bool,
 }
 
 /// Get a reservation from a group that is not held yet.
@@ -115,14 +127,10 @@ impl Search {
         }
         let core = self.core.clone();
         core.writeback.flush_all_soon();
-        // Looked at first: what is free by the time of the second look was coming back at the first.
-        let groups = (0..core.geometry.ag_count).map(AgNo);
-        self.rounds = self.rounds.after(groups.map(|ag| core.statfs.free_hint(&core, ag)).sum());
-        let is_alone = core.cluster.membership().alone();
-        let is_coming = self.coming.as_mut().is_some_and(|coming| coming.remains(&core));
-        let is_coming = is_coming || !is_alone && self.rounds.is_rising();
+        // Looked at first: what has come in between is found.
+        let look = self.look();
         let got = core.alloc.reserve_last(self.want);
-        let (Err(Error::NoSpace), Some(pause)) = (&got, self.pause(is_alone, is_coming)) else {
+        let (Err(Error::NoSpace), Some(pause)) = (&got, self.pause(&look)) else {
             return (self.then)(got);
         };
         let again = move || {
@@ -132,34 +140,58 @@ impl Search {
         core.reaper.squeeze(pause, Box::new(again));
     }
 
+    fn look(&mut self) -> Look {
+        let core = &self.core;
+        let groups = (0..core.geometry.ag_count).map(AgNo);
+        self.rounds = self.rounds.after(groups.map(|ag| core.statfs.free_hint(core, ag)).sum());
+        let is_alone = core.cluster.membership().alone();
+        let comes = self.coming.as_mut().is_some_and(|coming| coming.remains(core));
+        let is_coming = (comes || !is_alone && self.rounds.is_rising()) && self.rounds.coming < COMING_ROUNDS;
+        // What empties while something comes is waited for, too.
+        let drains =
+            self.coming.as_mut().filter(|_| !is_coming).is_some_and(|coming| coming.is_draining(core));
+        Look {
+            is_alone,
+            is_promised: core.alloc.totals().promised > 0,
+            is_coming,
+            is_draining: drains && self.rounds.draining < DRAIN_ROUNDS,
+            is_missing: self.rounds.missing < MISSING_ROUNDS && is_anything_missing(core),
+        }
+    }
+
     /// How long to wait before another round; `None`: there is no point in one.
-    fn pause(&mut self, is_alone: bool, is_coming: bool) -> Option<Duration> {
-        let (core, rounds) = (&self.core, &mut self.rounds);
+    fn pause(&mut self, look: &Look) -> Option<Duration> {
+        let rounds = &mut self.rounds;
         rounds.number += 1;
         let Some(coming) = &mut self.coming else { return Some(Duration::ZERO) };
-        if rounds.number == 2 {
-            if !is_alone {
-                return Some(OTHERS_PAUSE);
-            }
-            if core.alloc.totals().promised > 0 {
-                return Some(PROMISED_PAUSE);
-            }
+        if rounds.number == 2 && !look.is_alone {
+            return Some(OTHERS_PAUSE);
+        }
+        if rounds.number == 2 && look.is_promised {
+            return Some(PROMISED_PAUSE);
         }
         // Each sort is counted by itself: what has come back may have to be waited for once more.
-        if is_coming && rounds.coming < COMING_ROUNDS {
+        if look.is_coming {
             rounds.coming += 1;
             return Some(COMING_PAUSE);
         }
-        coming.give_up(core);
-        if rounds.draining < DRAIN_ROUNDS && coming.is_draining(core) {
+        coming.give_up(&self.core);
+        if look.is_draining {
             rounds.draining += 1;
-            Some(DRAIN_PAUSE)
-        } else if rounds.missing < MISSING_ROUNDS && is_anything_missing(core) {
-            rounds.missing += 1;
-            Some(MISSING_PAUSE)
-        } else {
-            None
+            return Some(DRAIN_PAUSE);
         }
+        if look.is_missing {
+            rounds.missing += 1;
+            return Some(MISSING_PAUSE);
+        }
+        // Whoever has taken over from the missing host has what it had unlinked, too.
+        if rounds.missing > 0 && !rounds.found {
+            *rounds =
+                Rounds { missing: rounds.missing, number: rounds.number, found: true, ..Rounds::default() };
+            self.coming = None;
+            return Some(Duration::ZERO);
+        }
+        None
     }
 }
 
